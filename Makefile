@@ -1,0 +1,45 @@
+# Each target does its own set-up: a virtual environment in .venv, the packages, the native build.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types mutants bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch goes first and pinned, so that no other requirement picks another build of it. A source that changed is
+# rebuilt by the editable install (ninja: only what changed).
+$(BIN)/torch-installed: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy
+	@touch $@
+
+$(BIN)/installed: $(BIN)/torch-installed pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+demo: $(BIN)/installed ## distil a small model on its own samples, on a CPU, in a few minutes
+	$(BIN)/python python/distill.py
+
+test: $(BIN)/installed ## the whole test suite
+	$(BIN)/python -m eopd_kernels.info
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/installed ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/installed ## mypy
+	$(BIN)/mypy
+
+mutants: $(BIN)/installed ## break the package in many ways and show that the tests notice each
+	$(BIN)/python -m tests.mutants
+
+bench: $(BIN)/installed ## the ratios of docs/benchmarks.md
+	$(BIN)/python -m benchmarks.ratios
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

@@ -1,0 +1,1 @@
+"""One module per backend: the three row functions of eopd_kernels.rows, and why it is unavailable if it is."""

@@ -1,0 +1,230 @@
+"""EntropyAwareKL: the torch.autograd.Function behind every door of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .head import LMHead
+from .inputs import Call, Options, Transform, checked
+from .objective import gradient_coefficients, open_gate, token_loss
+from .schedules import (
+    Problem,
+    gradient_of,
+    statistics,
+    statistics_and_gradient,
+    student_gradient,
+    tiling,
+)
+from .sides import HiddenSide, LogitsSide, Side
+from .statistics import RowStatistics, weighted
+
+
+class EntropyAwareKL(torch.autograd.Function):
+    """L = reverse_kl + α·1[H_teacher > τ]·forward_kl over the whole vocabulary (arXiv 2603.07079, Eq. 9), in nats.
+
+    ``EntropyAwareKL.apply(student_logits, teacher_logits)`` compares logits ``[..., V]``;
+    ``EntropyAwareKL.apply(student_hidden, teacher_hidden, student_weight, teacher_weight)`` compares hidden states
+    ``[..., D]`` under heads ``[V, D]``, and logits never exist in full. It returns the loss alone;
+    :func:`eopd_kernels.entropy_aware_kl` also returns what was seen on each token.
+    """
+
+    @classmethod
+    def apply(  # type: ignore[override]
+        cls,
+        student: Tensor,
+        teacher: Tensor,
+        student_weight: Tensor | None = None,
+        teacher_weight: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The loss of student logits or hidden states against the teacher's.
+
+        Args:
+            student: ``[..., V]`` logits, or ``[..., D_s]`` hidden states with ``student_weight``; any floating dtype.
+            teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``. Must not require grad.
+            student_weight: ``[V, D_s]`` or None.
+            teacher_weight: ``[V, D_t]`` or None. Must not require grad.
+            **options: the keyword options of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
+
+        Returns:
+            The loss in nats, 0-d (``[...]`` with ``reduction="none"``), fp32 (fp64 if an input is fp64).
+
+        Raises:
+            TypeError, ValueError: as :func:`eopd_kernels.entropy_aware_kl`.
+        """
+        student_head = None if student_weight is None else LMHead(student_weight)
+        teacher_head = None if teacher_weight is None else LMHead(teacher_weight)
+        loss, _, _ = cls.call(
+            checked(student, teacher, student_head=student_head, teacher_head=teacher_head, **options)
+        )
+        return loss
+
+    @classmethod
+    def call(cls, call: Call) -> tuple[Tensor, RowStatistics, Tensor]:
+        """Loss, statistics ``[N, 8]`` and gate ``[N]`` of a checked call."""
+        heads = (call.student_head, call.teacher_head)
+        weights, biases = [h and h.weight for h in heads], [h and h.bias for h in heads]
+        loss, packed, gate = super().apply(
+            call.student,
+            weights[0],
+            biases[0],
+            call.teacher,
+            weights[1],
+            biases[1],
+            call.weights,
+            call.denominator,
+            call.options,
+        )
+        return loss, RowStatistics(packed), gate
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,  # [..., D_s] or [..., V]
+        student_weight: Tensor | None,  # [V, D_s]
+        student_bias: Tensor | None,  # [V]
+        teacher: Tensor,  # [..., D_t] or [..., V]
+        teacher_weight: Tensor | None,  # [V, D_t]
+        teacher_bias: Tensor | None,  # [V]
+        token_weights: Tensor,  # [N]
+        denominator: Tensor | None,  # 0-d
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
+        needs_gradient = any(options.needs_gradient)
+        with full_precision(student):
+            problem = problem_of(*tensors, token_weights, options)
+            if needs_gradient and options.schedule == "chunked":
+                gradient = student_gradient(student, problem.student, options.needs_gradient)
+                numbers, gate = statistics_and_gradient(problem, gradient)
+                ctx.save_for_backward(student, student_weight, student_bias, denominator, *gradient.tensors())
+            else:
+                numbers = statistics(problem)
+                gate = open_gate(numbers, options.objective.gate_threshold)
+                if needs_gradient:
+                    ctx.save_for_backward(*tensors, token_weights, denominator, numbers.packed, gate)
+            losses = weighted(token_weights, token_loss(numbers, gate, options.objective.weights))
+        ctx.options = options
+        ctx.mark_non_differentiable(numbers.packed, gate)
+        if options.reduction == "none":
+            return losses.view(student.shape[:-1]), numbers.packed, gate
+        loss = losses.sum()
+        return loss if denominator is None else loss / denominator, numbers.packed, gate
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream[0] is None:
+            return (None,) * 9
+        with torch.no_grad(), full_precision(upstream[0]):
+            gradients = BACKWARD[ctx.options.schedule](ctx, upstream[0])
+        if torch.is_grad_enabled():
+            gradients = refuse_second_derivative(gradients)
+        return *gradients, *(None,) * 6
+
+
+Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
+
+
+def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
+    """Scales the gradients that forward took. They are scaled in place where this is the graph's last backward."""
+    student, weight, bias, denominator, *stored = ctx.saved_tensors
+    factor = upstream if denominator is None else upstream / denominator
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        scaled = [g if g is None else g.mul_(factor) for g in stored]
+    else:
+        scaled = [g if g is None else g * factor for g in stored]
+    return as_inputs(scaled, (student, weight, bias))
+
+
+def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
+    """Visits every block once more, now that the upstream gradient of each token is known."""
+    *tensors, token_weights, denominator, packed, gate = ctx.saved_tensors
+    options: Options = ctx.options
+    if denominator is not None:
+        upstream = upstream / denominator
+    problem = problem_of(*tensors, token_weights, options)
+    numbers = RowStatistics(packed)
+    per_token = token_weights * upstream.reshape(-1)
+    coefficients = gradient_coefficients(numbers, gate, options.objective.weights, per_token)
+    gradient = student_gradient(tensors[0], problem.student, options.needs_gradient)
+    gradient_of(problem, numbers, coefficients, gradient)
+    return as_inputs(gradient.tensors(), tensors[:3])
+
+
+BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}
+
+
+def as_inputs(gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> Gradients:
+    """The accumulated gradients in the inputs' shapes and dtypes."""
+    pairs = zip(gradients, inputs, strict=True)
+    return tuple(g if g is None or x is None else g.to(x.dtype).view(x.shape) for g, x in pairs)
+
+
+def problem_of(
+    student: Tensor,
+    student_weight: Tensor | None,
+    student_bias: Tensor | None,
+    teacher: Tensor,
+    teacher_weight: Tensor | None,
+    teacher_bias: Tensor | None,
+    token_weights: Tensor,
+    options: Options,
+) -> Problem:
+    """The call as the schedules see it.
+
+    On a CPU the masked tokens of a hidden-state student are compacted away, so that they cost no products. Elsewhere
+    that would have to wait for the device to count them; there they ride along with weight 0.
+    """
+    valid = index = None
+    if options.masked and student_weight is not None:
+        valid = token_weights != 0
+        if student.device.type == "cpu":
+            index = valid.nonzero().squeeze(1)
+            index, valid = (None if len(index) == len(valid) else index), None
+
+    def side(tensor: Tensor, weight: Tensor | None, bias: Tensor | None, transform: Transform) -> Side:
+        if weight is None:
+            return LogitsSide(tensor, options.vocab_size)
+        head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
+        return HiddenSide(tensor, head, options.vocab_size, valid)
+
+    sides = (
+        side(student, student_weight, student_bias, options.student_transform),
+        side(teacher, teacher_weight, teacher_bias, options.teacher_transform),
+    )
+    visited = len(token_weights) if index is None else len(index)
+    shape = tiling(
+        options.schedule, visited, *sides, gathered=index is not None, workspace_bytes=options.workspace_bytes
+    )
+    return Problem(*sides, token_weights, index, options.objective, options.functions, shape)
+
+
+def full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast off: it would round the logits to 16 bits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class FirstDerivative(torch.autograd.Function):
+    """Hands gradients through and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
+        raise RuntimeError(
+            "EntropyAwareKL has no second derivative: its gradient is computed by kernels that are not differentiable. "
+            "For a double backward use eopd_kernels.reference.entropy_aware_kl"
+        )
+
+
+def refuse_second_derivative(gradients: Gradients) -> Gradients:
+    """The gradients with a graph that raises, so that a double backward is never silently zero."""
+    present = [g.requires_grad_() for g in gradients if g is not None]
+    refusing = iter(FirstDerivative.apply(*present))
+    return tuple(None if g is None else next(refusing) for g in gradients)

@@ -1,0 +1,98 @@
+"""LMHead: hidden states to a block of full-precision logits, and the two products back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .objective import finite
+
+# Rows of a low-precision head that are upcast at a time: the copy stays in the last-level cache.
+PANEL_BYTES = 8 * 2**20
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is float64, else float32: logits are never held in 16 bits."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+class LMHead:
+    """The last layer of a language model, as the loss needs it: logits = softcap·tanh(scale·(X Wᵀ + bias) / softcap).
+
+    Args:
+        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is.
+        bias: ``[V]`` or None (default).
+        scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
+            (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
+        softcap: the final logit softcap > 0, or None (default) for none (Gemma 2's ``final_logit_softcapping``).
+
+    Raises:
+        TypeError, ValueError: a tensor is not floating or has the wrong shape, or a number is outside its range.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, softcap: float | None = None
+    ) -> None:
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise TypeError(f"LMHead.weight must be a floating-point tensor, got {described(weight)}")
+        if weight.dim() != 2 or weight.shape[0] == 0:
+            raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
+        if bias is not None:
+            if not isinstance(bias, Tensor) or not bias.is_floating_point():
+                raise TypeError(f"LMHead.bias must be a floating-point tensor or None, got {described(bias)}")
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(f"LMHead.bias must have the shape [V] = [{len(weight)}], got {tuple(bias.shape)}")
+        self.weight = weight  # [V, D]
+        self.bias = bias  # [V]
+        self.scale = finite("LMHead.scale", scale)
+        if self.scale == 0:
+            raise ValueError("LMHead.scale must not be 0")
+        self.softcap = None if softcap is None else finite("LMHead.softcap", softcap, above=0.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"LMHead(weight={described(self.weight)}, bias={self.bias is not None}, "
+            f"scale={self.scale:g}, softcap={self.softcap})"
+        )
+
+    def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
+        """X Wᵀ + bias for the vocabulary slice ``columns`` (k entries) of ``hidden`` [n, D] into ``out`` [n, k]."""
+        for part, weight in self._panels(columns, out.dtype):
+            torch.mm(hidden, weight.t(), out=out[:, part])
+        if self.bias is not None:
+            out.add_(self.bias[columns])
+        return out
+
+    def grad_hidden(self, grad_logits: Tensor, columns: slice, out: Tensor) -> None:
+        """``out`` [n, D] += ``grad_logits`` [n, k] · W[columns]."""
+        for part, weight in self._panels(columns, out.dtype):
+            out.addmm_(grad_logits[:, part], weight)
+
+    def _panels(self, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The head's rows ``columns`` in ``dtype``, with their place in the slice: whole where they have it already,
+        else copied a panel at a time into one buffer, so that a head is never upcast as a whole."""
+        weight = self.weight[columns]
+        if weight.dtype == dtype:
+            yield slice(0, len(weight)), weight
+            return
+        panel_rows = max(1, PANEL_BYTES // (weight.shape[1] * dtype.itemsize or 1))
+        buffer = torch.empty(min(panel_rows, len(weight)), weight.shape[1], dtype=dtype, device=weight.device)
+        for start in range(0, len(weight), panel_rows):
+            part = slice(start, min(start + panel_rows, len(weight)))
+            panel = buffer[: part.stop - part.start]
+            yield part, panel.copy_(weight[part])
+
+
+def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
+    """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
+    out.addmm_(grad_logits.t(), hidden)
+
+
+def described(value: object) -> str:
+    """A tensor's dtype, shape and device, or a value and its type, for error messages."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,274 @@
+"""Every check of the arguments of the loss, in one place, and what is derived from them before a schedule starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .head import LMHead, compute_dtype, described
+from .objective import Objective
+from .rows import RowFunctions, choose
+from .schedules import SCHEDULES
+
+REDUCTIONS = ("mean", "sum", "none")
+MASK_DTYPES = "bool, integer or floating"
+
+
+class Transform(NamedTuple):
+    """What a head does to its logits."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one call, checked.
+
+    Args:
+        objective, reduction, schedule: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
+        functions: the row functions of the backend chosen.
+        vocab_size: the entries of the vocabulary that are compared.
+        workspace_bytes: the budget for blocks of logits, or None for the default.
+        student_transform, teacher_transform: scale and softcap of each head.
+        masked: whether a mask or labels were given.
+        needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
+    """
+
+    objective: Objective
+    reduction: str
+    schedule: str
+    functions: RowFunctions
+    vocab_size: int
+    workspace_bytes: int | None
+    student_transform: Transform
+    teacher_transform: Transform
+    masked: bool
+    needs_gradient: tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Everything one call needs: its tensors and its options."""
+
+    student: Tensor
+    teacher: Tensor
+    student_head: LMHead | None
+    teacher_head: LMHead | None
+    weights: Tensor  # [N], 0 where masked
+    denominator: Tensor | None  # 0-d; None for "sum" and "none"
+    options: Options
+
+    @property
+    def leading(self) -> torch.Size:
+        """The leading shape, that of the per-token outputs."""
+        return self.student.shape[:-1]
+
+
+def checked(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_head: LMHead | None = None,
+    teacher_head: LMHead | None = None,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    ignore_index: int = -100,
+    num_items: int | float | Tensor | None = None,
+    vocab_size: int | None = None,
+    objective: Objective | None = None,
+    reduction: str = "mean",
+    schedule: str = "auto",
+    backend: str = "auto",
+    workspace_bytes: int | None = None,
+) -> Call:
+    """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
+    objective = Objective() if objective is None else objective
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective, got {described(objective)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    check_side("student", student, student_head)
+    check_side("teacher", teacher, teacher_head)
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            "student and teacher must have the same leading shape, got "
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+    named = {
+        "teacher": teacher,
+        "student_head.weight": student_head and student_head.weight,
+        "student_head.bias": student_head and student_head.bias,
+        "teacher_head.weight": teacher_head and teacher_head.weight,
+        "teacher_head.bias": teacher_head and teacher_head.bias,
+        "mask": mask,
+        "labels": labels,
+        "num_items": num_items,
+    }
+    for name, tensor in named.items():
+        if isinstance(tensor, Tensor) and tensor.device != student.device:
+            raise ValueError(
+                f"all tensors must be on one device, got student on {student.device} and {name} on {tensor.device}"
+            )
+    if torch.is_grad_enabled():
+        refuse_gradient("teacher", teacher)
+        if teacher_head is not None:
+            refuse_gradient("teacher_head.weight", teacher_head.weight)
+            refuse_gradient("teacher_head.bias", teacher_head.bias)
+
+    dtype = compute_dtype(
+        student, teacher, *(t for head in (student_head, teacher_head) if head for t in (head.weight, head.bias))
+    )
+    weights = token_weights(student, mask, labels, ignore_index, dtype)
+    return Call(
+        student,
+        teacher,
+        student_head,
+        teacher_head,
+        weights,
+        denominator(weights, num_items, reduction),
+        Options(
+            objective,
+            reduction,
+            resolve_schedule(schedule, reduction),
+            choose(backend, student.device),
+            common_vocabulary(width(student, student_head), width(teacher, teacher_head), vocab_size),
+            check_workspace(workspace_bytes),
+            transform(student_head),
+            transform(teacher_head),
+            mask is not None or labels is not None,
+            needs_gradient(student, student_head),
+        ),
+    )
+
+
+def check_side(name: str, tensor: Tensor, head: LMHead | None) -> None:
+    """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {described(tensor)}")
+    if head is not None and not isinstance(head, LMHead):
+        raise TypeError(f"{name}_head must be an LMHead or None, got {described(head)}")
+    if tensor.dim() < 1 or tensor.shape[-1] == 0:
+        last = "V" if head is None else "D"
+        raise ValueError(f"{name} must have the shape [..., {last}] with {last} >= 1, got {tuple(tensor.shape)}")
+    if head is not None and tensor.shape[-1] != head.weight.shape[1]:
+        raise ValueError(
+            f"{name} hidden states must end in D = {head.weight.shape[1]} as {name}_head.weight "
+            f"{tuple(head.weight.shape)} does, got {tuple(tensor.shape)}"
+        )
+
+
+def refuse_gradient(name: str, tensor: Tensor | None) -> None:
+    """The teacher is a constant of the loss; a gradient that will never come must not be asked for silently."""
+    if tensor is not None and tensor.requires_grad:
+        raise ValueError(
+            f"{name} requires grad, but the loss is never differentiated with respect to the teacher: "
+            "run the teacher under torch.no_grad(), or pass it detached"
+        )
+
+
+def transform(head: LMHead | None) -> Transform:
+    return Transform() if head is None else Transform(head.scale, head.softcap)
+
+
+def width(tensor: Tensor, head: LMHead | None) -> int:
+    """V of a side."""
+    return tensor.shape[-1] if head is None else head.weight.shape[0]
+
+
+def common_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
+    """The number of leading vocabulary entries that are compared."""
+    if vocab_size is None:
+        if student != teacher:
+            raise ValueError(
+                f"student and teacher have vocabularies of {student} and {teacher}; where the entries up to some size "
+                "mean the same tokens in both, pass that size as vocab_size"
+            )
+        return student
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+        raise TypeError(f"vocab_size must be an int or None, got {described(vocab_size)}")
+    if not 1 <= vocab_size <= min(student, teacher):
+        raise ValueError(
+            f"vocab_size must be between 1 and the smaller vocabulary (student {student}, teacher {teacher}), "
+            f"got {vocab_size}"
+        )
+    return vocab_size
+
+
+def token_weights(
+    student: Tensor, mask: Tensor | None, labels: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
+    """``[N]`` in the compute dtype: the mask's value, and 0 where the label is ``ignore_index``."""
+    leading = student.shape[:-1]
+    for name, tensor in (("mask", mask), ("labels", labels)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {described(tensor)}")
+        if tensor.shape != leading:
+            raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
+    if mask is not None and mask.is_complex():
+        raise TypeError(f"mask must be a {MASK_DTYPES} tensor, got {described(mask)}")
+    if labels is not None and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(f"labels must be an integer tensor, got {described(labels)}")
+    weights = torch.ones(leading, dtype=dtype, device=student.device) if mask is None else mask.detach().to(dtype)
+    if labels is not None:
+        weights = torch.where(labels == ignore_index, 0.0, weights)
+    return weights.reshape(-1)
+
+
+def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
+    """What the sum over tokens is divided by, 0-d: ``num_items``, else the number of valid tokens; 1 where that is 0."""
+    if reduction != "mean":
+        if num_items is not None:
+            raise ValueError(f"num_items replaces the count of reduction='mean', got reduction={reduction!r} with it")
+        return None
+    if num_items is None:
+        count = (weights != 0).sum()
+    elif isinstance(num_items, Tensor):
+        if num_items.numel() != 1 or num_items.is_complex():
+            raise ValueError(f"num_items must be a number or a tensor of one element, got {described(num_items)}")
+        count = num_items.detach().reshape(())
+    else:
+        if isinstance(num_items, bool) or not isinstance(num_items, Real):
+            raise TypeError(f"num_items must be a number, a 0-d tensor or None, got {described(num_items)}")
+        if not math.isfinite(num_items) or num_items < 0:
+            raise ValueError(f"num_items must be finite and at least 0, got {num_items!r}")
+        count = torch.full((), num_items, dtype=weights.dtype, device=weights.device)
+    return torch.where(count == 0, 1, count).to(weights.dtype)
+
+
+def resolve_schedule(schedule: str, reduction: str) -> str:
+    """ "auto": chunked where the upstream gradient is one number, recompute where it is one per token."""
+    if schedule not in ("auto", *SCHEDULES):
+        raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {schedule!r}")
+    if reduction == "none":
+        if schedule == "chunked":
+            raise ValueError(
+                "schedule='chunked' takes the gradient before the upstream gradient of each token is known: "
+                "with reduction='none' use schedule='recompute' (or 'auto')"
+            )
+        return "recompute"
+    return "chunked" if schedule == "auto" else schedule
+
+
+def check_workspace(workspace_bytes: int | None) -> int | None:
+    if workspace_bytes is None:
+        return None
+    if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
+        raise TypeError(f"workspace_bytes must be an int or None, got {described(workspace_bytes)}")
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes must be positive, got {workspace_bytes}")
+    return workspace_bytes
+
+
+def needs_gradient(student: Tensor, head: LMHead | None) -> tuple[bool, bool, bool]:
+    """What autograd will ask for. Asked here because autograd.Function.forward always runs without gradients."""
+    tensors = (student, head and head.weight, head and head.bias)
+    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
+    return wanted[0], wanted[1], wanted[2]

@@ -1,0 +1,181 @@
+"""entropy_aware_kl and EntropyAwareKLLoss: the loss with everything that was seen on each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .function import EntropyAwareKL
+from .head import LMHead
+from .inputs import checked
+from .objective import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyAwareKLOutput:
+    """The loss, and what was seen on each token: leading shape, fp32 (fp64 if an input is), detached, 0 where masked.
+
+    Args:
+        loss: in nats; 0-d, or of the leading shape with ``reduction="none"``. The one field with a gradient.
+        teacher_entropy: H_t = −Σ q log q, nats.
+        student_entropy: H_s = −Σ p log p, nats.
+        forward_kl: F = Σ q (log q − log p), nats, whether or not the gate is open.
+        reverse_kl: R = Σ p (log p − log q), nats.
+        gate: 1 where the forward KL was added, else 0.
+    """
+
+    loss: Tensor
+    teacher_entropy: Tensor
+    student_entropy: Tensor
+    forward_kl: Tensor
+    reverse_kl: Tensor
+    gate: Tensor
+
+
+def entropy_aware_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_head: LMHead | None = None,
+    teacher_head: LMHead | None = None,
+    mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    ignore_index: int = -100,
+    num_items: int | float | Tensor | None = None,
+    vocab_size: int | None = None,
+    objective: Objective | None = None,
+    reduction: str = "mean",
+    schedule: str = "auto",
+    backend: str = "auto",
+    workspace_bytes: int | None = None,
+) -> EntropyAwareKLOutput:
+    """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
+
+    Each side is logits or, with a head, hidden states; then its logits exist only a block at a time, in fp32 whatever
+    the inputs. Positions of student and teacher correspond; nothing is shifted here.
+
+    Args:
+        student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
+        teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape. Must not require grad.
+        student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
+        teacher_head: the teacher's, likewise; its tensors must not require grad.
+        mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
+        labels: leading shape, integer: tokens equal to ``ignore_index`` are left out. May be combined with ``mask``.
+        ignore_index: default −100, as in torch's cross-entropy.
+        num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, e.g. the tokens of all the
+            micro-batches of an optimizer step (``num_items_in_batch`` of transformers). Default: the valid tokens
+            here, i.e. all whose weight is not 0, whether or not their gate is open.
+        vocab_size: compare the first so many entries only; required where the two vocabularies differ in size.
+        objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` (the weighted loss of each token).
+        schedule: ``"chunked"`` takes the gradient in forward, while a chunk's logits are alive: the fewest flops.
+            ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
+            gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
+        backend: ``"auto"`` (default), ``"cpu"`` (native kernels) or ``"torch"``; see ``python -m eopd_kernels.info``.
+        workspace_bytes: budget for the blocks of logits of both sides together; default 128 MiB. Never below what
+            keeps the products efficient (32 tokens of the whole vocabulary; 512 entries of all tokens).
+
+    Returns:
+        The loss and the per-token figures. Nothing valid gives a loss of 0 that is attached to the graph.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is stated above; the message names it, and says what came and
+            what is allowed.
+
+    Note:
+        A column where both sides are −inf contributes nothing. Where only the teacher is −inf, reverse_kl is +inf as
+        the definition says; where only the student is, forward_kl is. A NaN in a row makes that row's figures NaN.
+    """
+    call = checked(
+        student,
+        teacher,
+        student_head=student_head,
+        teacher_head=teacher_head,
+        mask=mask,
+        labels=labels,
+        ignore_index=ignore_index,
+        num_items=num_items,
+        vocab_size=vocab_size,
+        objective=objective,
+        reduction=reduction,
+        schedule=schedule,
+        backend=backend,
+        workspace_bytes=workspace_bytes,
+    )
+    loss, statistics, gate = EntropyAwareKL.call(call)
+    masked = call.weights == 0
+
+    def per_token(figure: Tensor) -> Tensor:
+        return figure.masked_fill(masked, 0.0).view(call.leading)
+
+    return EntropyAwareKLOutput(
+        loss,
+        per_token(statistics.teacher_entropy),
+        per_token(statistics.student_entropy),
+        per_token(statistics.forward_kl),
+        per_token(statistics.reverse_kl),
+        per_token(gate),
+    )
+
+
+class EntropyAwareKLLoss(nn.Module):
+    """:func:`entropy_aware_kl` with its options remembered.
+
+    Args:
+        objective, reduction, ignore_index, vocab_size, schedule, backend, workspace_bytes: as there.
+
+    ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items``; it returns
+    an :class:`EntropyAwareKLOutput`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        vocab_size: int | None = None,
+        schedule: str = "auto",
+        backend: str = "auto",
+        workspace_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.objective = Objective() if objective is None else objective
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.vocab_size = vocab_size
+        self.schedule = schedule
+        self.backend = backend
+        self.workspace_bytes = workspace_bytes
+
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        *,
+        student_head: LMHead | None = None,
+        teacher_head: LMHead | None = None,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items: int | float | Tensor | None = None,
+    ) -> EntropyAwareKLOutput:
+        return entropy_aware_kl(
+            student,
+            teacher,
+            student_head=student_head,
+            teacher_head=teacher_head,
+            mask=mask,
+            labels=labels,
+            num_items=num_items,
+            objective=self.objective,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            vocab_size=self.vocab_size,
+            schedule=self.schedule,
+            backend=self.backend,
+            workspace_bytes=self.workspace_bytes,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.objective}, reduction={self.reduction!r}, schedule={self.schedule!r}, backend={self.backend!r}"

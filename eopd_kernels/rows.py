@@ -1,0 +1,81 @@
+"""The seam: three functions of a block of rows, one set per backend, each registered as a torch.library custom op.
+
+Everything above this file is device-independent PyTorch; everything below sees a block of logits and nothing else.
+
+    row_statistics(student, teacher, transforms)                        -> statistics [n, 8]
+    row_gradient(student, teacher, statistics, a, b, c, transforms, out)
+    row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
+                                                                        -> statistics [n, 8], gate [n]
+
+``student`` and ``teacher`` are raw logits ``[n, V]`` of any floating dtype and row stride, last stride 1; ``transforms``
+are scale, softcap (0: none) and temperature of the student, then of the teacher. The compute dtype, that of statistics,
+gate, weights and coefficients, is float64 if either side is, else float32. ``out`` ``[n, V]`` takes the gradient with
+respect to the raw student logits, in its own dtype, and may be the student block itself. Rows of weight 0 are not read:
+their statistics are empty, their gate 0 and their gradient exactly 0; so is the gradient of rows with a = b = c = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends import cpu
+from .backends import torch as torch_backend
+from .head import compute_dtype
+
+
+class RowFunctions(NamedTuple):
+    """The three row functions of one backend."""
+
+    row_statistics: Callable[..., Tensor]
+    row_gradient: Callable[..., None]
+    row_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]]
+
+
+def register(name: str, backend: ModuleType) -> RowFunctions:
+    """Registers a backend's functions as ``eopd_kernels::<name>_<function>`` with their fakes."""
+
+    def op(function: str, mutates: tuple[str, ...]) -> torch.library.CustomOpDef:
+        return torch.library.custom_op(
+            f"eopd_kernels::{name}_{function}", getattr(backend, function), mutates_args=mutates
+        )
+
+    ops = RowFunctions(op("row_statistics", ()), op("row_gradient", ("out",)), op("row_loss_and_gradient", ("out",)))
+    ops.row_statistics.register_fake(lambda student, teacher, transforms: _fake_statistics(student, teacher))
+    ops.row_gradient.register_fake(lambda *arguments: None)
+    ops.row_loss_and_gradient.register_fake(
+        lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights))
+    )
+    return ops
+
+
+def _fake_statistics(student: Tensor, teacher: Tensor) -> Tensor:
+    return student.new_empty(student.shape[0], 8, dtype=compute_dtype(student, teacher))
+
+
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "torch": torch_backend}
+FUNCTIONS = {name: register(name, backend) for name, backend in BACKENDS.items()}
+
+
+def choose(backend: str, device: torch.device) -> RowFunctions:
+    """The row functions for tensors on ``device``.
+
+    ``"auto"`` takes the native kernels for CPU tensors where they were built, and plain torch everywhere else.
+
+    Raises:
+        ValueError: the name is unknown, the backend is not available here, or it does not take this device's tensors.
+    """
+    if backend == "auto":
+        backend = "cpu" if device.type == "cpu" and cpu.unavailable() is None else "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
+    reason = BACKENDS[backend].unavailable()
+    if reason is not None:
+        raise ValueError(f"backend={backend!r} is not available: {reason}")
+    if backend == "cpu" and device.type != "cpu":
+        raise ValueError(f"backend='cpu' takes CPU tensors, got tensors on {device}")
+    return FUNCTIONS[backend]

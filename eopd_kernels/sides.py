@@ -1,0 +1,199 @@
+"""A side of the comparison, logits or hidden states with a head, seen as rows from which blocks of logits are taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .head import LMHead, compute_dtype, grad_weight
+
+# A chunk of tokens: consecutive ones, or an index of those that count.
+Rows = slice | Tensor
+
+
+class Side(Protocol):
+    """What a schedule needs of the student or the teacher."""
+
+    vocab_size: int
+    transform: tuple[float, float]  # scale and softcap, 0 for no softcap
+    run: int  # rows between two multiples of `run` can be taken as one block
+
+    def block_bytes(self, gathered: bool) -> int:
+        """Workspace per logit of a block; 0 where blocks are views."""
+
+    def take(self, rows: Rows) -> Tensor:
+        """The rows of a chunk of tokens, once for all its blocks."""
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        """The block of logits [n, k] of the rows taken, in ``buffer`` if it has to be computed."""
+
+
+class LogitsSide:
+    """A side that arrives as logits ``[..., V]``, of any strides; blocks are views of it wherever that is possible."""
+
+    transform = (1.0, 0.0)
+
+    def __init__(self, logits: Tensor, vocab_size: int) -> None:
+        self.tensor = logits[..., :vocab_size]  # [..., V]
+        self.vocab_size = vocab_size
+        self.leading = logits.shape[:-1]
+        self.depth, self.run = uniform_rows(logits)
+
+    def block_bytes(self, gathered: bool) -> int:
+        copied = gathered or (self.tensor.stride(-1) != 1 and self.vocab_size > 1)
+        return self.tensor.itemsize if copied else 0
+
+    def take(self, rows: Rows) -> Tensor:
+        if isinstance(rows, Tensor):
+            return self.tensor[torch.unravel_index(rows, self.leading)]
+        block = self.view(rows)
+        return block if block.stride(1) == 1 else block.contiguous()
+
+    def view(self, rows: slice) -> Tensor:
+        """Consecutive rows of one run, as a view ``[n, V]``."""
+        run = max(self.run, 1)
+        outer = tuple(int(i) for i in unravel(rows.start // run, self.leading[: self.depth]))
+        return self.tensor[outer].view(-1, self.vocab_size)[rows.start % run : rows.start % run + length(rows)]
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        return taken[:, columns]
+
+
+class HiddenSide:
+    """A side that arrives as hidden states ``[..., D]`` with a head; blocks are projected in the compute dtype.
+
+    ``valid`` ``[N]`` marks the tokens that count where masked ones ride along: their hidden states are read as 0, so
+    that a NaN among them cannot reach the weight's gradient.
+    """
+
+    def __init__(self, hidden: Tensor, head: LMHead, vocab_size: int, valid: Tensor | None = None) -> None:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
+        self.head = head
+        self.vocab_size = vocab_size
+        self.transform = (head.scale, head.softcap or 0.0)
+        self.run = len(self.hidden)
+        self.dtype = compute_dtype(hidden, head.weight, head.bias)
+        self.valid = valid
+
+    def block_bytes(self, gathered: bool) -> int:
+        return self.dtype.itemsize
+
+    def take(self, rows: Rows) -> Tensor:
+        taken = self.hidden[rows].to(self.dtype)
+        return taken if self.valid is None else torch.where(self.valid[rows].unsqueeze(1), taken, 0.0)
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        assert buffer is not None
+        return self.head.logits(taken, columns, out=buffer)
+
+
+class StudentGradient(Protocol):
+    """Where a schedule leaves the gradient of the student's blocks."""
+
+    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        """Where the kernel writes the gradient of a block of the student's logits [n, k]."""
+
+    def begin(self, rows: Rows, taken: Tensor) -> None:
+        """A chunk of tokens begins."""
+
+    def add(self, columns: slice, gradient: Tensor) -> None:
+        """Takes up the gradient [n, k] of one block of the chunk."""
+
+    def end(self) -> None:
+        """The chunk is complete."""
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of student, weight and bias, None where not asked for."""
+
+
+class LogitsGradient:
+    """The gradient of a student that arrived as logits: written by the kernel where it belongs, in their dtype."""
+
+    def __init__(self, logits: Tensor, side: LogitsSide) -> None:
+        self.gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        self.gradient[..., side.vocab_size :] = 0
+        self.rows = LogitsSide(self.gradient, side.vocab_size)
+
+    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        assert isinstance(rows, slice)
+        return self.rows.view(rows)[:, columns]
+
+    def begin(self, rows: Rows, taken: Tensor) -> None: ...
+
+    def add(self, columns: slice, gradient: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.gradient, None, None
+
+
+class HiddenGradient:
+    """The gradients of hidden states, weight and bias from the blocks' gradients, which overwrite the blocks.
+
+    The accumulators have the compute dtype whatever the inputs have: chunks of tokens split the sum behind the
+    weight's gradient, slices of the vocabulary the one behind the hidden states'.
+    """
+
+    def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool]) -> None:
+        def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
+            return torch.zeros(shape, dtype=side.dtype, device=side.hidden.device) if needed else None
+
+        self.head = side.head
+        self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]
+        self.weight = zeros(side.head.weight.shape, needs[1])  # [V, D]
+        self.bias = zeros(side.head.weight.shape[:1], needs[2])  # [V]
+
+    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        return student
+
+    def begin(self, rows: Rows, taken: Tensor) -> None:
+        self.rows, self.taken = rows, taken
+        if self.hidden is not None:
+            self.chunk = self.hidden[rows]  # a view for a slice, a copy (of zeros) for an index
+
+    def add(self, columns: slice, gradient: Tensor) -> None:
+        if self.hidden is not None:
+            self.head.grad_hidden(gradient, columns, out=self.chunk)
+        if self.weight is not None:
+            grad_weight(gradient, self.taken, out=self.weight[columns])
+        if self.bias is not None:
+            self.bias[columns] += gradient.sum(0)
+
+    def end(self) -> None:
+        if self.hidden is not None and isinstance(self.rows, Tensor):
+            self.hidden[self.rows] = self.chunk
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.hidden, self.weight, self.bias
+
+
+def uniform_rows(tensor: Tensor) -> tuple[int, int]:
+    """How many leading dimensions must be indexed away before the rest is rows of one stride, and how many rows that
+    leaves: (0, N) for a contiguous tensor, (1, T−1) for ``logits[:, :-1]``."""
+    sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
+    depth = max(len(sizes) - 1, 0)
+    while depth > 0 and (sizes[depth - 1] == 1 or strides[depth - 1] == sizes[depth] * strides[depth]):
+        depth -= 1
+    return depth, math.prod(sizes[depth:])
+
+
+def unravel(index: int, shape: torch.Size) -> Iterator[int]:
+    """The position in ``shape`` of the flat ``index``."""
+    for size in reversed_products(shape):
+        yield index // size
+        index %= size
+
+
+def reversed_products(shape: torch.Size) -> list[int]:
+    """The row-major strides of ``shape``."""
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def length(rows: Rows) -> int:
+    """The number of tokens in a chunk."""
+    return len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start

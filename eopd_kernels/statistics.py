@@ -1,0 +1,153 @@
+"""RowStatistics: the eight numbers of a row, their merge, and what is derived from them (docs/math.md, "One pass")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIELDS = (
+    "student_max",
+    "student_sum",
+    "teacher_max",
+    "teacher_sum",
+    "teacher_self",
+    "teacher_cross",
+    "student_self",
+    "student_cross",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RowStatistics:
+    """What one visit of a row of student logits ``z_s`` and teacher logits ``z_t`` leaves behind.
+
+    Every sum is centred on the running maxima ``m_s``, ``m_t``, so that a common shift of the logits costs no precision:
+
+    ================ ======================================================
+    ``student_max``   m_s
+    ``student_sum``   Z_s = Σ exp(z_s − m_s)
+    ``teacher_max``   m_t
+    ``teacher_sum``   Z_t = Σ exp(z_t − m_t)
+    ``teacher_self``  A = Σ exp(z_t − m_t)·(z_t − m_t)
+    ``teacher_cross`` P = Σ exp(z_t − m_t)·((z_t − m_t) − (z_s − m_s))
+    ``student_self``  B = Σ exp(z_s − m_s)·(z_s − m_s)
+    ``student_cross`` Q = Σ exp(z_s − m_s)·((z_s − m_s) − (z_t − m_t))
+    ================ ======================================================
+
+    Args:
+        packed: ``[n, 8]`` fp32 or fp64, the eight numbers of each row in the order of the table.
+    """
+
+    packed: Tensor  # [n, 8]
+
+    @property
+    def student_max(self) -> Tensor:
+        return self.packed[:, 0]
+
+    @property
+    def student_sum(self) -> Tensor:
+        return self.packed[:, 1]
+
+    @property
+    def teacher_max(self) -> Tensor:
+        return self.packed[:, 2]
+
+    @property
+    def teacher_sum(self) -> Tensor:
+        return self.packed[:, 3]
+
+    @property
+    def log_sum_ratio(self) -> Tensor:
+        """log(Z_s/Z_t), ``[n]``: one logarithm of the ratio, because the difference of two loses it at a small KL."""
+        return torch.log(self.student_sum / self.teacher_sum)
+
+    @property
+    def teacher_entropy(self) -> Tensor:
+        """H_t = −Σ q log q in nats, ``[n]``."""
+        return torch.log(self.teacher_sum) - self.packed[:, 4] / self.teacher_sum
+
+    @property
+    def student_entropy(self) -> Tensor:
+        """H_s = −Σ p log p in nats, ``[n]``."""
+        return torch.log(self.student_sum) - self.packed[:, 6] / self.student_sum
+
+    @property
+    def forward_kl(self) -> Tensor:
+        """F = Σ q (log q − log p) in nats, ``[n]``; +inf where the student has no mass on a column of the teacher."""
+        return self.packed[:, 5] / self.teacher_sum + self.log_sum_ratio
+
+    @property
+    def reverse_kl(self) -> Tensor:
+        """R = Σ p (log p − log q) in nats, ``[n]``; +inf where the teacher has no mass on a column of the student."""
+        return self.packed[:, 7] / self.student_sum - self.log_sum_ratio
+
+    @classmethod
+    def empty(cls, n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
+        """``n`` rows of which nothing has been seen yet: maxima −inf, sums 0. Merging with it changes nothing."""
+        packed = torch.zeros(n, 8, dtype=dtype, device=device)
+        packed[:, 0] = packed[:, 2] = -torch.inf
+        return cls(packed)
+
+    @classmethod
+    def of(cls, student: Tensor, teacher: Tensor) -> RowStatistics:
+        """The statistics of the columns given: ``student`` and ``teacher`` are transformed logits ``[n, k]``, k ≥ 1."""
+        student_max = student.amax(1)
+        teacher_max = teacher.amax(1)
+        s, e_s = centred_exp(student, student_max)
+        t, e_t = centred_exp(teacher, teacher_max)
+        columns = [
+            student_max,
+            e_s.sum(1),
+            teacher_max,
+            e_t.sum(1),
+            weighted(e_t, t).sum(1),
+            weighted(e_t, t - s).sum(1),
+            weighted(e_s, s).sum(1),
+            weighted(e_s, s - t).sum(1),
+        ]
+        return cls(torch.stack(columns, 1))
+
+    def merge(self, other: RowStatistics) -> RowStatistics:
+        """The statistics of both parts of each row together. Associative; an empty part (maximum −inf) adds nothing."""
+        student_max = torch.maximum(self.student_max, other.student_max)
+        teacher_max = torch.maximum(self.teacher_max, other.teacher_max)
+        sums = self._recentred_sums(student_max, teacher_max) + other._recentred_sums(student_max, teacher_max)
+        student_sum, teacher_sum, *rest = sums.unbind(1)
+        return RowStatistics(torch.stack([student_max, student_sum, teacher_max, teacher_sum, *rest], 1))
+
+    def _recentred_sums(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
+        """Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``."""
+        d_s = distance(self.student_max, student_max)
+        d_t = distance(self.teacher_max, teacher_max)
+        c_s, c_t = d_s.exp(), d_t.exp()
+        _, z_s, _, z_t, a, p, b, q = self.packed.unbind(1)
+        return torch.stack(
+            [
+                c_s * z_s,
+                c_t * z_t,
+                c_t * (a + z_t * d_t),
+                c_t * (p + z_t * (d_t - d_s)),
+                c_s * (b + z_s * d_s),
+                c_s * (q + z_s * (d_s - d_t)),
+            ],
+            1,
+        )
+
+
+def centred_exp(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+    """``z − m`` and ``exp(z − m)`` of ``logits`` [n, k]; −inf and 0 in a row that holds nothing but −inf."""
+    maximum = maximum.unsqueeze(1)
+    centred = torch.where(maximum == -torch.inf, maximum, logits - maximum)
+    return centred, centred.exp()
+
+
+def weighted(mass: Tensor, value: Tensor) -> Tensor:
+    """``mass · value``, and 0 where the mass is 0, whatever the value (a column without mass may hold ±inf or NaN)."""
+    return torch.where(mass == 0, 0.0, mass * value)
+
+
+def distance(part_max: Tensor, maximum: Tensor) -> Tensor:
+    """How far a part's maximum lies below the merged one, ≤ 0; 0 for an empty part, whose sums are 0 anyway."""
+    return torch.where(part_max == -torch.inf, 0.0, part_max - maximum)

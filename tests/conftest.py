@@ -1,0 +1,150 @@
+"""What every test starts from: the backends, poisoned memory, and problems spread like real logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+from eopd_kernels import EntropyGate, LMHead, Objective
+from eopd_kernels.rows import BACKENDS
+
+# The problems are small: a second thread would only wait. Tests of threading set the number they need.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "suite",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fills whatever torch.empty returns with NaN, so that an element nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend in turn; skipped with the reason where it is not available."""
+    reason = BACKENDS[request.param].unavailable()
+    if reason is not None:
+        pytest.skip(f"backend {request.param!r} is not available: {reason}")
+    return request.param
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """The arguments of one call of the loss. ``head=None`` means that the side is logits."""
+
+    student: Tensor
+    teacher: Tensor
+    student_head: LMHead | None = None
+    teacher_head: LMHead | None = None
+    mask: Tensor | None = None
+    objective: Objective = Objective(gate=EntropyGate(2.0), alpha=0.7)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What follows student and teacher."""
+        names = ("student_head", "teacher_head", "mask", "objective")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors whose gradient is asked for: the student's, its weight, its bias."""
+        head = self.student_head
+        tensors = (self.student, head and head.weight, head and head.bias)
+        return [t for t in tensors if t is not None and t.requires_grad]
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same numbers in another dtype, as new leaves."""
+
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None else tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
+
+        def head(of: LMHead | None) -> LMHead | None:
+            if of is None:
+                return None
+            weight = cast(of.weight)
+            assert weight is not None
+            return LMHead(weight, cast(of.bias), scale=of.scale, softcap=of.softcap)
+
+        student, teacher = cast(self.student), cast(self.teacher)
+        assert student is not None and teacher is not None
+        return replace(
+            self,
+            student=student,
+            teacher=teacher,
+            student_head=head(self.student_head),
+            teacher_head=head(self.teacher_head),
+        )
+
+
+def logits_like(generator: torch.Generator, *shape: int, spread: float = 6.0) -> Tensor:
+    """Signed fp32 numbers spread like logits, each row with a sharpness and an offset of its own, so that the rows'
+    entropies lie on both sides of a gate."""
+    sharpness = spread * torch.rand(*shape[:-1], 1, generator=generator) + 0.1
+    offset = 5 * torch.randn(*shape[:-1], 1, generator=generator)
+    return torch.randn(*shape, generator=generator) * sharpness + offset
+
+
+def make_case(
+    seed: int = 0,
+    *,
+    leading: tuple[int, ...] = (3, 37),
+    vocab_size: int = 611,
+    student: str = "hidden",
+    teacher: str = "hidden",
+    dtype: torch.dtype = torch.float32,
+    bias: bool = False,
+    masked: bool = False,
+    noise: float = 1.0,
+    **objective: Any,
+) -> Case:
+    """A problem in which teacher and student agree to within ``noise``, and the gate is open on some rows only."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = logits_like(generator, *leading, vocab_size)
+
+    def side(kind: str, dim: int, grad: bool) -> tuple[Tensor, LMHead | None]:
+        if kind == "logits":
+            logits = shared + noise * torch.randn(*leading, vocab_size, generator=generator)
+            return logits.to(dtype).requires_grad_(grad), None
+        hidden = logits_like(generator, *leading, dim)
+        weight = torch.randn(vocab_size, dim, generator=generator) / dim**0.5
+        head_bias = torch.randn(vocab_size, generator=generator).to(dtype).requires_grad_(grad) if bias else None
+        return hidden.to(dtype).requires_grad_(grad), LMHead(weight.to(dtype).requires_grad_(grad), head_bias)
+
+    student_rows, student_head = side(student, 24, True)
+    teacher_rows, teacher_head = side(teacher, 40, False)
+    mask = torch.rand(*leading, generator=generator) > 0.3 if masked else None
+    options = {"gate": EntropyGate(2.0), "alpha": 0.7, **objective}
+    return Case(student_rows, teacher_rows, student_head, teacher_head, mask, Objective(**options))
+
+
+def upstream_for(loss: Tensor, seed: int = 1) -> Tensor:
+    """An upstream gradient that is never 1: signed, and of each token its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return (1.7 * torch.randn(loss.shape, generator=generator) - 0.6).to(loss.dtype)
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """max |value − truth| over the largest |truth|, in fp64; NaN counts as infinitely wrong."""
+    value, truth = value.detach().double(), truth.detach().double()
+    assert value.shape == truth.shape
+    if truth.numel() == 0:
+        return 0.0
+    error = (value - truth).abs().max() / truth.abs().max().clamp_min(1e-30)
+    return float("inf") if error.isnan() else float(error)

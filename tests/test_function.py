@@ -1,0 +1,215 @@
+"""EntropyAwareKL as autograd sees it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from eopd_kernels import EntropyAwareKL, EntropyGate, LMHead, Objective, entropy_aware_kl, reference
+from eopd_kernels.rows import FUNCTIONS, RowFunctions
+from tests.conftest import make_case, relative_error, upstream_for
+
+OBJECTIVE = Objective(gate=EntropyGate(1.0), alpha=0.7)
+
+
+def double_case(kind: str) -> tuple[Tensor, ...]:
+    """student, teacher, student weight, teacher weight in fp64."""
+    generator = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    if kind == "logits":
+        return random(2, 3, 11).requires_grad_(), 2 * random(2, 3, 11)
+    return random(2, 3, 5).requires_grad_(), random(2, 3, 4), random(11, 5).requires_grad_(), random(11, 4)
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("kind", ["logits", "hidden"])
+def test_gradcheck(kind: str, schedule: str, backend: str) -> None:
+    student, teacher, *weights = double_case(kind)
+    options = {"objective": OBJECTIVE, "schedule": schedule, "backend": backend}
+    if kind == "logits":
+        assert torch.autograd.gradcheck(lambda s: EntropyAwareKL.apply(s, teacher, **options), (student,))
+    else:
+        student_weight, teacher_weight = weights
+        assert torch.autograd.gradcheck(
+            lambda s, w: EntropyAwareKL.apply(s, teacher, w, teacher_weight, **options), (student, student_weight)
+        )
+
+
+def test_gradcheck_of_every_token(backend: str) -> None:
+    student, teacher, student_weight, teacher_weight = double_case("hidden")
+    bias = torch.linspace(-1, 1, 11, dtype=torch.float64).requires_grad_()
+
+    def losses(s: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        head = LMHead(w, b, scale=0.8, softcap=3.0)
+        return entropy_aware_kl(
+            s, teacher, student_head=head, teacher_head=LMHead(teacher_weight), reduction="none", backend=backend
+        ).loss
+
+    assert torch.autograd.gradcheck(losses, (student, student_weight, bias))
+
+
+def test_apply_is_the_loss_of_the_keyword_front() -> None:
+    case = make_case()
+    assert case.student_head is not None and case.teacher_head is not None
+    loss = EntropyAwareKL.apply(
+        case.student, case.teacher, case.student_head.weight, case.teacher_head.weight, objective=case.objective
+    )
+    assert isinstance(loss, Tensor) and loss.shape == () and issubclass(EntropyAwareKL, torch.autograd.Function)
+    assert torch.equal(loss, entropy_aware_kl(case.student, case.teacher, **case.arguments).loss)
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("student", ["logits", "hidden"])
+def test_a_second_backward_through_a_retained_graph(student: str, schedule: str) -> None:
+    case = make_case(student=student)
+    loss = entropy_aware_kl(case.student, case.teacher, **case.arguments, schedule=schedule).loss
+    gradients = [
+        torch.autograd.grad(loss, case.leaves, torch.tensor(upstream), retain_graph=upstream < 3)
+        for upstream in (-0.5, 2.0, 3.0)
+    ]
+    for first, second, third in zip(*gradients, strict=True):
+        assert relative_error(second / 2.0, first / -0.5) < 1e-6
+        assert relative_error(third / 3.0, first / -0.5) < 1e-6
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, case.leaves, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("student", ["logits", "hidden"])
+def test_accumulation_into_grad(student: str, schedule: str) -> None:
+    """.grad adds up over calls, and no call's buffers are reused for another's gradient."""
+    case = make_case(student=student)
+    for upstream in (0.5, -2.0):
+        (upstream * entropy_aware_kl(case.student, case.teacher, **case.arguments, schedule=schedule).loss).backward()
+    accumulated = [leaf.grad.clone() for leaf in case.leaves if leaf.grad is not None]
+    loss = reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+    for grad, expected in zip(accumulated, torch.autograd.grad(-1.5 * loss, case.leaves), strict=True):
+        assert relative_error(grad, expected) < 1e-5
+
+
+@pytest.mark.parametrize("frozen", ["head", "trunk"])
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_only_what_is_needed_is_computed(frozen: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(bias=True)
+    assert case.student_head is not None and case.student_head.bias is not None
+    if frozen == "head":
+        case.student_head.weight.requires_grad_(False)
+        case.student_head.bias.requires_grad_(False)
+    else:
+        case.student.requires_grad_(False)
+    exact = reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+    expected = torch.autograd.grad(exact, case.leaves, torch.tensor(0.7))
+
+    skipped = "eopd_kernels.sides.grad_weight" if frozen == "head" else "eopd_kernels.head.LMHead.grad_hidden"
+    monkeypatch.setattr(skipped, lambda *a, **k: pytest.fail(f"{skipped} was called"))
+    loss = entropy_aware_kl(case.student, case.teacher, **case.arguments, schedule=schedule).loss
+    for value, truth in zip(torch.autograd.grad(loss, case.leaves, torch.tensor(0.7)), expected, strict=True):
+        assert relative_error(value, truth) < 1e-5
+
+
+@pytest.mark.parametrize("how", ["no_grad", "inference_mode", "frozen"])
+@pytest.mark.parametrize("student", ["logits", "hidden"])
+def test_without_gradients_only_statistics_are_taken(student: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(student=student)
+    expected = reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss.detach()
+    for name, functions in FUNCTIONS.items():
+        refusing = RowFunctions(functions.row_statistics, _refuse, _refuse)
+        monkeypatch.setitem(FUNCTIONS, name, refusing)
+    if how == "frozen":
+        for leaf in case.leaves:
+            leaf.requires_grad_(False)
+        loss = entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+    else:
+        with getattr(torch, how)():
+            loss = entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+    assert not loss.requires_grad
+    assert relative_error(loss, expected) < 1e-6
+
+
+def _refuse(*arguments: object) -> None:
+    pytest.fail("a gradient was computed that nobody asked for")
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_a_double_backward_is_refused(schedule: str) -> None:
+    case = make_case()
+    loss = entropy_aware_kl(case.student, case.teacher, **case.arguments, schedule=schedule).loss
+    first = torch.autograd.grad(loss, case.leaves, create_graph=True)
+    expected = torch.autograd.grad(
+        reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss, case.leaves
+    )
+    for value, truth in zip(first, expected, strict=True):
+        assert relative_error(value, truth) < 1e-5
+    with pytest.raises(RuntimeError, match="EntropyAwareKL has no second derivative"):
+        torch.stack([g.square().sum() for g in first]).sum().backward()
+
+
+def test_tied_heads() -> None:
+    """One weight as embedding and student head, and its detached twin as the teacher's head."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 8, generator=generator).requires_grad_()
+    ids = torch.randint(0, 50, (4, 6), generator=generator)
+    noise = torch.randn(4, 6, 8, generator=generator)
+
+    def gradient(function: object) -> Tensor:
+        hidden = torch.nn.functional.embedding(ids, weight).tanh()
+        teacher = (hidden + noise).detach()
+        head = LMHead(weight), LMHead(weight.detach())
+        loss = function(hidden, teacher, student_head=head[0], teacher_head=head[1], objective=OBJECTIVE).loss  # type: ignore[operator]
+        return torch.autograd.grad(loss, weight, torch.tensor(-1.3))[0]
+
+    assert relative_error(gradient(entropy_aware_kl), gradient(reference.entropy_aware_kl)) < 1e-5
+
+
+def test_autocast_does_not_round_the_logits() -> None:
+    case = make_case()
+    loss = entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        under = entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+        under.backward()
+    assert torch.equal(loss, under)
+    expected = torch.autograd.grad(loss, case.leaves)
+    for leaf, truth in zip(case.leaves, expected, strict=True):
+        assert leaf.grad is not None and torch.equal(leaf.grad, truth)
+
+
+def test_activation_checkpointing() -> None:
+    case = make_case()
+
+    def loss(student: Tensor) -> Tensor:
+        return entropy_aware_kl(student * 1.0, case.teacher, **case.arguments).loss
+
+    checkpointed = torch.utils.checkpoint.checkpoint(loss, case.student, use_reentrant=False)
+    plain = torch.autograd.grad(loss(case.student), case.leaves, torch.tensor(0.3))
+    for value, truth in zip(torch.autograd.grad(checkpointed, case.leaves, torch.tensor(0.3)), plain, strict=True):
+        assert torch.equal(value, truth)
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    case = make_case(masked=True, bias=True)
+    before = [t.detach().clone() for t in (*case.leaves, case.teacher)]
+    entropy_aware_kl(case.student, case.teacher, **case.arguments).loss.backward()
+    for tensor, copy in zip((*case.leaves, case.teacher), before, strict=True):
+        assert torch.equal(tensor.detach(), copy)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_the_number_of_threads_changes_nothing(threads: int, schedule: str, backend: str) -> None:
+    case = make_case(student="logits", teacher="logits", masked=True)
+    results = []
+    for number in (1, threads):
+        torch.set_num_threads(number)
+        try:
+            out = entropy_aware_kl(
+                case.student, case.teacher, **case.arguments, schedule=schedule, backend=backend, reduction="sum"
+            )
+            results.append((out.reverse_kl, *torch.autograd.grad(out.loss, case.leaves, upstream_for(out.loss))))
+        finally:
+            torch.set_num_threads(1)
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-9)
