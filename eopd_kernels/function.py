@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .head import LMHead
+from .head import LMHead, tensors_of
 from .inputs import Call, Options, Transform, checked
 from .objective import gradient_coefficients, open_gate, token_loss
 from .schedules import (
@@ -33,7 +33,7 @@ class EntropyAwareKL(torch.autograd.Function):
     """
 
     @classmethod
-    def apply(  # type: ignore[override]
+    def apply(
         cls,
         student: Tensor,
         teacher: Tensor,
@@ -45,7 +45,7 @@ class EntropyAwareKL(torch.autograd.Function):
 
         Args:
             student: ``[..., V]`` logits, or ``[..., D_s]`` hidden states with ``student_weight``; any floating dtype.
-            teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``. Must not require grad.
+            teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``; no grad.
             student_weight: ``[V, D_s]`` or None.
             teacher_weight: ``[V, D_t]`` or None. Must not require grad.
             **options: the keyword options of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
@@ -66,15 +66,11 @@ class EntropyAwareKL(torch.autograd.Function):
     @classmethod
     def call(cls, call: Call) -> tuple[Tensor, RowStatistics, Tensor]:
         """Loss, statistics ``[N, 8]`` and gate ``[N]`` of a checked call."""
-        heads = (call.student_head, call.teacher_head)
-        weights, biases = [h and h.weight for h in heads], [h and h.bias for h in heads]
         loss, packed, gate = super().apply(
             call.student,
-            weights[0],
-            biases[0],
+            *tensors_of(call.student_head),
             call.teacher,
-            weights[1],
-            biases[1],
+            *tensors_of(call.teacher_head),
             call.weights,
             call.denominator,
             call.options,
@@ -97,18 +93,19 @@ class EntropyAwareKL(torch.autograd.Function):
         tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
         needs_gradient = any(options.needs_gradient)
         with full_precision(student):
-            problem = problem_of(*tensors, token_weights, options)
+            problem = problem_of(tensors, token_weights, options)
             if needs_gradient and options.schedule == "chunked":
                 gradient = student_gradient(student, problem.student, options.needs_gradient)
                 numbers, gate = statistics_and_gradient(problem, gradient)
-                ctx.save_for_backward(student, student_weight, student_bias, denominator, *gradient.tensors())
+                ctx.save_for_backward(denominator, *gradient.tensors())
             else:
                 numbers = statistics(problem)
                 gate = open_gate(numbers, options.objective.gate_threshold)
                 if needs_gradient:
                     ctx.save_for_backward(*tensors, token_weights, denominator, numbers.packed, gate)
-            losses = weighted(token_weights, token_loss(numbers, gate, options.objective.weights))
+            losses = weighted(token_weights, token_loss(numbers, gate, options.objective.combination))
         ctx.options = options
+        ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
         ctx.mark_non_differentiable(numbers.packed, gate)
         if options.reduction == "none":
             return losses.view(student.shape[:-1]), numbers.packed, gate
@@ -131,13 +128,13 @@ Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
     """Scales the gradients that forward took. They are scaled in place where this is the graph's last backward."""
-    student, weight, bias, denominator, *stored = ctx.saved_tensors
+    denominator, *stored = ctx.saved_tensors
     factor = upstream if denominator is None else upstream / denominator
     if not torch._C._autograd._get_current_graph_task_keep_graph():
         scaled = [g if g is None else g.mul_(factor) for g in stored]
     else:
         scaled = [g if g is None else g * factor for g in stored]
-    return as_inputs(scaled, (student, weight, bias))
+    return as_inputs(scaled, ctx.forms)
 
 
 def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
@@ -146,39 +143,32 @@ def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     options: Options = ctx.options
     if denominator is not None:
         upstream = upstream / denominator
-    problem = problem_of(*tensors, token_weights, options)
+    problem = problem_of(tensors, token_weights, options)
     numbers = RowStatistics(packed)
     per_token = token_weights * upstream.reshape(-1)
-    coefficients = gradient_coefficients(numbers, gate, options.objective.weights, per_token)
+    coefficients = gradient_coefficients(numbers, gate, options.objective.combination, per_token)
     gradient = student_gradient(tensors[0], problem.student, options.needs_gradient)
     gradient_of(problem, numbers, coefficients, gradient)
-    return as_inputs(gradient.tensors(), tensors[:3])
+    return as_inputs(gradient.tensors(), ctx.forms)
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}
 
 
-def as_inputs(gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> Gradients:
-    """The accumulated gradients in the inputs' shapes and dtypes."""
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple(g if g is None or x is None else g.to(x.dtype).view(x.shape) for g, x in pairs)
+def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size]]) -> Gradients:
+    """The accumulated gradients in the dtypes and shapes of the inputs."""
+    pairs = zip(gradients, forms, strict=True)
+    return tuple(None if g is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
-def problem_of(
-    student: Tensor,
-    student_weight: Tensor | None,
-    student_bias: Tensor | None,
-    teacher: Tensor,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    token_weights: Tensor,
-    options: Options,
-) -> Problem:
+def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options: Options) -> Problem:
     """The call as the schedules see it.
 
     On a CPU the masked tokens of a hidden-state student are compacted away, so that they cost no products. Elsewhere
     that would have to wait for the device to count them; there they ride along with weight 0.
     """
+    student, student_weight, student_bias, teacher, teacher_weight, teacher_bias = tensors
+    assert student is not None and teacher is not None
     valid = index = None
     if options.masked and student_weight is not None:
         valid = token_weights != 0

@@ -86,6 +86,11 @@ class LMHead:
             yield part, panel.copy_(weight[part])
 
 
+def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
+    """A head's weight and bias; (None, None) for a side that is logits."""
+    return (None, None) if head is None else (head.weight, head.bias)
+
+
 def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
     """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
     out.addmm_(grad_logits.t(), hidden)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .head import LMHead, compute_dtype, described
+from .head import LMHead, compute_dtype, described, tensors_of
 from .objective import Objective
 from .rows import RowFunctions, choose
 from .schedules import SCHEDULES
@@ -100,12 +100,14 @@ def checked(
             "student and teacher must have the same leading shape, got "
             f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
+    student_weight, student_bias = tensors_of(student_head)
+    teacher_weight, teacher_bias = tensors_of(teacher_head)
     named = {
         "teacher": teacher,
-        "student_head.weight": student_head and student_head.weight,
-        "student_head.bias": student_head and student_head.bias,
-        "teacher_head.weight": teacher_head and teacher_head.weight,
-        "teacher_head.bias": teacher_head and teacher_head.bias,
+        "student_head.weight": student_weight,
+        "student_head.bias": student_bias,
+        "teacher_head.weight": teacher_weight,
+        "teacher_head.bias": teacher_bias,
         "mask": mask,
         "labels": labels,
         "num_items": num_items,
@@ -117,13 +119,10 @@ def checked(
             )
     if torch.is_grad_enabled():
         refuse_gradient("teacher", teacher)
-        if teacher_head is not None:
-            refuse_gradient("teacher_head.weight", teacher_head.weight)
-            refuse_gradient("teacher_head.bias", teacher_head.bias)
+        refuse_gradient("teacher_head.weight", teacher_weight)
+        refuse_gradient("teacher_head.bias", teacher_bias)
 
-    dtype = compute_dtype(
-        student, teacher, *(t for head in (student_head, teacher_head) if head for t in (head.weight, head.bias))
-    )
+    dtype = compute_dtype(student, teacher, student_weight, student_bias, teacher_weight, teacher_bias)
     weights = token_weights(student, mask, labels, ignore_index, dtype)
     return Call(
         student,
@@ -223,7 +222,7 @@ def token_weights(
 
 
 def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
-    """What the sum over tokens is divided by, 0-d: ``num_items``, else the number of valid tokens; 1 where that is 0."""
+    """What the sum over tokens is divided by, 0-d: ``num_items``, else the count of valid tokens; 1 where that is 0."""
     if reduction != "mean":
         if num_items is not None:
             raise ValueError(f"num_items replaces the count of reduction='mean', got reduction={reduction!r} with it")
@@ -269,6 +268,6 @@ def check_workspace(workspace_bytes: int | None) -> int | None:
 
 def needs_gradient(student: Tensor, head: LMHead | None) -> tuple[bool, bool, bool]:
     """What autograd will ask for. Asked here because autograd.Function.forward always runs without gradients."""
-    tensors = (student, head and head.weight, head and head.bias)
-    wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
-    return wanted[0], wanted[1], wanted[2]
+    enabled = torch.is_grad_enabled()
+    weight, bias = (enabled and t is not None and t.requires_grad for t in tensors_of(head))
+    return enabled and student.requires_grad, weight, bias

@@ -103,7 +103,7 @@ class Objective:
         return -math.inf if self.gate == "always" else math.inf
 
     @property
-    def weights(self) -> Combine:
+    def combination(self) -> Combine:
         """The halves' weights as functions of the gate."""
         if self.combine == "add":
             return Combine(1.0, 0.0, 0.0, self.alpha)

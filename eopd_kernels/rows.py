@@ -7,18 +7,19 @@ Everything above this file is device-independent PyTorch; everything below sees 
     row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
                                                                         -> statistics [n, 8], gate [n]
 
-``student`` and ``teacher`` are raw logits ``[n, V]`` of any floating dtype and row stride, last stride 1; ``transforms``
-are scale, softcap (0: none) and temperature of the student, then of the teacher. The compute dtype, that of statistics,
-gate, weights and coefficients, is float64 if either side is, else float32. ``out`` ``[n, V]`` takes the gradient with
-respect to the raw student logits, in its own dtype, and may be the student block itself. Rows of weight 0 are not read:
-their statistics are empty, their gate 0 and their gradient exactly 0; so is the gradient of rows with a = b = c = 0.
+``student`` and ``teacher`` are raw logits ``[n, V]`` of any floating dtype and row stride, last stride 1.
+``transforms`` are scale, softcap (0: none) and temperature of the student, then of the teacher. The compute dtype, that
+of statistics, gate, weights and coefficients, is float64 if either side is, else float32. ``out`` ``[n, V]`` takes the
+gradient with respect to the raw student logits, in its own dtype, and may be the student block itself. Rows of weight 0
+count for nothing: their statistics are empty, their gate 0 and their gradient exactly 0, whatever their logits hold; so
+is the gradient of rows with a = b = c = 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,18 +40,22 @@ class RowFunctions(NamedTuple):
 def register(name: str, backend: ModuleType) -> RowFunctions:
     """Registers a backend's functions as ``eopd_kernels::<name>_<function>`` with their fakes."""
 
-    def op(function: str, mutates: tuple[str, ...]) -> torch.library.CustomOpDef:
-        return torch.library.custom_op(
+    def op(function: str, mutates: tuple[str, ...], fake: Callable[..., Any]) -> Any:
+        custom_op = torch.library.custom_op(
             f"eopd_kernels::{name}_{function}", getattr(backend, function), mutates_args=mutates
         )
+        custom_op.register_fake(fake)
+        return custom_op
 
-    ops = RowFunctions(op("row_statistics", ()), op("row_gradient", ("out",)), op("row_loss_and_gradient", ("out",)))
-    ops.row_statistics.register_fake(lambda student, teacher, transforms: _fake_statistics(student, teacher))
-    ops.row_gradient.register_fake(lambda *arguments: None)
-    ops.row_loss_and_gradient.register_fake(
-        lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights))
+    return RowFunctions(
+        op("row_statistics", (), lambda student, teacher, transforms: _fake_statistics(student, teacher)),
+        op("row_gradient", ("out",), lambda *arguments: None),
+        op(
+            "row_loss_and_gradient",
+            ("out",),
+            lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights)),
+        ),
     )
-    return ops
 
 
 def _fake_statistics(student: Tensor, teacher: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def statistics_and_gradient(problem: Problem, gradient: StudentGradient) -> tupl
             teacher,
             problem.weights[rows],
             objective.gate_threshold,
-            list(objective.weights),
+            list(objective.combination),
             problem.transforms,
             out,
         )

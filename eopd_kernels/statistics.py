@@ -23,7 +23,7 @@ FIELDS = (
 class RowStatistics:
     """What one visit of a row of student logits ``z_s`` and teacher logits ``z_t`` leaves behind.
 
-    Every sum is centred on the running maxima ``m_s``, ``m_t``, so that a common shift of the logits costs no precision:
+    Every sum is centred on the running maxima ``m_s``, ``m_t``, so that a shift of the logits costs no precision:
 
     ================ ======================================================
     ``student_max``   m_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from eopd_kernels import EntropyGate, LMHead, Objective
+from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
 
 # The problems are small: a second thread would only wait. Tests of threading set the number they need.
@@ -31,7 +32,7 @@ settings.load_profile("suite")
 def poisoned_memory() -> Iterator[None]:
     """Fills whatever torch.empty returns with NaN, so that an element nobody wrote is seen."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -54,7 +55,7 @@ class Case:
     student_head: LMHead | None = None
     teacher_head: LMHead | None = None
     mask: Tensor | None = None
-    objective: Objective = Objective(gate=EntropyGate(2.0), alpha=0.7)
+    objective: Objective = field(default_factory=lambda: Objective(gate=EntropyGate(2.0), alpha=0.7))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -65,8 +66,7 @@ class Case:
     @property
     def leaves(self) -> list[Tensor]:
         """The tensors whose gradient is asked for: the student's, its weight, its bias."""
-        head = self.student_head
-        tensors = (self.student, head and head.weight, head and head.bias)
+        tensors = (self.student, *tensors_of(self.student_head))
         return [t for t in tensors if t is not None and t.requires_grad]
 
     def to(self, dtype: torch.dtype) -> Case:

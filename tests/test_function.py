@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def double_case(kind: str) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("kind", ["logits", "hidden"])
 def test_gradcheck(kind: str, schedule: str, backend: str) -> None:
     student, teacher, *weights = double_case(kind)
-    options = {"objective": OBJECTIVE, "schedule": schedule, "backend": backend}
+    options: dict[str, Any] = {"objective": OBJECTIVE, "schedule": schedule, "backend": backend}
     if kind == "logits":
         assert torch.autograd.gradcheck(lambda s: EntropyAwareKL.apply(s, teacher, **options), (student,))
     else:
@@ -130,7 +132,7 @@ def test_without_gradients_only_statistics_are_taken(student: str, how: str, mon
     assert relative_error(loss, expected) < 1e-6
 
 
-def _refuse(*arguments: object) -> None:
+def _refuse(*arguments: object) -> Any:
     pytest.fail("a gradient was computed that nobody asked for")
 
 

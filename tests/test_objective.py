@@ -51,9 +51,9 @@ def test_weights_of_the_halves(
     assert open_ is not None or (gate == 0).all()
     for value, expected in ((0.0, closed), (1.0, open_)):
         if expected is not None:
-            c_r, c_f = objective.weights(torch.tensor([value]))
+            c_r, c_f = objective.combination(torch.tensor([value]))
             assert (float(c_r), float(c_f)) == expected
-            loss = token_loss(statistics, torch.full((6,), value, dtype=torch.float64), objective.weights)
+            loss = token_loss(statistics, torch.full((6,), value, dtype=torch.float64), objective.combination)
             torch.testing.assert_close(loss, expected[0] * statistics.reverse_kl + expected[1] * statistics.forward_kl)
 
 
@@ -64,15 +64,15 @@ def test_a_half_of_weight_zero_is_left_out_even_where_it_is_infinite() -> None:
     objective = Objective.forward_kl()
     gate, upstream = torch.ones(3, dtype=torch.float64), torch.full((3,), 0.3, dtype=torch.float64)
     assert (statistics.reverse_kl == math.inf).all()
-    torch.testing.assert_close(token_loss(statistics, gate, objective.weights), statistics.forward_kl)
-    a, b, c = gradient_coefficients(statistics, gate, objective.weights, upstream)
+    torch.testing.assert_close(token_loss(statistics, gate, objective.combination), statistics.forward_kl)
+    a, b, c = gradient_coefficients(statistics, gate, objective.combination, upstream)
     assert (a == 0.3).all() and (b == 0).all() and (c == 0.3).all()
 
 
 def test_coefficients_of_a_row(statistics: RowStatistics) -> None:
     gate = torch.tensor([0, 1, 0, 1, 1, 0], dtype=torch.float64)
     upstream = torch.tensor([0.5, -1.5, 0.0, 2.0, 0.0, 1.0], dtype=torch.float64)
-    a, b, c = gradient_coefficients(statistics, gate, Objective(alpha=0.25).weights, upstream)
+    a, b, c = gradient_coefficients(statistics, gate, Objective(alpha=0.25).combination, upstream)
     torch.testing.assert_close(a, upstream * (0.25 * gate - statistics.reverse_kl))
     torch.testing.assert_close(b, upstream)
     torch.testing.assert_close(c, upstream * 0.25 * gate)

@@ -227,7 +227,7 @@ def test_a_nan_stays_in_its_row(functions: RowFunctions) -> None:
         blocks[side][2, column] = math.nan
         out = torch.empty(4, 5003)
         weights = torch.ones(4)
-        packed, gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(ADD), IDENTITY, out)
+        packed, _gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(ADD), IDENTITY, out)
         statistics = RowStatistics(packed)
         assert statistics.reverse_kl[2].isnan() and statistics.forward_kl[2].isnan()
         others = [0, 1, 3]
@@ -267,7 +267,7 @@ def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:
         (functions.row_loss_and_gradient, (student, teacher, per_row, 2.0, list(ADD), IDENTITY, out)),
     ]
     for function, arguments in calls:
-        torch.library.opcheck(function, arguments)
+        torch.library.opcheck(function, arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])

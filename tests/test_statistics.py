@@ -1,5 +1,6 @@
 """The eight numbers: what is derived from them, and the one merge."""
 
+import itertools
 import math
 
 import pytest
@@ -65,7 +66,7 @@ def test_merging_any_partition_gives_the_whole(cuts: list[int], seed: int, shift
     student = student + shift
     edges = sorted({0, 61, *cuts})
     total = RowStatistics.empty(3, torch.float64, student.device)
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         total = total.merge(RowStatistics.of(student[:, a:b], teacher[:, a:b]))
     for name, expected in by_definition(student, teacher).items():
         torch.testing.assert_close(getattr(total, name), expected, rtol=1e-9, atol=1e-9, msg=name)

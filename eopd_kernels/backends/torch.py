@@ -14,8 +14,8 @@ from ..head import compute_dtype
 from ..objective import Coefficients, Combine, gradient_coefficients, open_gate
 from ..statistics import RowStatistics, centred_exp, weighted
 
-# Elements of a tile: a dozen fp32 temporaries of this size stay within 50 MiB.
-TILE_ELEMENTS = 2**20
+# Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB.
+TILE_ELEMENTS = 2**18
 TILE_COLUMNS = 2**14
 
 

@@ -1,0 +1,33 @@
+"""python -m eopd_kernels.info, and the names the package offers."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import eopd_kernels
+from eopd_kernels import info
+from eopd_kernels.backends import cpu
+
+
+def test_it_names_every_backend() -> None:
+    run = subprocess.run([sys.executable, "-m", "eopd_kernels.info"], capture_output=True, text=True, check=True)
+    assert re.sub(r"\d+ thread", "n thread", run.stdout).splitlines() == [
+        re.sub(r"\d+ thread", "n thread", line) for line in info.lines()
+    ]
+    assert "  torch   available: " in run.stdout and eopd_kernels.__version__ in run.stdout
+
+
+def test_it_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "unavailable", lambda: "no C++ compiler found")
+    report = "\n".join(info.lines())
+    assert "  cpu     not available: no C++ compiler found" in report
+    assert "backend='auto' takes 'torch' for CPU tensors" in report
+    with pytest.raises(ValueError, match="backend='cpu' is not available: no C\\+\\+ compiler found"):
+        eopd_kernels.entropy_aware_kl(*(2 * [eopd_kernels.info.torch.zeros(2, 3)]), backend="cpu")  # type: ignore[attr-defined]
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in eopd_kernels.__all__:
+        assert (getattr(eopd_kernels, name).__doc__ or "").strip(), name
