@@ -92,21 +92,24 @@ class EntropyAwareKL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
         needs_gradient = any(options.needs_gradient)
-        with full_precision(student):
-            problem = problem_of(tensors, token_weights, options)
-            if needs_gradient and options.schedule == "chunked":
-                gradient = student_gradient(student, problem.student, options.needs_gradient)
-                numbers, gate = statistics_and_gradient(problem, gradient)
-                ctx.save_for_backward(denominator, *gradient.tensors())
-            else:
-                numbers = statistics(problem)
-                gate = open_gate(numbers, options.objective.gate_threshold)
-                if needs_gradient:
-                    ctx.save_for_backward(*tensors, token_weights, denominator, numbers.packed, gate)
-            losses = weighted(token_weights, token_loss(numbers, gate, options.objective.combination))
+        if needs_gradient and options.schedule == "chunked":
+            # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
+            # a gradient kept in fp16 is not: divided by N it would underflow before a GradScaler's factor saves it.
+            deferred = denominator if student_weight is None and student.dtype == torch.float16 else None
+            divided = token_weights if denominator is None or deferred is not None else token_weights / denominator
+            problem = problem_of(tensors, divided, options)
+            gradient = student_gradient(student, problem.student, options.needs_gradient)
+            numbers, gate = statistics_and_gradient(problem, gradient)
+            ctx.save_for_backward(deferred, *gradient.tensors())
+        else:
+            numbers = statistics(problem_of(tensors, token_weights, options))
+            gate = open_gate(numbers, options.objective.gate_threshold)
+            if needs_gradient:
+                ctx.save_for_backward(*tensors, token_weights, denominator, numbers.packed, gate)
         ctx.options = options
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
         ctx.mark_non_differentiable(numbers.packed, gate)
+        losses = weighted(token_weights, token_loss(numbers, gate, options.objective.combination))
         if options.reduction == "none":
             return losses.view(student.shape[:-1]), numbers.packed, gate
         loss = losses.sum()
@@ -116,7 +119,7 @@ class EntropyAwareKL(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream[0] is None:
             return (None,) * 9
-        with torch.no_grad(), full_precision(upstream[0]):
+        with torch.no_grad():
             gradients = BACKWARD[ctx.options.schedule](ctx, upstream[0])
         if torch.is_grad_enabled():
             gradients = refuse_second_derivative(gradients)
@@ -128,9 +131,12 @@ Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
     """Scales the gradients that forward took. They are scaled in place where this is the graph's last backward."""
-    denominator, *stored = ctx.saved_tensors
-    factor = upstream if denominator is None else upstream / denominator
-    if not torch._C._autograd._get_current_graph_task_keep_graph():
+    deferred, *stored = ctx.saved_tensors
+    factor = upstream if deferred is None else upstream / deferred
+    last = not torch._C._autograd._get_current_graph_task_keep_graph()
+    if last and factor.device.type == "cpu" and factor == 1:  # elsewhere the question would wait for the device
+        scaled = stored
+    elif last:
         scaled = [g if g is None else g.mul_(factor) for g in stored]
     else:
         scaled = [g if g is None else g * factor for g in stored]
@@ -191,11 +197,6 @@ def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options:
         options.schedule, visited, *sides, gathered=index is not None, workspace_bytes=options.workspace_bytes
     )
     return Problem(*sides, token_weights, index, options.objective, options.functions, shape)
-
-
-def full_precision(tensor: Tensor) -> torch.autocast:
-    """Autocast off: it would round the logits to 16 bits."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class FirstDerivative(torch.autograd.Function):

@@ -37,15 +37,20 @@ class RowFunctions(NamedTuple):
     row_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]]
 
 
+# Defined one by one rather than with torch.library.custom_op, whose first call imports torch._dynamo: 1.2 s.
+LIBRARY = torch.library.Library("eopd_kernels", "DEF")
+
+
 def register(name: str, backend: ModuleType) -> RowFunctions:
     """Registers a backend's functions as ``eopd_kernels::<name>_<function>`` with their fakes."""
 
     def op(function: str, mutates: tuple[str, ...], fake: Callable[..., Any]) -> Any:
-        custom_op = torch.library.custom_op(
-            f"eopd_kernels::{name}_{function}", getattr(backend, function), mutates_args=mutates
-        )
-        custom_op.register_fake(fake)
-        return custom_op
+        implementation = getattr(backend, function)
+        qualified = f"{name}_{function}"
+        LIBRARY.define(qualified + torch.library.infer_schema(implementation, mutates_args=mutates))
+        LIBRARY.impl(qualified, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"eopd_kernels::{qualified}", fake, lib=LIBRARY)
+        return getattr(torch.ops.eopd_kernels, qualified).default
 
     return RowFunctions(
         op("row_statistics", (), lambda student, teacher, transforms: _fake_statistics(student, teacher)),

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import memory
 from .head import LMHead, compute_dtype, grad_weight
 
 # A chunk of tokens: consecutive ones, or an index of those that count.
@@ -114,7 +115,7 @@ class LogitsGradient:
     """The gradient of a student that arrived as logits: written by the kernel where it belongs, in their dtype."""
 
     def __init__(self, logits: Tensor, side: LogitsSide) -> None:
-        self.gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        self.gradient = memory.empty(logits.shape, logits.dtype, logits.device)
         self.gradient[..., side.vocab_size :] = 0
         self.rows = LogitsSide(self.gradient, side.vocab_size)
 
@@ -141,7 +142,7 @@ class HiddenGradient:
 
     def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool]) -> None:
         def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
-            return torch.zeros(shape, dtype=side.dtype, device=side.hidden.device) if needed else None
+            return memory.zeros(shape, side.dtype, side.hidden.device) if needed else None
 
         self.head = side.head
         self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]

@@ -150,6 +150,28 @@ def test_a_double_backward_is_refused(schedule: str) -> None:
         torch.stack([g.square().sum() for g in first]).sum().backward()
 
 
+def test_small_fp16_gradients_survive_until_a_scaler_multiplies_them() -> None:
+    """Each is below the smallest fp16 number once divided by the count, and far above it after the scaler's factor."""
+    case = make_case(student="logits", teacher="logits", vocab_size=2000).to(torch.float16)
+    loss = entropy_aware_kl(case.student, case.teacher, **case.arguments, num_items=10**6).loss
+    (gradient,) = torch.autograd.grad(loss, case.student, torch.tensor(2.0**16))
+    exact = case.to(torch.float64)
+    truth = reference.entropy_aware_kl(exact.student, exact.teacher, **exact.arguments, num_items=10**6).loss
+    (expected,) = torch.autograd.grad(truth, exact.student, torch.tensor(2.0**16))
+    assert relative_error(gradient, expected) < 2e-3
+    kept = expected.abs() > 1e-4
+    assert 0.02 < kept.float().mean() and (gradient[kept] != 0).all()
+
+
+def test_a_plain_backward_gives_the_gradient_of_the_mean() -> None:
+    for student in ("logits", "hidden"):
+        case = make_case(student=student, masked=True)
+        entropy_aware_kl(case.student, case.teacher, **case.arguments).loss.backward()
+        loss = reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
+        for leaf, expected in zip(case.leaves, torch.autograd.grad(loss, case.leaves), strict=True):
+            assert leaf.grad is not None and relative_error(leaf.grad, expected) < 1e-5
+
+
 def test_tied_heads() -> None:
     """One weight as embedding and student head, and its detached twin as the teacher's head."""
     generator = torch.Generator().manual_seed(0)

@@ -51,14 +51,19 @@ def test_mask_and_labels_say_the_same() -> None:
     assert_equal(solved(case, mask=None, labels=labels + 100, ignore_index=0), expected, 1e-7)
     assert_equal(solved(case, mask=case.mask.long()), expected, 1e-7)
     assert_equal(solved(case, mask=torch.ones_like(case.mask), labels=labels), expected, 1e-7)
+    first, second = case.mask.clone(), case.mask.clone()
+    first[0], second[1:] = True, True
+    both = solved(case, mask=first, labels=torch.where(second, 3, -100))
+    assert_equal(both, expected, 1e-7)
 
 
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
 @pytest.mark.parametrize("student", ["logits", "hidden"])
-def test_a_mask_of_numbers_weighs_tokens_and_leaves_the_count_alone(student: str) -> None:
+def test_a_mask_of_numbers_weighs_tokens_and_leaves_the_count_alone(student: str, schedule: str) -> None:
     case = make_case(student=student)
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(3, 37, generator=generator) * (torch.rand(3, 37, generator=generator) > 0.4)
-    assert_equal(solved(case, mask=weights), solved(case, reference.entropy_aware_kl, mask=weights))
+    assert_equal(solved(case, mask=weights, schedule=schedule), solved(case, reference.entropy_aware_kl, mask=weights))
     per_token = entropy_aware_kl(case.student, case.teacher, **{**case.arguments, "mask": weights}, reduction="none")
     mean = entropy_aware_kl(case.student, case.teacher, **{**case.arguments, "mask": weights})
     torch.testing.assert_close(mean.loss, per_token.loss.sum() / (weights != 0).sum())

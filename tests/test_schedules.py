@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eopd_kernels import LMHead, entropy_aware_kl
-from eopd_kernels.schedules import MIN_COLUMNS, MIN_TOKENS, WORKSPACE_BYTES, tiling
+from eopd_kernels.schedules import MIN_COLUMNS, MIN_TOKENS, USUAL_MIN_TOKENS, WORKSPACE_BYTES, tiling
 from eopd_kernels.sides import HiddenSide, LogitsSide, uniform_rows
 from tests.conftest import Case, make_case, relative_error, upstream_for
 
@@ -32,7 +32,10 @@ def test_blocks_keep_to_the_budget(n: int, vocab_size: int, schedule: str, budge
     side = hidden_side(n, vocab_size)
     tokens, columns = tiling(schedule, n, side, side, gathered=False, workspace_bytes=budget)
     assert 1 <= tokens <= n and 1 <= columns <= vocab_size
-    least = MIN_TOKENS * (vocab_size if schedule == "chunked" else min(MIN_COLUMNS, vocab_size))
+    if schedule == "chunked":
+        least = (MIN_TOKENS if budget else USUAL_MIN_TOKENS) * vocab_size
+    else:
+        least = MIN_TOKENS * min(MIN_COLUMNS, vocab_size)
     assert tokens * columns * 8 <= max(budget or WORKSPACE_BYTES, least * 8)
     if schedule == "chunked":
         assert columns == vocab_size

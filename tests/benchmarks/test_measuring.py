@@ -1,0 +1,58 @@
+"""The meters themselves: a known allocation is seen, rounds are interleaved, a sample prints what it holds."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from benchmarks.measure import LEAST_ROUNDS, MIB, Sample, fresh_process, interleaved, peak_memory
+
+
+def peak_of(mebibytes: int) -> int:
+    return peak_memory(lambda: [torch.ones(mebibytes * MIB // 2, dtype=torch.uint8) for _ in range(2)])
+
+
+def peak_of_a_temporary(mebibytes: int) -> int:
+    def step() -> None:
+        torch.ones(mebibytes * MIB, dtype=torch.uint8)
+
+    return peak_memory(step)
+
+
+@pytest.mark.parametrize("function", [peak_of, peak_of_a_temporary])
+def test_a_known_allocation_is_seen_in_a_fresh_process(function: object) -> None:
+    assert callable(function)
+    assert 64 * MIB <= fresh_process(function, 64) < 72 * MIB
+
+
+def test_fresh_processes_are_new() -> None:
+    assert fresh_process(os.getpid) != os.getpid()
+
+
+def test_rounds_alternate_and_are_counted() -> None:
+    seen: list[str] = []
+    threads = torch.get_num_threads()
+    times = interleaved({name: lambda name=name: seen.append(name) for name in "ABC"}, seconds=0)  # type: ignore[misc]
+    torch.set_num_threads(threads)
+    assert "".join(seen) == "ABC" * (1 + LEAST_ROUNDS)
+    assert all(len(sample.values) == LEAST_ROUNDS for sample in times.values())
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    slow, fast = Sample((2.0, 40.0, 2.0), "s"), Sample((1.0, 20.0, 1.0), "s")
+    assert (slow / fast).values == (2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (Sample((1.25, 1.0, 2.0), "s"), "1.25 s (1.00–2.00)"),
+        (Sample((0.0125,), "s"), "12.5 ms"),
+        (Sample((25.04, 31.3, 25.0), "x"), "25.0x (25.0–31.3)"),
+        (Sample((131.7,), "MiB"), "132 MiB"),
+    ],
+)
+def test_samples_in_words(sample: Sample, text: str) -> None:
+    assert str(sample) == text

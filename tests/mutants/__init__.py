@@ -1,0 +1,1 @@
+"""Does the suite notice? A mutant is the package with one thing broken; ``python -m tests.mutants`` runs them all."""

@@ -1,0 +1,109 @@
+"""Runs the suite against every mutant in a copy of the project, and fails if one survives or cannot be made.
+
+python -m tests.mutants [--only TEXT] [--jobs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .catalogue import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
+# Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
+ROOMS = ["rows", "loss", "function", "oracle", "objective", "statistics", "head", "schedules", "inputs"]
+SUITE = [
+    *(f"tests/test_{room}.py" for room in ROOMS),
+    "tests/backends/test_cpu_capability.py",
+]
+TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
+
+
+def make_copy(folder: Path) -> None:
+    """The project as it stands, with its build, so that only what a mutant changes is compiled again."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy2(source, folder / name)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(folder), "EOPD_BUILD_CPU": "auto", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def suite(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *SUITE)
+
+
+def build(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+
+
+def verdict(mutant: Mutant, folder: Path) -> str | None:
+    """The test that noticed the mutant, or None if it survived."""
+    make_copy(folder)
+    target = folder / mutant.file
+    text = target.read_text()
+    occurrences = text.count(mutant.original)
+    if occurrences != 1:
+        raise ValueError(f"{mutant.name}: {mutant.original!r} occurs {occurrences} times in {mutant.file}")
+    target.write_text(text.replace(mutant.original, mutant.broken))
+    if target.suffix != ".py":
+        built = build(folder)
+        if built.returncode or '"built": true' not in (folder / "eopd_kernels/_build.json").read_text():
+            raise ValueError(f"{mutant.name}: does not compile\n{built.stdout[-2000:]}{built.stderr[-2000:]}")
+    result = suite(folder)
+    if result.returncode == 0:
+        return None
+    if result.returncode != TESTS_FAILED:
+        raise ValueError(f"{mutant.name}: the suite did not run\n{result.stdout[-2000:]}")
+    return next(line.split(" ")[1] for line in result.stdout.splitlines() if line.startswith("FAILED"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name contains TEXT")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="how many at a time")
+    options = parser.parse_args()
+    mutants = [m for m in MUTANTS if options.only in m.name]
+
+    with tempfile.TemporaryDirectory() as temporary:
+        healthy = Path(temporary) / "healthy"
+        make_copy(healthy)
+        result = suite(healthy)
+        if result.returncode != 0:
+            print(f"The suite fails without any mutant:\n{result.stdout[-3000:]}")
+            return 1
+
+        def judged(index: int) -> tuple[str, bool]:
+            mutant, folder = mutants[index], Path(temporary) / str(index)
+            try:
+                test = verdict(mutant, folder)
+            except ValueError as error:
+                return f"NOT MADE  {error}", False
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return (f"caught    {mutant.name}: {test}", True) if test else (f"SURVIVED  {mutant.name}", False)
+
+        caught = 0
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for line, good in pool.map(judged, range(len(mutants))):
+                print(line, flush=True)
+                caught += good
+    print(f"{caught} of {len(mutants)} mutants caught")
+    return 0 if caught == len(mutants) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

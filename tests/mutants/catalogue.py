@@ -1,0 +1,93 @@
+# ruff: noqa: E501 (a mutant is a line)
+"""What is broken, one line of the package at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One change: ``original`` occurs exactly once in ``file`` and becomes ``broken``."""
+
+    name: str
+    file: str
+    original: str
+    broken: str
+
+
+OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
+INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
+SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
+ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
+CONVERT, KERNELS = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp"
+
+MUTANTS = [
+    Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
+    Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
+    Mutant("alpha forgotten", OBJECTIVE, "Combine(1.0, 0.0, 0.0, self.alpha)", "Combine(1.0, 0.0, 0.0, 1.0)"),
+    Mutant("switch keeps reverse KL", OBJECTIVE, "Combine(1.0, -1.0, 0.0,", "Combine(1.0, 0.0, 0.0,"),
+    Mutant("sign of a", OBJECTIVE, "c_f - weighted(c_r,", "c_f + weighted(c_r,"),
+    Mutant("factor 2 in b", OBJECTIVE, "(a, upstream * c_r,", "(a, 2 * upstream * c_r,"),
+    Mutant("c without the gate", OBJECTIVE, "upstream * c_f)", "upstream)"),
+    Mutant("always means never", OBJECTIVE, '-math.inf if self.gate == "always"', 'math.inf if self.gate == "always"'),
+    Mutant("merge drops the rescaling of Z", STATISTICS, "c_s * z_s,", "z_s,"),
+    Mutant("merge drops the shift of A", STATISTICS, "c_t * (a + z_t * d_t)", "c_t * a"),
+    Mutant("merge mixes up the distances", STATISTICS, "z_t * (d_t - d_s)", "z_t * (d_s - d_t)"),
+    Mutant("empty parts are not guarded", STATISTICS, "torch.where(part_max == -torch.inf, 0.0, ", "(lambda d: d)("),
+    Mutant("columns without mass are not guarded", STATISTICS, "torch.where(mass == 0, 0.0, mass * value)", "mass * value"),
+    Mutant("student entropy of the teacher", STATISTICS, "self.packed[:, 6] / self.student_sum", "self.packed[:, 4] / self.student_sum"),
+    Mutant("forward KL without the normalisers", STATISTICS, "self.teacher_sum + self.log_sum_ratio", "self.teacher_sum"),
+    Mutant("uncentred exponentials", STATISTICS, "maximum, logits - maximum)", "maximum, logits - maximum.mean())"),
+    Mutant("count of all tokens", INPUTS, "(weights != 0).sum()", "torch.tensor(weights.numel())"),
+    Mutant("count weighs the tokens", INPUTS, "(weights != 0).sum()", "weights.sum()"),
+    Mutant("labels inverted", INPUTS, "labels == ignore_index", "labels != ignore_index"),
+    Mutant("mask forgotten where there are labels", INPUTS, "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
+    Mutant("num_items forgotten", INPUTS, "if num_items is None:\n        count", "if True:\n        count"),
+    Mutant("vocabulary off by one", INPUTS, "        return student\n    if isinstance(vocab_size", "        return student - 1\n    if isinstance(vocab_size"),
+    Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
+    Mutant("teacher's grad accepted", INPUTS, "tensor is not None and tensor.requires_grad:", "False:"),
+    Mutant("gradient of the sum for the mean", FUNCTION, "else token_weights / denominator", "else token_weights"),
+    Mutant("backward forgets the fp16 denominator", FUNCTION, "factor = upstream if deferred is None else upstream / deferred", "factor = upstream"),
+    Mutant("fp16 gradients are divided in forward", FUNCTION, "student.dtype == torch.float16", "False"),
+    Mutant("backward forgets upstream", FUNCTION, "g.mul_(factor)", "g"),
+    Mutant("recompute forgets the denominator", FUNCTION, "upstream = upstream / denominator\n    problem", "pass\n    problem"),
+    Mutant("recompute forgets the weights", FUNCTION, "token_weights * upstream.reshape(-1)", "(token_weights != 0) * upstream.reshape(-1)"),
+    Mutant("retained gradients are scaled in place", FUNCTION, "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
+    Mutant("loss without weights", FUNCTION, "weighted(token_weights, token_loss(", "weighted((token_weights != 0).to(token_weights.dtype), token_loss("),
+    Mutant("double backward is silent", FUNCTION, "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
+    Mutant("outputs keep masked tokens", LOSS, "figure.masked_fill(masked, 0.0)", "figure"),
+    Mutant("last token of a batch is not visited", SCHEDULES, "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),
+    Mutant("slices are not merged", SCHEDULES, "else chunk.merge(part)", "else part"),
+    Mutant("chunks ignore the budget", SCHEDULES, "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),
+    Mutant("teacher's transform for both", SCHEDULES, "[*self.student.transform, temperature,", "[*self.teacher.transform, temperature,"),
+    Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
+    Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient.sum(0)", "self.bias[columns] = gradient.sum(0)"),
+    Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :] = 0", "pass"),
+    Mutant("runs of rows ignore the strides", SIDES, "strides[depth - 1] == sizes[depth] * strides[depth]", "True"),
+    Mutant("head's bias forgotten", HEAD, "if self.bias is not None:\n            out", "if False:\n            out"),
+    Mutant("dX takes the last panel", HEAD, "out.addmm_(grad_logits[:, part], weight)", "torch.mm(grad_logits[:, part], weight, out=out)"),
+    Mutant("dW takes the last chunk", HEAD, "out.addmm_(grad_logits.t(), hidden)", "torch.mm(grad_logits.t(), hidden, out=out)"),
+    Mutant("torch: slope of the transform forgotten", TORCH, "gradient * transform_slope(z_s, transforms[:3])", "gradient"),
+    Mutant("torch: slope of the softcap", TORCH, "(temperature / softcap)) ** 2", "(temperature / softcap))"),
+    Mutant("torch: off by one column", TORCH, "out[rows, columns] = gradient", "out[rows, columns] = gradient.roll(1, 1)"),
+    Mutant("torch: unused rows are not zeroed", TORCH, "torch.where(unused, 0.0, gradient)", "gradient"),
+    Mutant("torch: sign of the teacher's term", TORCH, "log_ratio)) - weighted(c, q)", "log_ratio)) + weighted(c, q)"),
+    Mutant("C++: merge drops the rescaling of Z", ROW_MATH, "row.student_sum *= c_s;", ""),
+    Mutant("C++: merge drops the shift of P", ROW_MATH, "row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s)", "row.teacher_cross"),
+    Mutant("C++: merge forgets Q", ROW_MATH, "row.student_cross += part.student_cross;", ""),
+    Mutant("C++: sign of P", ROW_MATH, "} else {\n    sums.teacher_self += exp_dt * dt;\n    sums.teacher_cross -=", "} else {\n    sums.teacher_self += exp_dt * dt;\n    sums.teacher_cross +="),
+    Mutant("C++: guarded loop is not guarded", ROW_MATH, "exp_ds == zero ? zero : exp_ds * log_ratio", "exp_ds * log_ratio"),
+    Mutant("C++: gradient of massless columns", ROW_MATH, "gradient = exp_ds == Value{} ? Value{} : gradient;", ""),
+    Mutant("C++: sign of c", ROW_MATH, "gradient -= k.other * exp_dt", "gradient += k.other * exp_dt"),
+    Mutant("C++: a without the log-ratio's constant", ROW_MATH, "(k.a - shift) /", "k.a /"),
+    Mutant("C++: weight forgotten in b", ROW_MATH, "weight * c_r, weight * c_f}", "c_r, weight * c_f}"),
+    Mutant("C++: slope of the transform forgotten", ROW_MATH, "k.b / row.student_sum * chain", "k.b / row.student_sum"),
+    Mutant("C++: ragged end is not summed", BLOCK, "for (; v < count; ++v) add(narrow, Real{}, v);", ""),
+    Mutant("C++: suspicious blocks are not repeated", BLOCK, "if (!(trace - trace == 0))", "if (false)"),
+    Mutant("C++: kept exponentials are not recentred", BLOCK, "k.self *= student_factor;", ""),
+    Mutant("C++: bf16 is cut, not rounded", CONVERT, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
+    Mutant("C++: gate inverted", KERNELS, "teacher_entropy(of_row) > gate_threshold ? 1 : 0", "teacher_entropy(of_row) > gate_threshold ? 0 : 1"),
+    Mutant("C++: rows of weight 0 are read", KERNELS, "if (weight != 0) {", "{"),
+    Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);\n    const int64_t next", "load_block(problem.teacher, problem.student_transform, row, column, count, scratch.teacher);\n    const int64_t next"),
+    Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
+]  # fmt: skip
