@@ -1,0 +1,241 @@
+// The three row functions on a CPU: docs/math.md. setup.py compiles this file once per instruction set, with
+// EOPD_INSTRUCTION_SET naming it; everything but the table at the end is private to the object.
+//
+// A row is visited twice, in blocks that stay in the first-level cache: all eight sums on the first visit, the gradient on
+// the second, from the exponentials that the first has left in the thread's workspace. Other dtypes than the one computed
+// in, and transforms, pass through a scratch block; the loops over columns know nothing of either.
+#include <new>
+
+#include "block.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace eopd::cpu {
+namespace {
+
+// `out` is streamed past the caches where it is larger than what they could keep for its reader: with two threads 1.8 times
+// torch.add instead of 2.0. Only rows that begin at a multiple of a register, so that a column goes through the same
+// instructions wherever `out` lies.
+constexpr int64_t streamed_bytes = 16 << 20;
+
+inline int64_t blocks_of(int64_t columns) { return (columns + block_columns - 1) / block_columns; }
+
+// Exponentials of one row per thread, every block at the beginning of a cache line (else 7 % slower). Allocated before the
+// threads start, because nothing may throw among them.
+template <typename Real>
+class Workspace {
+ public:
+  Workspace(int threads, int64_t columns)
+      : blocks_(blocks_of(columns)),
+        all_(static_cast<Real*>(::operator new[](threads * size_of_thread() * sizeof(Real), alignment))) {}
+  ~Workspace() { ::operator delete[](all_, alignment); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  KeptBlock<Real> block(int thread, int64_t column) const {
+    Real* student = all_ + thread * size_of_thread();
+    Real* teacher = student + blocks_ * block_columns;
+    Real* maxima = teacher + blocks_ * block_columns + 2 * (column / block_columns);
+    return {student + column, teacher + column, maxima, maxima + 1};
+  }
+
+ private:
+  static constexpr std::align_val_t alignment{64};
+  int64_t size_of_thread() const { return 2 * blocks_ * block_columns + (2 * blocks_ + 15) / 16 * 16; }
+  int64_t blocks_;
+  Real* all_;
+};
+
+// What a thread calls its own; the workspace is null where there is only one visit.
+template <typename Real>
+struct Scratch {
+  alignas(64) Real student[block_columns];
+  alignas(64) Real teacher[block_columns];
+  alignas(64) Real gradient[block_columns];
+  const Workspace<Real>* workspace;
+  int thread;
+  KeptBlock<Real> kept(int64_t column) const {
+    return workspace ? workspace->block(thread, column) : KeptBlock<Real>{};
+  }
+};
+
+template <typename Real>
+constexpr DType dtype_of = sizeof(Real) == 8 ? DType::float64 : DType::float32;
+
+bool is_identity(const Transform& transform) {
+  return transform.softcap == 0 && transform.scale == transform.temperature;
+}
+
+// Logits in Real, transformed: the tensor itself where it holds just that, else the scratch block.
+template <typename Real>
+const Real* load_block(const Matrix& logits, const Transform& transform, int64_t row, int64_t column, int count,
+                       Real* scratch) {
+  const char* from = element(logits, row, column);
+  if (logits.dtype == dtype_of<Real> && is_identity(transform)) return reinterpret_cast<const Real*>(from);
+  widen_block(logits.dtype, from, count, scratch);
+  if (!is_identity(transform)) transform_block(transform, count, scratch);
+  return scratch;
+}
+
+inline int block_count(int64_t columns, int64_t column) {
+  return static_cast<int>(columns - column < block_columns ? columns - column : block_columns);
+}
+
+template <typename Real>
+RowStatistics<double> statistics_of_row(const Problem& problem, int64_t row, Scratch<Real>& scratch) {
+  RowStatistics<double> statistics;
+  for (int64_t column = 0; column < problem.columns; column += block_columns) {
+    const int count = block_count(problem.columns, column);
+    const Real* student =
+        load_block(problem.student, problem.student_transform, row, column, count, scratch.student);
+    const Real* teacher =
+        load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
+    const int64_t next = column + count < problem.columns ? column + count : column;
+    const Upcoming upcoming{element(problem.student, row, next), element(problem.teacher, row, next),
+                            size_of(problem.student.dtype), size_of(problem.teacher.dtype)};
+    with_constant(scratch.workspace != nullptr, [&](auto keeps) {
+      add_block<keeps.value>(statistics, student, teacher, count, upcoming, scratch.kept(column));
+    });
+  }
+  return statistics;
+}
+
+void zero_row(const Matrix& out, int64_t row, int64_t columns) {
+  std::memset(element(out, row, 0), 0, columns * size_of(out.dtype));
+}
+
+template <typename Real>
+void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
+                     const RowCoefficients<double>& k, const Matrix& out, Scratch<Real>& scratch) {
+  if (k.a == 0 && k.b == 0 && k.c == 0) return zero_row(out, row, problem.columns);
+  const Transform& transform = problem.student_transform;
+  const bool softcapped = transform.softcap != 0;
+  const auto column_k = column_coefficients(statistics, k, softcapped ? 1 : transform.scale / transform.temperature);
+  const bool reads_student = k.b != 0 || softcapped || !scratch.workspace;
+  const bool reads_teacher = k.b != 0 || (k.c != 0 && !scratch.workspace);
+  const bool direct = out.dtype == dtype_of<Real> && !softcapped;
+  const bool past_caches = direct && out.data != problem.student.data &&
+                           problem.rows * problem.columns * size_of(out.dtype) >= streamed_bytes &&
+                           reinterpret_cast<uintptr_t>(element(out, row, 0)) % EOPD_VECTOR_BYTES == 0;
+  for (int64_t column = 0; column < problem.columns; column += block_columns) {
+    const int count = block_count(problem.columns, column);
+    const Real* student = nullptr;
+    const Real* teacher = nullptr;
+    if (reads_student) student = load_block(problem.student, transform, row, column, count, scratch.student);
+    if (reads_teacher)
+      teacher = load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
+    char* to = element(out, row, column);
+    Real* gradient = direct ? reinterpret_cast<Real*>(to) : scratch.gradient;
+    gradient_block(statistics, column_k, student, teacher, count, scratch.kept(column), past_caches, gradient);
+    if (softcapped) chain_softcap(transform, count, student, gradient);
+    if (!direct) narrow_block(out.dtype, gradient, count, to);
+  }
+}
+
+template <typename Real>
+RowStatistics<double> read_statistics(const void* all, int64_t row) {
+  const Real* from = static_cast<const Real*>(all) + 8 * row;
+  return {from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};
+}
+
+template <typename Real>
+void write_statistics(const RowStatistics<double>& row_statistics, void* all, int64_t row) {
+  const RowStatistics<double>& s = row_statistics;
+  const double numbers[8] = {s.student_max,  s.student_sum,   s.teacher_max,  s.teacher_sum,
+                             s.teacher_self, s.teacher_cross, s.student_self, s.student_cross};
+  Real* to = static_cast<Real*>(all) + 8 * row;
+  for (int i = 0; i < 8; ++i) to[i] = Real(numbers[i]);
+}
+
+inline int this_thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Rows are handed out one by one: a masked row costs nothing and a gated one more than others. Nothing among the threads
+// throws.
+template <typename Real, typename Function>
+void for_rows(const Problem& problem, const Workspace<Real>* workspace, Function function) {
+  const int64_t rows = problem.rows;
+  const int64_t rows_at_once = 1 + (1 << 16) / (problem.columns + 1);
+#pragma omp parallel num_threads(problem.threads) if (rows > 1 && problem.threads > 1)
+  {
+    Scratch<Real> scratch;
+    scratch.workspace = workspace;
+    scratch.thread = this_thread();
+#pragma omp for schedule(dynamic, rows_at_once) nowait
+    for (int64_t row = 0; row < rows; ++row) function(row, scratch);
+    finish_streaming();
+  }
+}
+
+template <typename Function>
+void with_real(const Problem& problem, Function function) {
+  if (problem.student.dtype == DType::float64 || problem.teacher.dtype == DType::float64) {
+    function(double{});
+  } else {
+    function(float{});
+  }
+}
+
+void row_statistics(const Problem& problem, void* statistics) {
+  with_real(problem, [&](auto kind) {
+    using Real = decltype(kind);
+    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      write_statistics<Real>(statistics_of_row(problem, row, scratch), statistics, row);
+    });
+  });
+}
+
+void row_gradient(const Problem& problem, const void* statistics, const void* a, const void* b, const void* c,
+                  const Matrix& out) {
+  with_real(problem, [&](auto kind) {
+    using Real = decltype(kind);
+    const auto number = [](const void* all, int64_t row) { return double(static_cast<const Real*>(all)[row]); };
+    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      gradient_of_row(problem, row, read_statistics<Real>(statistics, row),
+                      {number(a, row), number(b, row), number(c, row)}, out, scratch);
+    });
+  });
+}
+
+void row_loss_and_gradient(const Problem& problem, const void* weights, double gate_threshold, const double* combine,
+                           void* statistics, void* gate, const Matrix& out) {
+  const Combine<double> weights_of_terms{combine[0], combine[1], combine[2], combine[3]};
+  with_real(problem, [&](auto kind) {
+    using Real = decltype(kind);
+    const Workspace<Real> workspace(problem.threads, problem.columns);
+    for_rows<Real>(problem, &workspace, [&](int64_t row, Scratch<Real>& scratch) {
+      const double weight = static_cast<const Real*>(weights)[row];
+      RowStatistics<double> of_row;
+      double opened = 0;
+      RowCoefficients<double> coefficients{0, 0, 0};
+      if (weight != 0) {
+        of_row = statistics_of_row(problem, row, scratch);
+        opened = teacher_entropy(of_row) > gate_threshold ? 1 : 0;
+        coefficients = gated_coefficients(of_row, opened, weight, weights_of_terms);
+      }
+      write_statistics<Real>(of_row, statistics, row);
+      static_cast<Real*>(gate)[row] = Real(opened);
+      gradient_of_row(problem, row, of_row, coefficients, out, scratch);
+    });
+  });
+}
+
+}  // namespace
+
+#define EOPD_QUOTED_AGAIN(name) #name
+#define EOPD_QUOTED(name) EOPD_QUOTED_AGAIN(name)
+#define EOPD_TABLE_AGAIN(name) kernels_##name
+#define EOPD_TABLE(name) EOPD_TABLE_AGAIN(name)
+
+extern const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET);
+const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET){EOPD_QUOTED(EOPD_INSTRUCTION_SET), row_statistics, row_gradient,
+                                              row_loss_and_gradient};
+
+}  // namespace eopd::cpu

@@ -1,0 +1,49 @@
+// What the bindings hand to the kernels, and the table of functions each instruction set offers.
+#pragma once
+
+#include <cstdint>
+
+namespace eopd::cpu {
+
+enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
+
+// A block of rows: last stride 1, any row stride (in elements), any alignment.
+struct Matrix {
+  void* data;  // [rows, columns]
+  DType dtype;
+  int64_t row_stride;
+};
+
+// z = softcap * tanh(scale * x / softcap) / temperature; softcap 0 stands for none.
+struct Transform {
+  double scale, softcap, temperature;
+};
+
+struct Problem {
+  Matrix student, teacher;  // [rows, columns]
+  Transform student_transform, teacher_transform;
+  int64_t rows, columns;
+  int threads;
+};
+
+// Arrays named `Real` are double where either side is float64, else float.
+struct Kernels {
+  const char* capability;
+  void (*row_statistics)(const Problem&,
+                         void* statistics);  // Real [rows, 8]
+  void (*row_gradient)(const Problem&,
+                       const void* statistics,  // Real [rows, 8]
+                       const void* a,           // Real [rows]
+                       const void* b,           // Real [rows]
+                       const void* c,           // Real [rows]
+                       const Matrix& out);      // [rows, columns], may be the student
+  void (*row_loss_and_gradient)(const Problem&,
+                                const void* weights,  // Real [rows]
+                                double gate_threshold,
+                                const double* combine,  // [4]
+                                void* statistics,       // Real [rows, 8]
+                                void* gate,             // Real [rows]
+                                const Matrix& out);     // [rows, columns], may be the student
+};
+
+}  // namespace eopd::cpu

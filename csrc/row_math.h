@@ -1,0 +1,210 @@
+// The mathematics of one row, for host and device: docs/math.md, "One pass" and "One gradient form".
+//
+// Everything is written once here and used by every kernel. The functions over columns take a `Value`, which is a scalar
+// (a CUDA thread, the ragged end of a row) or a SIMD vector of GCC's vector extensions: both know + - * == and ?:.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#ifdef __CUDACC__
+#define EOPD_HD __host__ __device__ __forceinline__
+#else
+#define EOPD_HD inline __attribute__((always_inline))
+#endif
+
+// The CPU kernels are compiled once per instruction set. What such an object instantiates from this header must not be
+// merged by the linker with another object's copy, so each object puts it into a namespace of its own.
+#ifndef EOPD_INSTRUCTION_SET
+#define EOPD_INSTRUCTION_SET generic
+#endif
+
+namespace eopd {
+inline namespace EOPD_INSTRUCTION_SET {
+
+// ---- The eight numbers of a row ------------------------------------------------------------------------------------
+
+// Centred on the maxima m of the logits seen so far; p ~ e^(s - m_s) is the student, q ~ e^(t - m_t) the teacher.
+template <typename Real>
+struct RowStatistics {
+  Real student_max = -std::numeric_limits<Real>::infinity();
+  Real student_sum = 0;  // Z_s = sum e^(s - m_s)
+  Real teacher_max = -std::numeric_limits<Real>::infinity();
+  Real teacher_sum = 0;    // Z_t = sum e^(t - m_t)
+  Real teacher_self = 0;   // A = sum e^(t - m_t) (t - m_t)
+  Real teacher_cross = 0;  // P = sum e^(t - m_t) ((t - m_t) - (s - m_s))
+  Real student_self = 0;   // B = sum e^(s - m_s) (s - m_s)
+  Real student_cross = 0;  // Q = sum e^(s - m_s) ((s - m_s) - (t - m_t))
+};
+
+// NaN where either is NaN, so that a row's maximum cannot hide one.
+template <typename Real>
+EOPD_HD Real larger_or_nan(Real x, Real y) {
+  return x > y || x != x ? x : y;
+}
+
+// 0 * anything = 0: what has no mass has no share, even where its logarithm is infinite.
+template <typename Real>
+EOPD_HD Real times_or_zero(Real mass, Real x) {
+  return mass == 0 ? Real(0) : mass * x;
+}
+
+// The same row seen from higher maxima. d = m_old - m_new <= 0; an unmoved maximum costs no exponential, and -inf that
+// stays -inf (nothing seen yet) has moved by 0.
+template <typename Real>
+EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_max) {
+  using std::exp;
+  const Real d_s = row.student_max == student_max ? Real(0) : row.student_max - student_max;
+  const Real d_t = row.teacher_max == teacher_max ? Real(0) : row.teacher_max - teacher_max;
+  if (d_s == 0 && d_t == 0) return;
+  const Real c_s = d_s == 0 ? Real(1) : exp(d_s);
+  const Real c_t = d_t == 0 ? Real(1) : exp(d_t);
+  row.teacher_self = times_or_zero(c_t, row.teacher_self + times_or_zero(row.teacher_sum, d_t));
+  row.teacher_cross = times_or_zero(c_t, row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s));
+  row.student_self = times_or_zero(c_s, row.student_self + times_or_zero(row.student_sum, d_s));
+  row.student_cross = times_or_zero(c_s, row.student_cross + times_or_zero(row.student_sum, d_s - d_t));
+  row.student_sum *= c_s;
+  row.teacher_sum *= c_t;
+  row.student_max = student_max;
+  row.teacher_max = teacher_max;
+}
+
+// The one merge: blocks of a row, slices of the vocabulary, CTAs of a cluster, ranks of a group. Associative; the empty
+// partial (maxima -inf, the rest 0) is its neutral element.
+template <typename Real>
+EOPD_HD void merge(RowStatistics<Real>& row, RowStatistics<Real> part) {
+  const Real student_max = larger_or_nan(row.student_max, part.student_max);
+  const Real teacher_max = larger_or_nan(row.teacher_max, part.teacher_max);
+  recentre(row, student_max, teacher_max);
+  recentre(part, student_max, teacher_max);
+  row.student_sum += part.student_sum;
+  row.teacher_sum += part.teacher_sum;
+  row.teacher_self += part.teacher_self;
+  row.teacher_cross += part.teacher_cross;
+  row.student_self += part.student_self;
+  row.student_cross += part.student_cross;
+}
+
+// One logarithm of the ratio, not a difference of two: the KL is small where both are large.
+template <typename Real>
+EOPD_HD Real log_sum_ratio(const RowStatistics<Real>& row) {
+  using std::log;
+  return log(row.student_sum / row.teacher_sum);
+}
+
+template <typename Real>
+EOPD_HD Real teacher_entropy(const RowStatistics<Real>& row) {
+  using std::log;
+  return log(row.teacher_sum) - row.teacher_self / row.teacher_sum;
+}
+
+template <typename Real>
+EOPD_HD Real student_entropy(const RowStatistics<Real>& row) {
+  using std::log;
+  return log(row.student_sum) - row.student_self / row.student_sum;
+}
+
+template <typename Real>
+EOPD_HD Real forward_kl(const RowStatistics<Real>& row) {
+  return row.teacher_cross / row.teacher_sum + log_sum_ratio(row);
+}
+
+template <typename Real>
+EOPD_HD Real reverse_kl(const RowStatistics<Real>& row) {
+  return row.student_cross / row.student_sum - log_sum_ratio(row);
+}
+
+// ---- Columns into sums ---------------------------------------------------------------------------------------------
+
+// What subtracts a maximum subtracts this: -inf - (-inf) would be NaN where -inf is meant.
+template <typename Real>
+EOPD_HD Real finite_centre(Real maximum) {
+  return maximum == -std::numeric_limits<Real>::infinity() ? Real(0) : maximum;
+}
+
+template <typename Value>
+struct ColumnSums {
+  Value student_sum{}, teacher_sum{}, teacher_self{}, teacher_cross{}, student_self{}, student_cross{};
+};
+
+// ds = s - m_s, dt = t - m_t and their exponentials. Unguarded, a column of zero mass at distance -inf makes the sums NaN;
+// the caller sees that and repeats its block guarded.
+template <bool guarded, typename Value>
+EOPD_HD void add_column(ColumnSums<Value>& sums, Value ds, Value dt, Value exp_ds, Value exp_dt) {
+  const Value log_ratio = ds - dt;
+  sums.student_sum += exp_ds;
+  sums.teacher_sum += exp_dt;
+  if constexpr (guarded) {
+    const Value zero{};
+    sums.teacher_self += exp_dt == zero ? zero : exp_dt * dt;
+    sums.teacher_cross -= exp_dt == zero ? zero : exp_dt * log_ratio;
+    sums.student_self += exp_ds == zero ? zero : exp_ds * ds;
+    sums.student_cross += exp_ds == zero ? zero : exp_ds * log_ratio;
+  } else {
+    sums.teacher_self += exp_dt * dt;
+    sums.teacher_cross -= exp_dt * log_ratio;
+    sums.student_self += exp_ds * ds;
+    sums.student_cross += exp_ds * log_ratio;
+  }
+}
+
+// ---- From the numbers to the gradient ------------------------------------------------------------------------------
+
+// dL/dz_s[v] = p_v (a + b (log p_v - log q_v)) - c q_v
+template <typename Real>
+struct RowCoefficients {
+  Real a, b, c;
+};
+
+// The weights of both divergences as functions of the gate g: c_r = reverse + reverse_gate g, c_f likewise.
+template <typename Real>
+struct Combine {
+  Real reverse, reverse_gate, forward, forward_gate;
+};
+
+template <typename Real>
+EOPD_HD RowCoefficients<Real> gated_coefficients(const RowStatistics<Real>& row, Real gate, Real weight,
+                                                 const Combine<Real>& combine) {
+  const Real c_r = combine.reverse + combine.reverse_gate * gate;
+  const Real c_f = combine.forward + combine.forward_gate * gate;
+  const Real reverse = c_r == 0 ? Real(0) : c_r * reverse_kl(row);  // an unused divergence may be infinite
+  return {weight * (c_f - reverse), weight * c_r, weight * c_f};
+}
+
+// The same line with everything that is constant along the row folded in:
+// g_v = e^ds (self + ratio (ds - dt)) - other e^dt
+template <typename Real>
+struct ColumnCoefficients {
+  Real self, ratio, other;
+};
+
+// `chain` is dz/dx where that is one number for the row.
+template <typename Real>
+EOPD_HD ColumnCoefficients<Real> column_coefficients(const RowStatistics<Real>& row, const RowCoefficients<Real>& k,
+                                                     Real chain) {
+  const Real shift = k.b == 0 ? Real(0) : k.b * log_sum_ratio(row);
+  const Real other = k.c == 0 ? Real(0) : k.c / row.teacher_sum;
+  return {(k.a - shift) / row.student_sum * chain, k.b / row.student_sum * chain, other * chain};
+}
+
+// `has_ratio` and `has_other` say whether b and c are used: with b = 0 the log-ratio may be infinite, with c = 0 the
+// teacher's exponential need not exist.
+template <bool has_ratio, bool has_other, typename Value, typename Real>
+EOPD_HD Value column_gradient(const ColumnCoefficients<Real>& k, Value ds, Value dt, Value exp_ds, Value exp_dt) {
+  Value factor = k.self + Value{};
+  if constexpr (has_ratio) factor += k.ratio * (ds - dt);
+  Value gradient = exp_ds * factor;
+  gradient = exp_ds == Value{} ? Value{} : gradient;
+  if constexpr (has_other) gradient -= k.other * exp_dt;
+  return gradient;
+}
+
+// dz/dx of z = softcap tanh(scale x / softcap) / T, from z itself: tanh = z T / softcap.
+template <typename Value, typename Real>
+EOPD_HD Value softcap_chain(Value z, Real scale_over_temperature, Real temperature_over_softcap) {
+  const Value tanh = z * temperature_over_softcap;
+  return scale_over_temperature * (Real(1) - tanh * tanh);
+}
+
+}  // namespace EOPD_INSTRUCTION_SET
+}  // namespace eopd

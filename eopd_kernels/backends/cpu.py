@@ -1,0 +1,163 @@
+"""The row functions on a CPU: checks, then the addresses go to the native kernels of csrc/cpu.
+
+The instruction set is chosen at run time, the widest the processor has; ``EOPD_CPU_CAPABILITY=portable|avx2|avx512``
+overrides that, and is read at every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..head import compute_dtype
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+BUILD_RECORD = Path(__file__).resolve().parents[1] / "_build.json"
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """None if the native kernels can be used, else why not, in one sentence."""
+    if not BUILD_RECORD.exists():
+        return "the native kernels were never built (pip install . or python setup.py build_ext --inplace builds them)"
+    record = json.loads(BUILD_RECORD.read_text())["cpu"]
+    if not record["built"]:
+        return f"the native kernels were not built: {record['reason']}"
+    try:
+        native()
+    except ImportError as error:
+        return f"the native kernels were built but cannot be loaded: {error}"
+    return None
+
+
+def description() -> str:
+    """One line for ``python -m eopd_kernels.info``."""
+    threads = (
+        f"OpenMP, {torch.get_num_threads()} threads" if native().openmp() else "single-threaded, built without OpenMP"
+    )
+    return f"native kernels, {native().capability()} of {', '.join(native().capabilities())}; {threads}"
+
+
+@functools.cache
+def native() -> ModuleType:
+    """The extension. torch is imported by now, so that both share its OpenMP runtime."""
+    return importlib.import_module("eopd_kernels._native")
+
+
+def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
+    """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_logits(student, teacher)
+    statistics = torch.empty(n, 8, dtype=compute_dtype(student, teacher))
+    native().row_statistics(
+        matrix(student), matrix(teacher), n, vocab_size, transforms, statistics.data_ptr(), torch.get_num_threads()
+    )
+    return statistics
+
+
+def row_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_logits(student, teacher)
+    dtype = compute_dtype(student, teacher)
+    check_numbers("statistics", statistics, (n, 8), dtype)
+    for name, k in (("a", a), ("b", b), ("c", c)):
+        check_numbers(name, k, (n,), dtype)
+    check_matrix("out", out, student.shape)
+    native().row_gradient(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        statistics.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        matrix(out),
+        torch.get_num_threads(),
+    )
+
+
+def row_loss_and_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    gate_threshold: float,
+    combine: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_logits(student, teacher)
+    dtype = compute_dtype(student, teacher)
+    check_numbers("weights", weights, (n,), dtype)
+    check_matrix("out", out, student.shape)
+    statistics = torch.empty(n, 8, dtype=dtype)
+    gate = torch.empty(n, dtype=dtype)
+    native().row_loss_and_gradient(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        weights.data_ptr(),
+        gate_threshold,
+        combine,
+        statistics.data_ptr(),
+        gate.data_ptr(),
+        matrix(out),
+        torch.get_num_threads(),
+    )
+    return statistics, gate
+
+
+def matrix(tensor: Tensor) -> tuple[int, int, int]:
+    """Address, dtype code and row stride: what the extension takes for a tensor."""
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
+    """The common shape (n, V)."""
+    if student.ndim != 2:
+        raise ValueError(f"student must be [n, V], got shape {tuple(student.shape)}")
+    check_matrix("student", student, student.shape)
+    check_matrix("teacher", teacher, student.shape)
+    return student.shape[0], student.shape[1]
+
+
+def check_matrix(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    """Refuses what the kernels would misread."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have the student's shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
+    if tensor.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPE_CODES))}, got {tensor.dtype}")
+    if shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} must have stride 1 along the vocabulary, got strides {tensor.stride()}")
+
+
+def check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The same for what there is one or eight of per row."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be {list(shape)} of {dtype} on the CPU, "
+            f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
