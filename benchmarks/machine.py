@@ -1,0 +1,74 @@
+"""What a figure was taken on, and how a machine without AVX-512 is imitated on one that has it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+import eopd_kernels
+from eopd_kernels.backends import cpu
+
+from .measure import THREADS
+
+# All of these are read when a process starts, or at the first product.
+ENVIRONMENTS = {
+    "avx2": {
+        "EOPD_CPU_CAPABILITY": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def imitate(capability: str, module: str) -> None:
+    """Starts ``python -m module`` over again in the environment of this capability, unless it is in it already."""
+    environment = ENVIRONMENTS[capability]
+    if any(os.environ.get(name) != value for name, value in environment.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **environment})
+
+
+def command(module: str) -> str:
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def description(module: str, capability: str | None, load: float) -> dict[str, str]:
+    """Everything one needs to compare a figure with one's own; ``load``: the system's average before the run."""
+    reason = cpu.unavailable()
+    ours = cpu.description() if reason is None else f"plain-torch backend, {reason}"
+    described = {
+        "command": f"`{command(module)}`",
+        "date": datetime.date.today().isoformat(),
+        "CPU": f"{cpu_model()}, {os.cpu_count()} cores ({', '.join(instruction_sets())})",
+        "threads": f"{THREADS}; load average before the run {load:.1f}",
+        "torch": f"{torch.__version__}, kernels for {torch.backends.cpu.get_cpu_capability()}",
+        "eopd_kernels": f"{eopd_kernels.__version__}, {ours}",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+    if capability is not None:
+        described["restricted by"] = ", ".join(f"`{k}={v}`" for k, v in ENVIRONMENTS[capability].items())
+    return described
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    return next(iter(cpuinfo("model name")), platform.processor() or platform.machine())
+
+
+def instruction_sets() -> list[str]:
+    flags = next(iter(cpuinfo("flags")), "").split()
+    return [name for name in INSTRUCTION_SETS if name in flags]
+
+
+def cpuinfo(field: str) -> list[str]:
+    """The values of a field of /proc/cpuinfo, one per core; none where there is no such file."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field]
