@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from eopd_kernels import memory as fresh_memory
+
 from .measure import MIB, THREADS, Sample, fresh_process, interleaved, peak_memory, progress
 from .problems import hidden_problem, logits_problem
 from .results import Row, Target, compared
@@ -85,6 +87,7 @@ def add(scale: Scale) -> list[Row]:
         compared(f"{scale.logits}, row_loss_and_gradient into out", against, target, times["kernel"], times["add"]),
         compared(f"{scale.logits}, entropy_aware_kl + backward", against, target, times["fused"], times["add"]),
         compared(f"{scale.logits}, first touch of a new gradient", against, None, times["first touch"], times["add"]),
+        compared(f"{scale.logits}, the same in huge pages", against, None, times["huge pages"], times["add"]),
         compared(f"{scale.logits}, gradient scaled in place", against, None, times["scale"], times["add"]),
     ]
 
@@ -98,6 +101,7 @@ def time_add(scale: Scale) -> dict[str, Sample]:
         "kernel": row_kernel(problem, c),
         "fused": fused_logits(problem),
         "first touch": lambda: torch.empty_like(a).fill_(1),
+        "huge pages": lambda: fresh_memory.empty(a.shape, a.dtype, a.device).fill_(1),
         "scale": lambda: c.mul_(factor),
     }
     return interleaved(steps, scale.seconds)

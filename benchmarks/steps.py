@@ -1,7 +1,7 @@
 """The contenders: each function prepares one and returns the step that is timed.
 
-A step returns what it has computed, so that freeing it falls outside the clock. Losses are squared: the gradient that
-arrives from upstream is then not 1, as under gradient accumulation or a loss scale.
+A step returns what it has computed, so that freeing it falls outside the clock. It ends in a plain ``backward()``, as a
+training step does; what an upstream gradient other than 1 adds is measured by itself.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ Step = Callable[[], object]
 def plain_logits(problem: LogitsProblem, *, compiled: bool = False) -> Step:
     """The plain loss of logits and its gradient, as it is or under torch.compile."""
 
-    def squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return plain.logits_loss(student, teacher).square()
-
-    loss = torch.compile(squared_loss, fullgraph=True, dynamic=False) if compiled else squared_loss
+    loss = torch.compile(plain.logits_loss, fullgraph=True, dynamic=False) if compiled else plain.logits_loss
     return lambda: gradients(loss(problem.student, problem.teacher), problem.student)
 
 
 def fused_logits(problem: LogitsProblem) -> Step:
     """entropy_aware_kl of logits, forward and backward."""
-    return lambda: gradients(entropy_aware_kl(problem.student, problem.teacher).loss.square(), problem.student)
+    return lambda: gradients(entropy_aware_kl(problem.student, problem.teacher).loss, problem.student)
 
 
 def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:
@@ -52,7 +49,7 @@ def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:
 def plain_hidden(problem: HiddenProblem) -> Step:
     """The plain loss of hidden states, and the gradients of the student's hidden states and head."""
     sides = (problem.student, problem.teacher, problem.student_weight, problem.teacher_weight)
-    return lambda: gradients(plain.hidden_loss(*sides).square(), problem.student, problem.student_weight)
+    return lambda: gradients(plain.hidden_loss(*sides), problem.student, problem.student_weight)
 
 
 def fused_hidden(problem: HiddenProblem, workspace_bytes: int | None = None) -> Step:
@@ -67,7 +64,7 @@ def fused_hidden(problem: HiddenProblem, workspace_bytes: int | None = None) -> 
             teacher_head=teacher_head,
             workspace_bytes=workspace_bytes,
         )
-        return gradients(output.loss.square(), problem.student, problem.student_weight)
+        return gradients(output.loss, problem.student, problem.student_weight)
 
     return step
 

@@ -157,13 +157,13 @@ inline int this_thread() {
 #endif
 }
 
-// Rows are handed out one by one: a masked row costs nothing and a gated one more than others. Nothing among the threads
-// throws.
+// Rows are handed out one by one, short ones in groups worth a thread's waking: a masked row costs nothing and a gated one
+// more than others. Nothing among the threads throws.
 template <typename Real, typename Function>
 void for_rows(const Problem& problem, const Workspace<Real>* workspace, Function function) {
   const int64_t rows = problem.rows;
   const int64_t rows_at_once = 1 + (1 << 16) / (problem.columns + 1);
-#pragma omp parallel num_threads(problem.threads) if (rows > 1 && problem.threads > 1)
+#pragma omp parallel num_threads(problem.threads) if (rows > rows_at_once && problem.threads > 1)
   {
     Scratch<Real> scratch;
     scratch.workspace = workspace;
