@@ -1,0 +1,144 @@
+"""Causal language models as the loss sees them: hidden states and a head, never logits."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from eopd_kernels import LMHead
+
+from .errors import UsageError
+
+
+def small_llama(
+    tokenizer: Tokenizer, hidden_size: int, layers: int, max_positions: int, device: torch.device
+) -> PreTrainedModel:
+    """A randomly initialised Llama with a tied head, of the tokenizer's vocabulary."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return moved(LlamaForCausalLM(config), device)
+
+
+def load_model(argument: str, name: str, torch_dtype: str, device: torch.device) -> PreTrainedModel:
+    """The causal language model in a folder or on the hub, in eval mode. ``argument`` is the option an error names."""
+    dtype = torch_dtype if torch_dtype == "auto" else getattr(torch, torch_dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(argument, f"cannot load a causal language model from {name!r}: {first_line(error)}") from error
+    return moved(model, device).eval()
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    torch.nn.Module.to(model, device)
+    return model
+
+
+def load_tokenizer(argument: str, name: str) -> Tokenizer:
+    """The tokenizer beside a model, padding on the left (with its end-of-sequence token if it has no padding token)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(argument, f"cannot load a tokenizer from {name!r}: {first_line(error)}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def lm_head(model: PreTrainedModel) -> LMHead:
+    """The model's own head: the live weight [V, D] and bias [V], and the scale and softcap that its config states."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(config, "logit_scale", None) is not None:  # Cohere
+        scale = float(config.logit_scale)
+    elif getattr(config, "logits_scaling", None) is not None:  # Granite divides
+        scale = 1.0 / float(config.logits_scaling)
+    elif getattr(config, "lm_head_multiplier", None) is not None:  # Falcon-H1
+        scale = float(config.lm_head_multiplier)
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
+    return LMHead(head.weight, getattr(head, "bias", None), scale=scale, softcap=softcap)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """0, 1, 2, ... from each row's first attended token on, [B, L]: left padding does not shift a sequence."""
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the head would read, [B, L, D], of token ids and a mask [B, L]. Position i is about token i + 1."""
+    base = model.base_model
+    extra = {}
+    if "position_ids" in inspect.signature(base.forward).parameters:
+        extra["position_ids"] = position_ids(attention_mask)
+    return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra).last_hidden_state
+
+
+@torch.no_grad()
+def check_head(argument: str, model: PreTrainedModel, token_ids: list[int]) -> None:
+    """Refuses a model whose logits are not what :func:`lm_head` makes of its hidden states, on one short text.
+
+    An architecture may scale, cap or transform in ways its config does not tell; distilling without that would
+    silently train another model.
+    """
+    if model.get_output_embeddings() is None:
+        raise UsageError(argument, f"{type(model).__name__} has no output embeddings to read the head from")
+    input_ids = torch.tensor([token_ids[:16]], device=model.device)
+    attention_mask = torch.ones_like(input_ids)
+    head = lm_head(model)
+    hidden = hidden_states(model, input_ids, attention_mask)
+    logits = hidden @ head.weight.T if head.bias is None else hidden @ head.weight.T + head.bias
+    logits = logits.float() * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    expected = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+    tolerance = 1e-3 if head.weight.dtype == torch.float32 else 5e-2
+    difference = (logits - expected).abs().max().item()
+    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
+        raise UsageError(
+            argument,
+            f"the logits of {type(model).__name__} are not softcap(scale * (head of its hidden states)) as far as its "
+            f"config tells (they differ by {difference:.3g}); this architecture is not supported",
+        )
+
+
+def shared_vocabulary(
+    student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer: Tokenizer, teacher_tokenizer: Tokenizer
+) -> int:
+    """min(V_student, V_teacher), after making sure that an id below it means the same token to both tokenizers."""
+    sizes = [len(model.get_output_embeddings().weight) for model in (student, teacher)]
+    shared = min(sizes)
+    ours, theirs = (
+        {i: token for token, i in tokenizer.get_vocab().items() if i < shared}
+        for tokenizer in (student_tokenizer, teacher_tokenizer)
+    )
+    # An id that only one of them knows is a padding row or an unused special token of the other.
+    differing = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
+    if differing:
+        first = differing[0]
+        raise UsageError(
+            "--teacher/--student",
+            f"the tokenizers disagree, so their probabilities cannot be compared: the student has {sizes[0]} ids and "
+            f"the teacher {sizes[1]}; of the {shared} shared ones {len(differing)} differ, first id {first}: "
+            f"{ours[first]!r} for the student, {theirs[first]!r} for the teacher",
+        )
+    return shared

@@ -1,0 +1,110 @@
+"""What a run leaves behind: lines on the terminal and a folder with config, metrics and models."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from .errors import UsageError
+
+Item = TypeVar("Item")
+
+# Column heading, metric and format of the lines printed during training.
+STEP_COLUMNS = (
+    ("step", "step", "4d"),
+    ("loss", "loss", "7.4f"),
+    ("rev KL", "reverse_kl", "7.4f"),
+    ("fwd KL", "forward_kl", "7.4f"),
+    ("H_t", "teacher_entropy", "5.2f"),
+    ("H_s", "student_entropy", "5.2f"),
+    ("gate", "gate_fraction", "4.0%"),
+    ("length", "completion_length", "6.1f"),
+    ("tok/s", "tokens_per_second", "7.0f"),
+    ("MiB", "peak_memory_mib", "6.0f"),
+)
+
+
+class RunFolder:
+    """A folder with config.json, metrics.jsonl (one line per step, written as it happens), results.json and models."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise UsageError("--output", f"cannot use {str(path)!r} as a run folder: {error.strerror}") from error
+        if occupied:
+            raise UsageError("--output", f"{str(path)!r} is not empty; a run needs a folder of its own")
+        self.path = path
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        (self.path / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+    def log(self, record: dict[str, Any]) -> None:
+        # Opened for every line, so that an interrupted run loses none.
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def save_model(self, name: str, model: Any, tokenizer: Any) -> None:
+        model.save_pretrained(self.path / name)
+        tokenizer.save_pretrained(self.path / name)
+
+
+def say(text: str = "") -> None:
+    """A line on standard output that does not tear a progress bar apart."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """A bar on standard error while ``items`` are consumed; none where that is not a terminal."""
+    yield from tqdm(items, total=total, desc=label, leave=False, disable=None, dynamic_ncols=True)
+
+
+def shown(step: int, steps: int, lines: int = 5) -> bool:
+    """Whether this step is among the ``lines`` or so that are printed: the first, the last and evenly in between."""
+    return step in (1, steps) or step * lines // steps > (step - 1) * lines // steps
+
+
+def step_header() -> str:
+    return "  " + "  ".join(heading.rjust(width(heading, form)) for heading, _, form in STEP_COLUMNS)
+
+
+def step_line(metrics: dict[str, Any]) -> str:
+    return "  " + "  ".join(
+        format(metrics[name], form).rjust(width(heading, form)) for heading, name, form in STEP_COLUMNS
+    )
+
+
+def width(heading: str, form: str) -> int:
+    return max(len(heading), int(form.split(".")[0].rstrip("d")))
+
+
+def table(rows: list[tuple[str, dict[str, float]]], columns: list[tuple[str, str, str]]) -> str:
+    """Rows of (name, numbers) under ``columns`` of (heading, number, format); '-' where a number is missing or nan."""
+    first = max(len(name) for name, _ in rows)
+    lines = ["  " + "".ljust(first) + "".join(heading.rjust(len(heading) + 3) for heading, _, _ in columns)]
+    for name, numbers in rows:
+        cells = ""
+        for heading, key, form in columns:
+            value = numbers.get(key, math.nan)
+            cells += ("-" if math.isnan(value) else format(value, form)).rjust(len(heading) + 3)
+        lines.append("  " + name.ljust(first) + cells)
+    return "\n".join(lines)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory held so far, MiB: tensors on a CUDA device, else the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if platform.system() == "Darwin" else peak / 2**10

@@ -1,0 +1,119 @@
+"""Sampling from the student, and which of the sampled tokens count.
+
+    input_ids        p p P P P | C C C E p       p padding, P prompt, C completion, E end of sequence
+    attention_mask   0 0 1 1 1 | 1 1 1 1 0
+    completion_mask              1 1 1 1 0
+
+The mask of a completion ends with its end-of-sequence token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B sequences: prompts padded on the left to P tokens, completions padded on the right to C tokens."""
+
+    input_ids: Tensor  # int64 [B, P + C]
+    attention_mask: Tensor  # int64 [B, P + C]
+    completion_mask: Tensor  # bool [B, C]
+
+    @property
+    def prompt_width(self) -> int:
+        return self.input_ids.shape[1] - self.completion_mask.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Valid completion tokens per sequence, the end-of-sequence token included, int64 [B]."""
+        return self.completion_mask.sum(dim=1)
+
+    def split(self, size: int) -> Iterator[Rollouts]:
+        """Micro-batches of at most ``size`` sequences, each without the columns that are padding in all of them."""
+        for start in range(0, len(self.input_ids), size):
+            rows = slice(start, start + size)
+            attended = self.attention_mask[rows].any(dim=0).nonzero()
+            first, end = int(attended[0]), int(attended[-1]) + 1
+            completion = self.completion_mask[rows, : end - self.prompt_width]
+            yield Rollouts(self.input_ids[rows, first:end], self.attention_mask[rows, first:end], completion)
+
+
+def completion_mask(completion_ids: Tensor, eos_ids: list[int]) -> Tensor:
+    """True up to and with each row's first end-of-sequence token, bool [B, C] of ids [B, C].
+
+    Only the end of the sequence decides, not the padding token, so that pad == eos costs no row its end and a padding
+    token that was sampled before the end still counts as the token it was.
+    """
+    ends = torch.isin(completion_ids, torch.tensor(eos_ids, device=completion_ids.device))
+    return (ends.cumsum(dim=1) - ends.long()) == 0
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+    """Every id that ends a sequence according to the model's generation config or the tokenizer; may be empty."""
+    stated = model.generation_config.eos_token_id
+    ids = set(stated) if isinstance(stated, list) else {stated}
+    return sorted(i for i in ids | {tokenizer.eos_token_id} if i is not None)
+
+
+def left_pad(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 [B, P] each."""
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    attention_mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(input_ids, device=device), torch.tensor(attention_mask, device=device)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    vocab_size: int | None = None,
+) -> Rollouts:
+    """One completion per prompt, drawn from the model's own distribution at temperature 1.
+
+    Ids from ``vocab_size`` on are never drawn: the other model would not know them.
+    """
+    eos_ids = end_of_sequence_ids(model, tokenizer)
+    head_size = len(model.get_output_embeddings().weight)
+    unshared = list(range(vocab_size, head_size)) if vocab_size is not None else []
+    plain = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_ids or None,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=unshared or None,
+    )
+    input_ids, attention_mask = left_pad(prompts, tokenizer.pad_token_id, model.device)
+    # generate() fills what its argument leaves open from the model's own config: a top-p or repetition penalty from
+    # there would make the samples off-policy.
+    own, model.generation_config = model.generation_config, plain
+    try:
+        sequences = cast(Any, model).generate(input_ids, attention_mask=attention_mask, generation_config=plain)
+    finally:
+        model.generation_config = own
+    mask = completion_mask(sequences[:, input_ids.shape[1] :], eos_ids)
+    return Rollouts(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
+
+
+def completions(rollouts: Rollouts, tokenizer: Tokenizer, eos_ids: list[int]) -> list[str | None]:
+    """Each completion as text without its end-of-sequence token; None where it never ended."""
+    completion_ids = rollouts.input_ids[:, rollouts.prompt_width :].tolist()
+    texts: list[str | None] = []
+    for ids, length in zip(completion_ids, rollouts.lengths.tolist(), strict=True):
+        ended = ids[length - 1] in eos_ids
+        texts.append(str(tokenizer.decode(ids[: length - 1], skip_special_tokens=False)) if ended else None)
+    return texts

@@ -1,0 +1,270 @@
+"""The program from end to end: its files, its two modes, its errors, its end by Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import distill as program
+import pytest
+import torch
+from distillation import scenarios
+from distillation.errors import RunError
+from distillation.options import Options
+from distillation.prompts import encode_prompts, read_prompts
+from distillation.training import distill
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .conftest import VOCABULARY, tiny_words
+
+PROGRAM = Path(program.__file__)
+TIMINGS = {"tokens_per_second", "rollout_seconds", "update_seconds", "peak_memory_mib"}
+METRICS = {
+    *("objective", "step", "loss", "forward_kl", "reverse_kl", "teacher_entropy", "student_entropy", "gate_fraction"),
+    *("grad_norm", "learning_rate", "completion_length", "tokens"),
+    *TIMINGS,
+}
+SMALL_DEMO = [
+    *("--steps", "3", "--batch-size", "6", "--micro-batch-size", "4", "--teacher-steps", "12", "--student-steps", "4"),
+    *("--eval-prompts", "4", "--eval-samples", "8"),
+]
+
+
+@pytest.fixture(autouse=True)
+def few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenarios, "TRAINING_PROBLEMS", 60)
+    monkeypatch.setattr(scenarios, "SUPERVISED_BATCH", 16)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_demonstration_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert program.main([*SMALL_DEMO, "--output", str(folder)]) == 0
+    records = logged(folder)
+    assert [(record["objective"], record["step"]) for record in records] == [
+        (objective, step) for objective in ("reverse-kl", "entropy-aware") for step in (1, 2, 3)
+    ]
+    assert all(set(record) == METRICS for record in records)
+    # The same start and the same seed: until the first update the two arms see the same tokens.
+    assert records[0]["reverse_kl"] == records[3]["reverse_kl"] and records[0]["tokens"] == records[3]["tokens"]
+    assert records[3]["loss"] > records[0]["loss"]
+    assert json.loads((folder / "config.json").read_text())["steps"] == 3
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results) == ["teacher", "student at start", "reverse-kl", "entropy-aware"]
+    for row in results.values():
+        assert {"pass@1", "pass@8", "student_entropy_uncertain", "forward_kl_uncertain"} <= set(row)
+    assert results["teacher"]["forward_kl_uncertain"] == pytest.approx(0, abs=1e-5)
+
+    weights = {}
+    for name in ("teacher", "student-start", "student-reverse-kl", "student-entropy-aware"):
+        assert (folder / name / "model.safetensors").exists()
+        weights[name] = AutoModelForCausalLM.from_pretrained(folder / name).state_dict()["model.norm.weight"]
+        assert AutoTokenizer.from_pretrained(folder / name).eos_token == "<eos>"
+    students = [weights[name] for name in weights if name.startswith("student")]
+    assert not torch.equal(students[0], students[1]) and not torch.equal(students[1], students[2])
+
+    written = capsys.readouterr()
+    assert written.err == ""  # no progress bar where there is no terminal
+    for part in ("pass@1", "pass@8", "held-out prompts: 4", "samples per prompt: 8", "entropy-aware", str(folder)):
+        assert part in written.out
+    assert len(written.out.splitlines()) < 40
+    assert max(map(len, written.out.splitlines())) <= 120
+
+
+def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        smaller = ["--steps", "2", "--eval-prompts", "2", "--teacher-steps", "2", "--student-steps", "1"]
+        arguments = ["--objective", "entropy-aware", "--seed", seed, "--output", str(tmp_path / name)]
+        assert program.main([*SMALL_DEMO, *smaller, *arguments]) == 0
+        records = [{k: v for k, v in record.items() if k not in TIMINGS} for record in logged(tmp_path / name)]
+        runs.append((records, (tmp_path / name / "results.json").read_text()))
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[2][0]
+
+
+@pytest.mark.parametrize(
+    ("form", "choice", "objectives"),
+    [
+        (".txt", [], ["entropy-aware"]),
+        (".jsonl", ["--objective", "both", "--torch-dtype", "bfloat16"], ["reverse-kl", "entropy-aware"]),
+    ],
+)
+def test_own_models_and_prompts(
+    form: str,
+    choice: list[str],
+    objectives: list[str],
+    tmp_path: Path,
+    saved_model: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The student's head has padding rows that its tokenizer does not know, as in families of open models.
+    teacher = saved_model("teacher", "llama", tiny_words())
+    student = saved_model("student", "gpt2", tiny_words(), vocab_size=VOCABULARY + 8)
+    texts = [" ".join(f"w{3 + (i + j) % 30}" for j in range(1 + i % 4)) for i in range(20)]
+    prompts = tmp_path / f"prompts{form}"
+    lines = texts if form == ".txt" else [json.dumps({"prompt": text}) for text in texts]
+    prompts.write_text("\n".join(lines) + "\n\n")
+    folder = tmp_path / "run"
+    arguments = ["--teacher", teacher, "--student", student, "--prompts", str(prompts), "--output", str(folder)]
+    small = ["--steps", "2", "--batch-size", "4", "--micro-batch-size", "3", "--max-new-tokens", "6"]
+    assert program.main([*arguments, *small, *choice, "--eval-prompts", "4", "--learning-rate", "0.01"]) == 0
+    records = logged(folder)
+    steps = [(record["objective"], record["step"]) for record in records]
+    assert steps == [(objective, step) for objective in objectives for step in (1, 2)]
+    assert len({record["reverse_kl"] for record in records if record["step"] == 1}) == 1  # the same first tokens
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student, folder / "student-entropy-aware"))
+    assert {parameter.dtype for parameter in after.parameters()} == {torch.float32}
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert not (folder / "teacher").exists()
+    out = capsys.readouterr().out
+    assert "16 prompts to train on, 4 held out" in out and "pass@" not in out
+
+
+def test_chats_go_through_the_template(tmp_path: Path, saved_model: Callable[..., str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved_model("student", "llama", tiny_words()))
+    prompts = tmp_path / "chats.jsonl"
+    prompts.write_text('{"messages": [{"role": "user", "content": "w5 w6"}]}\n')
+    with pytest.raises(RunError, match=r"argument --prompts: has 'messages', but .* no chat template"):
+        encode_prompts(tokenizer, read_prompts(prompts))
+    tokenizer.chat_template = "w3 {{ messages[0]['content'] }}{% if add_generation_prompt %} w4{% endif %}"
+    assert encode_prompts(tokenizer, read_prompts(prompts)) == [[3, 5, 6, 4]]
+
+
+def test_tokenizers_that_disagree_are_refused(
+    tmp_path: Path, saved_model: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny_words()
+    teacher = saved_model("teacher", "llama", [*words[:10], *reversed(words[10:])], vocab_size=VOCABULARY + 8)
+    student = saved_model("student", "llama", words)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w3\nw4\n")
+    arguments = ["--teacher", teacher, "--student", student, "--prompts", str(prompts), "--eval-prompts", "1"]
+    assert program.main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "the student has 40 ids and the teacher 48" in error
+    assert "first id 10: 'w10' for the student, 'w39' for the teacher" in error
+    assert len(error.splitlines()) == 1
+
+
+OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tau", "high"], "argument --tau: 'high' is not a number"),
+        (["--tau", "nan"], "argument --tau: 'nan' is not a number"),
+        (["--alpha", "-1"], "argument --alpha: '-1' is not a number of at least 0"),
+        (["--temperature", "0"], "argument --temperature: '0' is not a number above 0"),
+        (["--steps", "0"], "argument --steps: '0' is not an integer of at least 1"),
+        (["--batch-size", "2.5"], "argument --batch-size: '2.5' is not an integer of at least 1"),
+        (["--objective", "jsd"], "argument --objective: invalid choice: 'jsd'"),
+        (["--combine", "mix"], "argument --combine: invalid choice: 'mix'"),
+        (["--eval-samples", "7"], "argument --eval-samples: pass@8 needs at least 8 samples per prompt, got 7"),
+        (["--teacher", "a"], "argument --student: missing; --teacher needs"),
+        (["--student", "a", "--prompts", "p.txt"], "argument --teacher: missing; --student needs"),
+        (["--device", "cuda:99"], "argument --device: cannot use 'cuda:99'"),
+        (["--device", "toaster"], "argument --device: cannot use 'toaster'"),
+        (["--output", "{file}"], "argument --output: cannot use "),
+        (["--output", "{folder}"], "is not empty; a run needs a folder of its own"),
+        (
+            ["--teacher", "{folder}", "--student", "{folder}", "--prompts", "{folder}/none.txt"],
+            "argument --prompts: cannot read ",
+        ),
+        ([*OWN, "{folder}/none.txt"], "argument --prompts: cannot read "),
+        ([*OWN, "{file}"], "must end in .txt or .jsonl"),
+        ([*OWN, "{folder}/p.txt"], "argument --student: cannot load a tokenizer"),
+    ],
+)
+def test_a_bad_argument_is_named_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "p.txt").write_text("w3\nw4\n")
+    (tmp_path / "file").write_text("")
+    filled = [argument.format(folder=tmp_path / "folder", file=tmp_path / "file") for argument in arguments]
+    try:
+        status: Any = program.main(filled)
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error and error.startswith("distill.py: error: ")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "extra", "message"),
+    [
+        (["not json"], [], "line 1: not JSON"),
+        (['{"prompt": "w3"}', '{"text": "w4"}'], [], "line 2: needs a 'prompt'"),
+        (['{"prompt": "w3"}'] * 2, [], "1 different prompts and --eval-prompts keeps 1"),
+        (['{"prompt": "w3"}', '{"prompt": "w4"}'], ["--max-new-tokens", "48"], "make 49, but the teacher has 48"),
+    ],
+)
+def test_prompts_that_cannot_be_used(
+    lines: list[str],
+    extra: list[str],
+    message: str,
+    tmp_path: Path,
+    saved_model: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = saved_model("model", "llama", tiny_words())
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(lines) + "\n")
+    arguments = ["--teacher", model, "--student", model, "--prompts", str(prompts), "--output", str(tmp_path / "run")]
+    assert program.main([*arguments, "--eval-prompts", "1", *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+
+
+def test_an_interrupt_keeps_what_was_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[dict[str, float]]:
+        for metrics in distill(*arguments, **options):
+            yield metrics
+            if metrics["step"] == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "distill", interrupted)
+    assert program.main([*SMALL_DEMO, "--output", str(tmp_path / "run")]) == 130
+    assert [record["step"] for record in logged(tmp_path / "run")] == [1, 2]
+    error = capsys.readouterr().err
+    assert "interrupted" in error and str(tmp_path / "run") in error and "Traceback" not in error
+
+
+def test_help_fits_a_terminal_and_names_every_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        program.main(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for option in dataclasses.fields(Options):
+        assert f"--{option.name.replace('_', '-')} " in text
+
+
+def test_the_file_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), "--tau", "high"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 2
+    assert run.stderr == "distill.py: error: argument --tau: 'high' is not a number\n"
+    assert not list(tmp_path.iterdir())
