@@ -14,8 +14,8 @@ from ..head import compute_dtype
 from ..objective import Coefficients, Combine, gradient_coefficients, open_gate
 from ..statistics import RowStatistics, centred_exp, weighted
 
-# Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on two
-# cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
+# Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on
+# two cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
 TILE_ELEMENTS = 2**18
 TILE_COLUMNS = 2**14
 
