@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from eopd_kernels import EntropyAwareKLLoss, EntropyGate, LMHead, Objective, entropy_aware_kl, reference
@@ -218,3 +220,31 @@ def test_the_module_remembers_its_options() -> None:
     )
     assert torch.equal(ours.loss, expected.loss) and torch.equal(ours.gate, expected.gate)
     assert "alpha=0.7" in repr(loss) and not list(loss.parameters())
+
+
+@given(data=st.data())
+def test_any_strides(data: st.DataObject) -> None:
+    """Permuted, sliced, stepped and expanded logits on either side equal their contiguous copies."""
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
+    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)) + [data.draw(st.integers(1, 70))]
+
+    def strided() -> Tensor:
+        order = data.draw(st.permutations(range(len(shape))))
+        steps = data.draw(st.lists(st.sampled_from([1, 2, 3]), min_size=len(shape), max_size=len(shape)))
+        offset = data.draw(st.sampled_from([0, 1]))
+        base = logits_like(generator, *(shape[axis] * steps[axis] + offset for axis in order))
+        view = base.permute(*(order.index(axis) for axis in range(len(shape))))
+        view = view[tuple(slice(offset, offset + n * step, step) for n, step in zip(shape, steps, strict=True))]
+        return view[:1].expand(shape) if data.draw(st.booleans()) else view
+
+    student, teacher = strided(), strided()
+    schedule = data.draw(st.sampled_from(["chunked", "recompute"]))
+    results = []
+    for s, t in ((student, teacher), (student.contiguous(), teacher.contiguous())):
+        leaf = s.detach().requires_grad_()
+        out = entropy_aware_kl(
+            leaf, t, schedule=schedule, objective=Objective(gate=EntropyGate(1.0)), workspace_bytes=1
+        )
+        results.append((out.loss, out.reverse_kl, *torch.autograd.grad(out.loss, leaf, torch.tensor(-0.7))))
+    for of_views, of_copies in zip(*results, strict=True):
+        torch.testing.assert_close(of_views, of_copies, rtol=1e-5, atol=1e-6)
