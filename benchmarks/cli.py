@@ -24,9 +24,10 @@ def parse(module: str, summary: str, cases: Sequence[str]) -> argparse.Namespace
     parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
+    parser.add_argument("--summary", type=Path, metavar="PAGE", help="replace the short table of this page")
     arguments = parser.parse_args()
-    if arguments.write and (arguments.quick or arguments.only):
-        parser.error("--write publishes whole runs only: leave out --quick and --only")
+    if (arguments.write or arguments.summary) and (arguments.quick or arguments.only):
+        parser.error("--write and --summary publish whole runs only: leave out --quick and --only")
     if arguments.capability:
         imitate(arguments.capability, module)
     arguments.load = os.getloadavg()[0]

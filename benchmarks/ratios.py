@@ -7,7 +7,8 @@ from dataclasses import replace
 from .cases import CASES, PUBLISHED, QUICK
 from .cli import parse, publish
 from .measure import progress
-from .results import Row, bound_table, ratio_table
+from .page import replace_block
+from .results import Row, bound_table, ratio_table, summary_table
 
 MODULE = "benchmarks.ratios"
 
@@ -26,6 +27,8 @@ def main() -> None:
     if bounded:
         parts += ["What bounds them:", bound_table(bounded)]
     publish(MODULE, "ratios", arguments, parts, [row.record() for row in rows])
+    if arguments.summary:
+        replace_block(arguments.summary, "figures", summary_table(rows))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ def ratio_table(rows: Iterable[Row]) -> str:
     return markdown_table(HEADER, [row.cells() for row in rows])
 
 
+def summary_table(rows: Iterable[Row]) -> str:
+    """The rows with a target in three columns, for a front page."""
+    lines = []
+    for row in rows:
+        if row.target is not None:
+            unit = "" if row.target.kind == "MiB" else f" {row.target.kind}"
+            lines.append([row.case, row.against, f"{row.reached}{unit}"])
+    return markdown_table(("what", "against", "median (min–max)"), lines)
+
+
 def bound_table(rows: Iterable[Row]) -> str:
     """Rows without a target: one thing in units of another."""
     header = ("what", "in units of", "ratio", "median (min–max)", "of the unit")

@@ -226,7 +226,7 @@ def test_the_module_remembers_its_options() -> None:
 def test_any_strides(data: st.DataObject) -> None:
     """Permuted, sliced, stepped and expanded logits on either side equal their contiguous copies."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
-    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)) + [data.draw(st.integers(1, 70))]
+    shape = [*data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)), data.draw(st.integers(1, 70))]
 
     def strided() -> Tensor:
         order = data.draw(st.permutations(range(len(shape))))
