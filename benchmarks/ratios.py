@@ -14,7 +14,7 @@ MODULE = "benchmarks.ratios"
 
 
 def main() -> None:
-    arguments = parse(MODULE, "The ratios that the project is held to.", list(CASES))
+    arguments = parse(MODULE, "The ratios that the project is held to.", list(CASES), front_page=True)
     scale = QUICK if arguments.quick else PUBLISHED
     if arguments.seconds is not None:
         scale = replace(scale, seconds=arguments.seconds)
