@@ -184,7 +184,8 @@ EOPD_HD ColumnCoefficients<Real> column_coefficients(const RowStatistics<Real>& 
                                                      Real chain) {
   const Real shift = k.b == 0 ? Real(0) : k.b * log_sum_ratio(row);
   const Real other = k.c == 0 ? Real(0) : k.c / row.teacher_sum;
-  return {(k.a - shift) / row.student_sum * chain, k.b / row.student_sum * chain, other * chain};
+  const Real ratio = k.b == 0 ? Real(0) : k.b / row.student_sum;
+  return {(k.a - shift) / row.student_sum * chain, ratio * chain, other * chain};
 }
 
 // `has_ratio` and `has_other` say whether b and c are used: with b = 0 the log-ratio may be infinite, with c = 0 the

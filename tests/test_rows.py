@@ -220,19 +220,24 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice) -
     assert (out[:, ~alive] == 0).all()
 
 
-def test_a_nan_stays_in_its_row(functions: RowFunctions) -> None:
+@pytest.mark.parametrize("combine", [ADD, Combine(0.0, 0.0, 1.0, 0.0), Combine(1.0, 0.0, 0.0, 0.0)])
+def test_a_nan_stays_in_its_row(functions: RowFunctions, combine: Combine) -> None:
     for side, column in ((0, 0), (0, 4000), (1, 17), (1, 5002)):
         blocks = block(4, 5003)
         clean = functions.row_statistics(*blocks, IDENTITY)
         blocks[side][2, column] = math.nan
         out = torch.empty(4, 5003)
         weights = torch.ones(4)
-        packed, _gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(ADD), IDENTITY, out)
+        packed, gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
         statistics = RowStatistics(packed)
         assert statistics.reverse_kl[2].isnan() and statistics.forward_kl[2].isnan()
         others = [0, 1, 3]
         assert torch.equal(packed[others], clean[others]) and out[others].isfinite().all()
         assert out[2].isnan().any()
+        again = torch.empty(4, 5003)
+        coefficients = gradient_coefficients(statistics, gate, combine, weights)
+        functions.row_gradient(*blocks, packed, *coefficients, IDENTITY, again)
+        assert again[others].isfinite().all() and again[2].isnan().any()
 
 
 @pytest.mark.parametrize("scale", [300.0, 1e4, 1e30])

@@ -143,10 +143,12 @@ void gradient_columns(const ColumnCoefficients<Real>& k, const Real* student, co
 }
 
 // `out` may be `student`: a column is read before it is written. Kept exponentials are brought from their block's maxima to
-// the row's through the coefficients.
+// the row's through the coefficients. Whether a term is used is the row's to say: in a row with a NaN every product with
+// its numbers is NaN, even that of an unused term, whose logits the caller has not loaded.
 template <typename Real>
-void gradient_block(const RowStatistics<double>& row, ColumnCoefficients<double> k, const Real* student,
-                    const Real* teacher, int count, const KeptBlock<Real>& kept, bool past_caches, Real* out) {
+void gradient_block(const RowStatistics<double>& row, ColumnCoefficients<double> k, bool uses_ratio, bool uses_other,
+                    const Real* student, const Real* teacher, int count, const KeptBlock<Real>& kept, bool past_caches,
+                    Real* out) {
   const double student_centre = finite_centre(row.student_max);
   const double teacher_centre = finite_centre(row.teacher_max);
   const bool has_kept = kept.student != nullptr;
@@ -157,8 +159,8 @@ void gradient_block(const RowStatistics<double>& row, ColumnCoefficients<double>
     k.other *= std::exp(*kept.teacher_max - teacher_centre);
   }
   const ColumnCoefficients<Real> rounded{Real(k.self), Real(k.ratio), Real(k.other)};
-  with_constant(k.ratio != 0, [&](auto has_ratio) {
-    with_constant(k.other != 0, [&](auto has_other) {
+  with_constant(uses_ratio, [&](auto has_ratio) {
+    with_constant(uses_other, [&](auto has_other) {
       with_constant(has_kept, [&](auto from_kept) {
         with_constant(past_caches, [&](auto streamed) {
           gradient_columns<has_ratio.value, has_other.value, from_kept.value, streamed.value>(

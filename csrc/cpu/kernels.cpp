@@ -128,7 +128,7 @@ void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<do
       teacher = load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
     char* to = element(out, row, column);
     Real* gradient = direct ? reinterpret_cast<Real*>(to) : scratch.gradient;
-    gradient_block(statistics, column_k, student, teacher, count, scratch.kept(column), past_caches, gradient);
+    gradient_block(statistics, column_k, k.b != 0, k.c != 0, student, teacher, count, scratch.kept(column), past_caches, gradient);
     if (softcapped) chain_softcap(transform, count, student, gradient);
     if (!direct) narrow_block(out.dtype, gradient, count, to);
   }

@@ -66,6 +66,8 @@ def verdict(mutant: Mutant, folder: Path) -> str | None:
     result = suite(folder)
     if result.returncode == 0:
         return None
+    if result.returncode < 0:
+        return f"killed by signal {-result.returncode}"
     if result.returncode != TESTS_FAILED:
         raise ValueError(f"{mutant.name}: the suite did not run\n{result.stdout[-2000:]}")
     return next(line.split(" ")[1] for line in result.stdout.splitlines() if line.startswith("FAILED"))
