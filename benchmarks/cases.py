@@ -18,6 +18,7 @@ from .steps import (
     fused_hidden,
     fused_logits,
     grad_hidden_product,
+    inplace_logits,
     plain_hidden,
     plain_logits,
     products,
@@ -60,23 +61,38 @@ BF16_CHUNK = 128
 def logits(scale: Scale) -> list[Row]:
     times = fresh_process(time_logits, scale)
     case = f"{scale.logits}, loss + gradient"
-    return [compared(case, "plain PyTorch, eager", Target("faster", 25), times["fused"], times["plain"])]
+    against, target = "plain PyTorch, eager", Target("faster", 25)
+    return [
+        compared(case, against, target, times["fused"], times["plain"]),
+        compared(f"{case}, inplace=True", against, target, times["inplace"], times["plain"]),
+    ]
 
 
 def time_logits(scale: Scale) -> dict[str, Sample]:
     problem = logits_problem(scale.rows, scale.logits_vocab)
-    return interleaved({"plain": plain_logits(problem), "fused": fused_logits(problem)}, scale.seconds)
+    return interleaved(
+        {"plain": plain_logits(problem), "fused": fused_logits(problem), "inplace": inplace_logits(problem)},
+        scale.seconds,
+    )
 
 
 def compiled(scale: Scale) -> list[Row]:
     times = fresh_process(time_compiled, scale)
     case = f"{scale.logits}, loss + gradient"
-    return [compared(case, "plain PyTorch, torch.compile", Target("faster", 8), times["fused"], times["compiled"])]
+    against, target = "plain PyTorch, torch.compile", Target("faster", 8)
+    return [
+        compared(case, against, target, times["fused"], times["compiled"]),
+        compared(f"{case}, inplace=True", against, target, times["inplace"], times["compiled"]),
+    ]
 
 
 def time_compiled(scale: Scale) -> dict[str, Sample]:
     problem = logits_problem(scale.rows, scale.logits_vocab)
-    steps = {"compiled": plain_logits(problem, compiled=True), "fused": fused_logits(problem)}
+    steps = {
+        "compiled": plain_logits(problem, compiled=True),
+        "fused": fused_logits(problem),
+        "inplace": inplace_logits(problem),
+    }
     return interleaved(steps, scale.seconds)
 
 
@@ -86,6 +102,7 @@ def add(scale: Scale) -> list[Row]:
     return [
         compared(f"{scale.logits}, row_loss_and_gradient into out", against, target, times["kernel"], times["add"]),
         compared(f"{scale.logits}, entropy_aware_kl + backward", against, target, times["fused"], times["add"]),
+        compared(f"{scale.logits}, the same with inplace=True", against, target, times["inplace"], times["add"]),
         compared(f"{scale.logits}, first touch of a new gradient", against, None, times["first touch"], times["add"]),
         compared(f"{scale.logits}, the same in huge pages", against, None, times["huge pages"], times["add"]),
         compared(f"{scale.logits}, gradient scaled in place", against, None, times["scale"], times["add"]),
@@ -100,6 +117,7 @@ def time_add(scale: Scale) -> dict[str, Sample]:
         "add": lambda: torch.add(a, b, out=c),
         "kernel": row_kernel(problem, c),
         "fused": fused_logits(problem),
+        "inplace": inplace_logits(problem),
         "first touch": lambda: torch.empty_like(a).fill_(1),
         "huge pages": lambda: fresh_memory.empty(a.shape, a.dtype, a.device).fill_(1),
         "scale": lambda: c.mul_(factor),

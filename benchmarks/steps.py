@@ -7,6 +7,7 @@ training step does; what an upstream gradient other than 1 adds is measured by i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ from .problems import HiddenProblem, LogitsProblem
 Step = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A step that uses something up, and what has to be done before each time."""
+
+    prepare: Callable[[], object]
+    step: Step
+
+    def __call__(self) -> object:
+        return self.step()
+
+
 def plain_logits(problem: LogitsProblem, *, compiled: bool = False) -> Step:
     """The plain loss of logits and its gradient, as it is or under torch.compile."""
 
@@ -32,6 +44,24 @@ def plain_logits(problem: LogitsProblem, *, compiled: bool = False) -> Step:
 def fused_logits(problem: LogitsProblem) -> Step:
     """entropy_aware_kl of logits, forward and backward."""
     return lambda: gradients(entropy_aware_kl(problem.student, problem.teacher).loss, problem.student)
+
+
+def inplace_logits(problem: LogitsProblem) -> Step:
+    """The same with ``inplace=True``: the gradient overwrites the logits, which are laid out anew before each step."""
+    values = problem.student.detach()
+    leaf = torch.zeros((), requires_grad=True)
+    memory = torch.zeros_like(values)
+    student = memory
+
+    def prepare() -> None:
+        nonlocal student
+        student = memory.detach().copy_(values).add_(leaf)  # logits that some operation has computed
+
+    def step() -> Tensor:
+        loss = entropy_aware_kl(student, problem.teacher, inplace=True).loss
+        return torch.autograd.grad(loss, student)[0]
+
+    return Prepared(prepare, step)
 
 
 def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:

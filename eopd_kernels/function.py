@@ -98,7 +98,7 @@ class EntropyAwareKL(torch.autograd.Function):
             deferred = denominator if student_weight is None and student.dtype == torch.float16 else None
             divided = token_weights if denominator is None or deferred is not None else token_weights / denominator
             problem = problem_of(tensors, divided, options)
-            gradient = student_gradient(student, problem.student, options.needs_gradient)
+            gradient = student_gradient(student, problem.student, options.needs_gradient, options.inplace)
             numbers, gate = statistics_and_gradient(problem, gradient)
             ctx.save_for_backward(deferred, *gradient.tensors())
         else:

@@ -31,7 +31,7 @@ class Options:
     """The options of one call, checked.
 
     Args:
-        objective, reduction, schedule: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
+        objective, reduction, schedule, inplace: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
         functions: the row functions of the backend chosen.
         vocab_size: the entries of the vocabulary that are compared.
         workspace_bytes: the budget for blocks of logits, or None for the default.
@@ -43,6 +43,7 @@ class Options:
     objective: Objective
     reduction: str
     schedule: str
+    inplace: bool
     functions: RowFunctions
     vocab_size: int
     workspace_bytes: int | None
@@ -85,6 +86,7 @@ def checked(
     reduction: str = "mean",
     schedule: str = "auto",
     backend: str = "auto",
+    inplace: bool = False,
     workspace_bytes: int | None = None,
 ) -> Call:
     """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
@@ -135,6 +137,7 @@ def checked(
             objective,
             reduction,
             resolve_schedule(schedule, reduction),
+            check_inplace(inplace, student, student_head, resolve_schedule(schedule, reduction)),
             choose(backend, student.device),
             common_vocabulary(width(student, student_head), width(teacher, teacher_head), vocab_size),
             check_workspace(workspace_bytes),
@@ -254,6 +257,29 @@ def resolve_schedule(schedule: str, reduction: str) -> str:
             )
         return "recompute"
     return "chunked" if schedule == "auto" else schedule
+
+
+def check_inplace(inplace: bool, student: Tensor, head: LMHead | None, schedule: str) -> bool:
+    """Whether the gradient may take the memory of the student's logits, where that is asked for."""
+    if not isinstance(inplace, bool):
+        raise TypeError(f"inplace must be a bool, got {described(inplace)}")
+    if not inplace:
+        return False
+    if head is not None:
+        raise ValueError("inplace=True is for a student that is logits, got hidden states with a student_head")
+    if schedule != "chunked":
+        raise ValueError(
+            f"inplace=True needs schedule='chunked', which reads each logit before it is gone, got {schedule!r}"
+        )
+    if student.is_leaf and student.requires_grad:
+        raise ValueError(
+            "inplace=True would overwrite student, a leaf tensor that requires grad; pass a model's output"
+        )
+    if student.stride(-1) != 1 or any(n > 1 and s == 0 for n, s in zip(student.shape, student.stride(), strict=True)):
+        raise ValueError(
+            f"inplace=True needs student rows that are dense and apart in memory, got strides {student.stride()}"
+        )
+    return True
 
 
 def check_workspace(workspace_bytes: int | None) -> int | None:

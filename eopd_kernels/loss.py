@@ -48,6 +48,7 @@ def entropy_aware_kl(
     reduction: str = "mean",
     schedule: str = "auto",
     backend: str = "auto",
+    inplace: bool = False,
     workspace_bytes: int | None = None,
 ) -> EntropyAwareKLOutput:
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
@@ -73,8 +74,12 @@ def entropy_aware_kl(
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
         backend: ``"auto"`` (default), ``"cpu"`` (native kernels) or ``"torch"``; see ``python -m eopd_kernels.info``.
-        workspace_bytes: budget for the blocks of logits of both sides together; default 128 MiB. Never below what
-            keeps the products efficient (32 tokens of the whole vocabulary; 512 entries of all tokens).
+        inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
+            of N × V is allocated, and their values are gone after forward. If something else needs them for its
+            backward, autograd says so. Without effect where no gradient is taken.
+        workspace_bytes: budget for the blocks of logits of both sides together; default 128 MiB, or 128 tokens of the
+            whole vocabulary where that is more. A budget of one's own is kept to down to 32 tokens (512 entries of all
+            tokens under "recompute"), below which the products would cost a multiple.
 
     Returns:
         The loss and the per-token figures. Nothing valid gives a loss of 0 that is attached to the graph.
@@ -101,6 +106,7 @@ def entropy_aware_kl(
         reduction=reduction,
         schedule=schedule,
         backend=backend,
+        inplace=inplace,
         workspace_bytes=workspace_bytes,
     )
     loss, statistics, gate = EntropyAwareKL.call(call)
@@ -123,7 +129,7 @@ class EntropyAwareKLLoss(nn.Module):
     """:func:`entropy_aware_kl` with its options remembered.
 
     Args:
-        objective, reduction, ignore_index, vocab_size, schedule, backend, workspace_bytes: as there.
+        objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes: as there.
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items``; it returns
     an :class:`EntropyAwareKLOutput`.
@@ -138,6 +144,7 @@ class EntropyAwareKLLoss(nn.Module):
         vocab_size: int | None = None,
         schedule: str = "auto",
         backend: str = "auto",
+        inplace: bool = False,
         workspace_bytes: int | None = None,
     ) -> None:
         super().__init__()
@@ -147,6 +154,7 @@ class EntropyAwareKLLoss(nn.Module):
         self.vocab_size = vocab_size
         self.schedule = schedule
         self.backend = backend
+        self.inplace = inplace
         self.workspace_bytes = workspace_bytes
 
     def forward(
@@ -174,6 +182,7 @@ class EntropyAwareKLLoss(nn.Module):
             vocab_size=self.vocab_size,
             schedule=self.schedule,
             backend=self.backend,
+            inplace=self.inplace,
             workspace_bytes=self.workspace_bytes,
         )
 

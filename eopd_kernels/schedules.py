@@ -193,9 +193,11 @@ def gradient_of(
         gradient.end()
 
 
-def student_gradient(student: Tensor, side: Side, needs: tuple[bool, bool, bool]) -> StudentGradient:
+def student_gradient(
+    student: Tensor, side: Side, needs: tuple[bool, bool, bool], inplace: bool = False
+) -> StudentGradient:
     """Where the gradient of this kind of student goes; ``needs``: of the student, its weight, its bias."""
     if isinstance(side, LogitsSide):
-        return LogitsGradient(student, side)
+        return LogitsGradient(student, side, inplace)
     assert isinstance(side, HiddenSide)
     return HiddenGradient(side, needs)

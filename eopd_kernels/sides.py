@@ -112,10 +112,17 @@ class StudentGradient(Protocol):
 
 
 class LogitsGradient:
-    """The gradient of a student that arrived as logits: written by the kernel where it belongs, in their dtype."""
+    """The gradient of a student that arrived as logits: written by the kernel where it belongs, in their dtype.
 
-    def __init__(self, logits: Tensor, side: LogitsSide) -> None:
-        self.gradient = memory.empty(logits.shape, logits.dtype, logits.device)
+    ``inplace`` puts it into the logits' own memory, a row at a time, once the row has been read.
+    """
+
+    def __init__(self, logits: Tensor, side: LogitsSide, inplace: bool) -> None:
+        if inplace:
+            self.gradient = logits.detach()
+            torch.autograd.graph.increment_version(logits)  # whoever saved them for backward is told
+        else:
+            self.gradient = memory.empty(logits.shape, logits.dtype, logits.device)
         self.gradient[..., side.vocab_size :] = 0
         self.rows = LogitsSide(self.gradient, side.vocab_size)
 

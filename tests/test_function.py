@@ -213,6 +213,49 @@ def test_activation_checkpointing() -> None:
         assert torch.equal(value, truth)
 
 
+@pytest.mark.parametrize("layout", ["dense", "shifted", "padded vocabulary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_in_place_the_gradient_takes_the_logits_memory(dtype: torch.dtype, layout: str, backend: str) -> None:
+    case = make_case(student="logits", teacher="logits", dtype=dtype, masked=True)
+    assert case.mask is not None
+    options: dict[str, Any] = {"objective": case.objective, "backend": backend, "mask": case.mask}
+    teacher = case.teacher
+    if layout == "shifted":
+        options["mask"], teacher = case.mask[:, :-1], teacher[:, :-1]
+    if layout == "padded vocabulary":
+        options["vocab_size"] = 600
+    results = []
+    for inplace in (False, True):
+        logits = case.student * 1.0  # the output of something whose backward does not need it
+        student = logits[:, :-1] if layout == "shifted" else logits
+        before = student.detach().clone()
+        loss = entropy_aware_kl(student, teacher, **options, inplace=inplace).loss
+        assert torch.equal(student, before) != inplace
+        gradients = [
+            torch.autograd.grad(loss, case.student, torch.tensor(u), retain_graph=u < 1)[0] for u in (-0.4, 3.0)
+        ]
+        results.append((loss, *gradients))
+    for apart, in_place in zip(*results, strict=True):
+        assert torch.equal(apart, in_place)
+
+
+def test_in_place_is_noticed_by_others_who_need_the_logits() -> None:
+    case = make_case(student="logits", teacher="logits")
+    logits = case.student * 1.0
+    other = logits.square().sum()
+    loss = entropy_aware_kl(logits, case.teacher, inplace=True).loss
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + other).backward()
+
+
+def test_in_place_leaves_the_logits_alone_where_no_gradient_is_taken() -> None:
+    case = make_case(student="logits", teacher="logits")
+    with torch.no_grad():
+        logits = case.student * 1.0
+        entropy_aware_kl(logits, case.teacher, inplace=True)
+        assert torch.equal(logits, case.student)
+
+
 def test_inputs_are_left_as_they_were() -> None:
     case = make_case(masked=True, bias=True)
     before = [t.detach().clone() for t in (*case.leaves, case.teacher)]

@@ -34,10 +34,10 @@ def test_a_quick_run_prints_a_table(tmp_path: Path) -> None:
     assert "not the published figures" in done.stdout and "python -m benchmarks.ratios" in done.stdout
     (header, *_), *_ = tables = tables_of(done.stdout)
     assert header == list(HEADER)
-    assert [len(table) for table in tables] == [2 + 2, 2 + 3]
+    assert [len(table) for table in tables] == [2 + 3, 2 + 3]
     assert all(len(line) == len(table[0]) for table in tables for line in table)
     rows = json.loads(record.read_text())["rows"]
-    assert len(rows) == 5 and all(row["ours"]["values"] for row in rows)
+    assert len(rows) == 6 and all(row["ours"]["values"] for row in rows)
 
 
 @pytest.mark.parametrize("partial", [["--quick"], ["--only", "add"]])

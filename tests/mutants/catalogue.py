@@ -63,6 +63,8 @@ MUTANTS = [
     Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
     Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient.sum(0)", "self.bias[columns] = gradient.sum(0)"),
     Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :] = 0", "pass"),
+    Mutant("in place without telling autograd", SIDES, "torch.autograd.graph.increment_version(logits)", "pass"),
+    Mutant("in place is forgotten", SIDES, "if inplace:", "if False:"),
     Mutant("runs of rows ignore the strides", SIDES, "strides[depth - 1] == sizes[depth] * strides[depth]", "True"),
     Mutant("head's bias forgotten", HEAD, "if self.bias is not None:\n            out", "if False:\n            out"),
     Mutant("dX takes the last panel", HEAD, "out.addmm_(grad_logits[:, part], weight)", "torch.mm(grad_logits[:, part], weight, out=out)"),
