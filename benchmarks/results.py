@@ -69,10 +69,10 @@ def ratio_table(rows: Iterable[Row]) -> str:
 
 
 def summary_table(rows: Iterable[Row]) -> str:
-    """The rows with a target in three columns, for a front page."""
+    """What a newcomer asks, in three columns, for a front page: how it compares with plain PyTorch, and its memory."""
     lines = []
     for row in rows:
-        if row.target is not None:
+        if row.target is not None and (row.target.kind == "MiB" or row.against.startswith("plain PyTorch")):
             unit = "" if row.target.kind == "MiB" else f" {row.target.kind}"
             lines.append([row.case, row.against, f"{row.reached}{unit}"])
     return markdown_table(("what", "against", "median (min–max)"), lines)
