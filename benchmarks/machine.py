@@ -36,7 +36,12 @@ def imitate(capability: str, module: str) -> None:
 
 
 def command(module: str) -> str:
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    """What to type to repeat the run; where its measurements were kept says nothing to others."""
+    words = sys.argv[1:]
+    if "--json" in words:
+        at = words.index("--json")
+        del words[at : at + 2]
+    return shlex.join(["python", "-m", module, *words])
 
 
 def description(module: str, capability: str | None, load: float) -> dict[str, str]:
