@@ -123,7 +123,8 @@ class LogitsGradient:
             torch.autograd.graph.increment_version(logits)  # whoever saved them for backward is told
         else:
             self.gradient = memory.empty(logits.shape, logits.dtype, logits.device)
-        self.gradient[..., side.vocab_size :] = 0
+        if side.vocab_size < logits.shape[-1]:
+            self.gradient[..., side.vocab_size :].zero_()
         self.rows = LogitsSide(self.gradient, side.vocab_size)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:

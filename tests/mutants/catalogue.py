@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant("teacher's transform for both", SCHEDULES, "[*self.student.transform, temperature,", "[*self.teacher.transform, temperature,"),
     Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
     Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient.sum(0)", "self.bias[columns] = gradient.sum(0)"),
-    Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :] = 0", "pass"),
+    Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :].zero_()", "pass"),
     Mutant("in place without telling autograd", SIDES, "torch.autograd.graph.increment_version(logits)", "pass"),
     Mutant("in place is forgotten", SIDES, "if inplace:", "if False:"),
     Mutant("runs of rows ignore the strides", SIDES, "strides[depth - 1] == sizes[depth] * strides[depth]", "True"),
