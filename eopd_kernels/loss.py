@@ -53,7 +53,8 @@ def entropy_aware_kl(
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
     Each side is logits or, with a head, hidden states; then its logits exist only a block at a time, in fp32 whatever
-    the inputs. Positions of student and teacher correspond; nothing is shifted here.
+    the inputs. Positions of student and teacher correspond; nothing is shifted here. Under torch.autocast a GPU's
+    products take their operands in autocast's dtype and give fp32; a CPU's stay fp32 throughout.
 
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
@@ -73,8 +74,9 @@ def entropy_aware_kl(
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
         backend: ``"auto"`` (default), ``"cpu"`` (native kernels) or ``"torch"``; see ``python -m eopd_kernels.info``.
-        workspace_bytes: budget for the blocks of logits of both sides together; default 128 MiB. Never below what
-            keeps the products efficient (32 tokens of the whole vocabulary; 512 entries of all tokens).
+        workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU;
+            on a GPU 1 GiB, or what 1,024 tokens need. Never below what keeps the products efficient (32 tokens of the
+            whole vocabulary; 512 entries of all tokens).
 
     Returns:
         The loss and the per-token figures. Nothing valid gives a loss of 0 that is attached to the graph.
