@@ -1,4 +1,4 @@
-"""The GPU's way through the hidden-state path, walked on a CPU (tests/pretend.py).
+"""The GPU's way through the hidden-state path, walked on a CPU (benchmarks/pretend.py).
 
 What enters the products, that nothing waits for the device, and that the result is as exact as it claims; tests/gpu/
 does the same on real hardware.
@@ -17,7 +17,7 @@ from torch import Tensor
 from eopd_kernels import LMHead, entropy_aware_kl, products, reference
 from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
 from eopd_kernels.sides import HiddenSide, LogitsSide, Side
-from tests import pretend
+from benchmarks import pretend
 from tests.conftest import Case, make_case, relative_error, upstream_for
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
