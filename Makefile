@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types mutants bench clean
+.PHONY: help demo test lint types mutants bench traffic gpu clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,13 @@ mutants: $(BIN)/installed ## break the package in many ways and show that the te
 
 bench: $(BIN)/installed ## the ratios of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.ratios
+
+traffic: $(BIN)/installed ## bytes per logit and flops per token beside installed peers, counted without a GPU
+	$(BIN)/python -m benchmarks.traffic
+
+# With the torch of the machine: constraints.txt may pin one without CUDA.
+gpu: ## the acceptance run on a GPU, ten minutes: tests, the matrix of sizes beside installed peers, a report
+	$(PYTHON) -m benchmarks.gpu
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

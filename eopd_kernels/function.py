@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import devices
 from .head import LMHead, tensors_of
 from .inputs import Call, Options, Transform, checked
 from .objective import gradient_coefficients, open_gate, token_loss
@@ -94,11 +96,12 @@ class EntropyAwareKL(torch.autograd.Function):
         needs_gradient = any(options.needs_gradient)
         if needs_gradient and options.schedule == "chunked":
             # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
-            # a gradient kept in fp16 is not: divided by N it would underflow before a GradScaler's factor saves it.
-            deferred = denominator if student_weight is None and student.dtype == torch.float16 else None
-            divided = token_weights if denominator is None or deferred is not None else token_weights / denominator
-            problem = problem_of(tensors, divided, options)
-            gradient = student_gradient(student, problem.student, options.needs_gradient, options.inplace)
+            # where logits have their gradient in fp16 it is not: divided by N that would underflow.
+            problem = problem_of(tensors, token_weights, options)
+            deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
+            if denominator is not None and deferred is None:
+                problem = replace(problem, weights=token_weights / denominator)
+            gradient = student_gradient(student, problem, options.needs_gradient, options.inplace)
             numbers, gate = statistics_and_gradient(problem, gradient)
             ctx.save_for_backward(deferred, *gradient.tensors())
         else:
@@ -134,7 +137,7 @@ def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
     deferred, *stored = ctx.saved_tensors
     factor = upstream if deferred is None else upstream / deferred
     last = not torch._C._autograd._get_current_graph_task_keep_graph()
-    if last and factor.device.type == "cpu" and factor == 1:  # elsewhere the question would wait for the device
+    if last and devices.on_host(factor.device) and factor == 1:  # elsewhere the question would wait for the device
         scaled = stored
     elif last:
         scaled = [g if g is None else g.mul_(factor) for g in stored]
@@ -147,15 +150,16 @@ def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
     *tensors, token_weights, denominator, packed, gate = ctx.saved_tensors
     options: Options = ctx.options
-    if denominator is not None:
-        upstream = upstream / denominator
+    factor = upstream if denominator is None else upstream / denominator
     problem = problem_of(tensors, token_weights, options)
     numbers = RowStatistics(packed)
-    per_token = token_weights * upstream.reshape(-1)
+    # A single factor waits until the sums are there where logits have their gradient in fp16, as in the other schedule.
+    last = factor.dim() == 0 and problem.student.gradient_dtype == torch.float16
+    per_token = token_weights if last else token_weights * factor.reshape(-1)
     coefficients = gradient_coefficients(numbers, gate, options.objective.combination, per_token)
-    gradient = student_gradient(tensors[0], problem.student, options.needs_gradient)
+    gradient = student_gradient(tensors[0], problem, options.needs_gradient)
     gradient_of(problem, numbers, coefficients, gradient)
-    return as_inputs(gradient.tensors(), ctx.forms)
+    return as_inputs([g.mul_(factor) if last and g is not None else g for g in gradient.tensors()], ctx.forms)
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}
@@ -178,7 +182,7 @@ def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options:
     valid = index = None
     if options.masked and student_weight is not None:
         valid = token_weights != 0
-        if student.device.type == "cpu":
+        if devices.on_host(student.device):
             index = valid.nonzero().squeeze(1)
             index, valid = (None if len(index) == len(valid) else index), None
 
@@ -186,7 +190,7 @@ def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options:
         if weight is None:
             return LogitsSide(tensor, options.vocab_size)
         head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
-        return HiddenSide(tensor, head, options.vocab_size, valid)
+        return HiddenSide(tensor, head, options.vocab_size, valid, options.autocast)
 
     sides = (
         side(student, student_weight, student_bias, options.student_transform),
@@ -194,7 +198,12 @@ def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options:
     )
     visited = len(token_weights) if index is None else len(index)
     shape = tiling(
-        options.schedule, visited, *sides, gathered=index is not None, workspace_bytes=options.workspace_bytes
+        options.schedule,
+        visited,
+        *sides,
+        gathered=index is not None,
+        workspace_bytes=options.workspace_bytes,
+        device=student.device,
     )
     return Problem(*sides, token_weights, index, options.objective, options.functions, shape)
 

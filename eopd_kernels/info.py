@@ -7,7 +7,7 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cpu
+from .backends import cpu, triton
 from .rows import BACKENDS
 
 
@@ -24,7 +24,12 @@ def lines() -> list[str]:
             f"  {name:<8}" + (f"available: {backend.description()}" if reason is None else f"not available: {reason}")
         )
     on_cpu = "cpu" if cpu.unavailable() is None else "torch"
-    report += ["", f"backend='auto' takes {on_cpu!r} for CPU tensors and 'torch' for tensors on other devices."]
+    on_gpu = "triton" if triton.unavailable() is None and not triton.interpreted() else "torch"
+    report += [
+        "",
+        f"backend='auto' takes {on_cpu!r} for CPU tensors, {on_gpu!r} for CUDA and ROCm tensors "
+        "and 'torch' for tensors on other devices.",
+    ]
     return report
 
 

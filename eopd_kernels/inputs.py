@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import devices
 from .head import LMHead, compute_dtype, described, tensors_of
 from .objective import Objective
 from .rows import RowFunctions, choose
@@ -38,6 +39,7 @@ class Options:
         student_transform, teacher_transform: scale and softcap of each head.
         masked: whether a mask or labels were given.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
+        autocast: the dtype of torch.autocast where the loss was called, or None.
     """
 
     objective: Objective
@@ -51,6 +53,7 @@ class Options:
     teacher_transform: Transform
     masked: bool
     needs_gradient: tuple[bool, bool, bool]
+    autocast: torch.dtype | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +148,7 @@ def checked(
             transform(teacher_head),
             mask is not None or labels is not None,
             needs_gradient(student, student_head),
+            devices.autocast_dtype(student.device),
         ),
     )
 

@@ -54,7 +54,8 @@ def entropy_aware_kl(
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
     Each side is logits or, with a head, hidden states; then its logits exist only a block at a time, in fp32 whatever
-    the inputs. Positions of student and teacher correspond; nothing is shifted here.
+    the inputs. Positions of student and teacher correspond; nothing is shifted here. Under torch.autocast a GPU's
+    products take their operands in autocast's dtype and give fp32; a CPU's stay fp32 throughout.
 
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
@@ -77,9 +78,10 @@ def entropy_aware_kl(
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
             of N × V is allocated, and their values are gone after forward. If something else needs them for its
             backward, autograd says so. Without effect where no gradient is taken.
-        workspace_bytes: budget for the blocks of logits of both sides together; default 128 MiB, or 128 tokens of the
-            whole vocabulary where that is more. A budget of one's own is kept to down to 32 tokens (512 entries of all
-            tokens under "recompute"), below which the products would cost a multiple.
+        workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU
+            or what 128 tokens of the whole vocabulary need, on a GPU 1 GiB or what 1,024 tokens need. A budget of one's
+            own is kept to down to 32 tokens (512 entries of all tokens under "recompute"), below which the products
+            would cost a multiple.
 
     Returns:
         The loss and the per-token figures. Nothing valid gives a loss of 0 that is attached to the graph.

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import cpu
+from .backends import cpu, triton
 from .backends import torch as torch_backend
 from .head import compute_dtype
 
@@ -67,20 +67,25 @@ def _fake_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     return student.new_empty(student.shape[0], 8, dtype=compute_dtype(student, teacher))
 
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "torch": torch_backend}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "torch": torch_backend}
 FUNCTIONS = {name: register(name, backend) for name, backend in BACKENDS.items()}
 
 
 def choose(backend: str, device: torch.device) -> RowFunctions:
     """The row functions for tensors on ``device``.
 
-    ``"auto"`` takes the native kernels for CPU tensors where they were built, and plain torch everywhere else.
+    ``"auto"`` takes the native kernels for CPU tensors where they were built, Triton's for CUDA and ROCm tensors where
+    it is installed, and plain torch everywhere else.
 
     Raises:
         ValueError: the name is unknown, the backend is not available here, or it does not take this device's tensors.
     """
     if backend == "auto":
-        backend = "cpu" if device.type == "cpu" and cpu.unavailable() is None else "torch"
+        if device.type == "cpu" and cpu.unavailable() is None:
+            backend = "cpu"
+        else:
+            on_gpu = device.type == "cuda" and triton.unavailable() is None and not triton.interpreted()
+            backend = "triton" if on_gpu else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
     reason = BACKENDS[backend].unavailable()
@@ -88,4 +93,9 @@ def choose(backend: str, device: torch.device) -> RowFunctions:
         raise ValueError(f"backend={backend!r} is not available: {reason}")
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' takes CPU tensors, got tensors on {device}")
+    if backend == "triton" and not triton.takes(device):
+        raise ValueError(
+            "backend='triton' takes CUDA and ROCm tensors, and CPU tensors under TRITON_INTERPRET=1 only, "
+            f"got tensors on {device}"
+        )
     return FUNCTIONS[backend]

@@ -20,19 +20,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import memory
+from . import devices, memory
 from .objective import Coefficients, Objective
 from .rows import RowFunctions
 from .sides import HiddenGradient, HiddenSide, LogitsGradient, LogitsSide, Rows, Side, StudentGradient
 from .statistics import RowStatistics
 
 SCHEDULES = ("chunked", "recompute")
+CPU = torch.device("cpu")
 
-# The blocks of logits that live at one time, both sides together, and the fewest tokens of a chunk where no budget is
-# asked for. Each chunk reads both heads and dW again: at V = 151,936, D = 1024 chunks of 103 tokens (128 MiB) cost 29 %
-# over the unchunked products, chunks of 128 cost 17 %. Measured in docs/benchmarks.md, "Workspace".
+# Where no budget is asked for: the blocks of logits that live at one time (both sides, and the gradient where it has
+# memory of its own), and the fewest tokens of a chunk. Each chunk reads both heads and dW again: at V = 151,936 and
+# D = 1024 chunks of 103 tokens (128 MiB) cost 29 % over the unchunked products, chunks of 128 cost 17 %. Measured in
+# docs/benchmarks.md, "Workspace".
 WORKSPACE_BYTES = 128 * 2**20
 USUAL_MIN_TOKENS = 128
+# The same on a GPU. A chunk of M tokens reads and writes the fp32 dW, 8·V·D bytes, beside a product of 2·M·V·D flops:
+# at the data sheets' bf16 rates and bandwidths the product takes as long from M = 4·rate/bandwidth on: 610 (A100),
+# 1,180 (H100), 820 (H200), 1,130 (B200). So a chunk may have 1,024 tokens even where that exceeds the budget
+# (V = 151,936 in bf16: 1.6 GB), and a batch of 1,024 tokens or fewer is never split into launches too small to fill the
+# device. Arithmetic, not measured.
+GPU_WORKSPACE_BYTES = 2**30
+GPU_USUAL_MIN_TOKENS = 1024
 # No budget, however small, makes blocks smaller than these: the products would cost a multiple.
 MIN_TOKENS = 32
 MIN_COLUMNS = 512
@@ -89,20 +98,24 @@ class Problem:
         for start in range(0, size, self.tiling.columns):
             yield slice(start, min(start + self.tiling.columns, size))
 
+    @property
+    def block(self) -> int:
+        """The most logits of a block."""
+        return min(self.tiling.tokens, len(self.weights)) * self.tiling.columns
+
     def buffers(self) -> tuple[Buffer, Buffer]:
         """Memory for one block of each side."""
-        tokens = min(self.tiling.tokens, len(self.weights))
-        return (Buffer(self.student, tokens, self.tiling.columns), Buffer(self.teacher, tokens, self.tiling.columns))
+        return Buffer(self.student, self.block), Buffer(self.teacher, self.block)
 
 
 class Buffer:
     """The memory of one block, allocated once a pass: fresh pages would cost as much as the kernel that fills them."""
 
-    def __init__(self, side: Side, tokens: int, columns: int) -> None:
+    def __init__(self, side: Side, block: int) -> None:
         self.side = side
         self.memory: Tensor | None = None
         if isinstance(side, HiddenSide):
-            self.memory = memory.empty((tokens * columns,), side.dtype, side.hidden.device)
+            self.memory = memory.empty((block,), side.dtype, side.hidden.device)
 
     def logits(self, taken: Tensor, columns: slice) -> Tensor:
         """The side's block of logits for the rows taken, ``[n, k]``."""
@@ -112,14 +125,29 @@ class Buffer:
         return self.side.logits(taken, columns, self.memory[: n * k].view(n, k))
 
 
-def tiling(schedule: str, n: int, student: Side, teacher: Side, gathered: bool, workspace_bytes: int | None) -> Tiling:
+def usual_workspace(device: torch.device) -> tuple[int, int]:
+    """The budget in bytes and the fewest tokens of a chunk where none is asked for."""
+    if devices.on_host(device):
+        return WORKSPACE_BYTES, USUAL_MIN_TOKENS
+    return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS
+
+
+def tiling(
+    schedule: str,
+    n: int,
+    student: Side,
+    teacher: Side,
+    gathered: bool,
+    workspace_bytes: int | None,
+    device: torch.device = CPU,
+) -> Tiling:
     """The shape of a block under a budget of ``workspace_bytes`` for the blocks of both sides.
 
     Chunks of tokens are made equal in size; a side whose blocks are views of its logits needs no workspace.
     """
-    budget, min_tokens = workspace_bytes or WORKSPACE_BYTES, MIN_TOKENS if workspace_bytes else USUAL_MIN_TOKENS
+    budget, min_tokens = usual_workspace(device) if workspace_bytes is None else (workspace_bytes, MIN_TOKENS)
     vocab_size = student.vocab_size
-    logit_bytes = student.block_bytes(gathered) + teacher.block_bytes(gathered)
+    logit_bytes = student.block_bytes(gathered) + teacher.block_bytes(gathered) + student.gradient_bytes()
     if n == 0 or logit_bytes == 0:
         return Tiling(max(n, 1), vocab_size)
     logits = budget // logit_bytes
@@ -194,10 +222,11 @@ def gradient_of(
 
 
 def student_gradient(
-    student: Tensor, side: Side, needs: tuple[bool, bool, bool], inplace: bool = False
+    student: Tensor, problem: Problem, needs: tuple[bool, bool, bool], inplace: bool = False
 ) -> StudentGradient:
     """Where the gradient of this kind of student goes; ``needs``: of the student, its weight, its bias."""
+    side = problem.student
     if isinstance(side, LogitsSide):
         return LogitsGradient(student, side, inplace)
     assert isinstance(side, HiddenSide)
-    return HiddenGradient(side, needs)
+    return HiddenGradient(side, needs, problem.block)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import memory
+from . import memory, products
 from .head import LMHead, compute_dtype, grad_weight
 
 # A chunk of tokens: consecutive ones, or an index of those that count.
@@ -21,10 +21,14 @@ class Side(Protocol):
 
     vocab_size: int
     transform: tuple[float, float]  # scale and softcap, 0 for no softcap
+    gradient_dtype: torch.dtype  # of the gradient of its logits, as the student
     run: int  # rows between two multiples of `run` can be taken as one block
 
     def block_bytes(self, gathered: bool) -> int:
         """Workspace per logit of a block; 0 where blocks are views."""
+
+    def gradient_bytes(self) -> int:
+        """Workspace per logit for the gradient of a block, as the student; 0 where it goes elsewhere."""
 
     def take(self, rows: Rows) -> Tensor:
         """The rows of a chunk of tokens, once for all its blocks."""
@@ -41,12 +45,16 @@ class LogitsSide:
     def __init__(self, logits: Tensor, vocab_size: int) -> None:
         self.tensor = logits[..., :vocab_size]  # [..., V]
         self.vocab_size = vocab_size
+        self.gradient_dtype = logits.dtype
         self.leading = logits.shape[:-1]
         self.depth, self.run = uniform_rows(logits)
 
     def block_bytes(self, gathered: bool) -> int:
         copied = gathered or (self.tensor.stride(-1) != 1 and self.vocab_size > 1)
         return self.tensor.itemsize if copied else 0
+
+    def gradient_bytes(self) -> int:
+        return 0
 
     def take(self, rows: Rows) -> Tensor:
         if isinstance(rows, Tensor):
@@ -65,26 +73,40 @@ class LogitsSide:
 
 
 class HiddenSide:
-    """A side that arrives as hidden states ``[..., D]`` with a head; blocks are projected in the compute dtype.
+    """A side that arrives as hidden states ``[..., D]`` with a head; its logits have the compute dtype.
 
     ``valid`` ``[N]`` marks the tokens that count where masked ones ride along: their hidden states are read as 0, so
-    that a NaN among them cannot reach the weight's gradient.
+    that a NaN among them cannot reach the weight's gradient. ``autocast`` is the dtype of torch.autocast, or None. A
+    head that has another dtype is copied once, as torch.autocast does it; what autocast decided when the loss was
+    called still holds in backward.
     """
 
-    def __init__(self, hidden: Tensor, head: LMHead, vocab_size: int, valid: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: LMHead,
+        vocab_size: int,
+        valid: Tensor | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         self.hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
-        self.head = head
         self.vocab_size = vocab_size
         self.transform = (head.scale, head.softcap or 0.0)
         self.run = len(self.hidden)
         self.dtype = compute_dtype(hidden, head.weight, head.bias)
+        self.gradient_dtype = products.operand_dtype(hidden, head.weight, self.dtype, autocast)
+        low_precision = self.gradient_dtype in products.LOW_PRECISION
+        self.head = head.cast(self.gradient_dtype) if low_precision else head
         self.valid = valid
 
     def block_bytes(self, gathered: bool) -> int:
         return self.dtype.itemsize
 
+    def gradient_bytes(self) -> int:
+        return 0 if self.gradient_dtype == self.dtype else self.gradient_dtype.itemsize
+
     def take(self, rows: Rows) -> Tensor:
-        taken = self.hidden[rows].to(self.dtype)
+        taken = self.hidden[rows].to(self.gradient_dtype)
         return taken if self.valid is None else torch.where(self.valid[rows].unsqueeze(1), taken, 0.0)
 
     def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
@@ -142,13 +164,15 @@ class LogitsGradient:
 
 
 class HiddenGradient:
-    """The gradients of hidden states, weight and bias from the blocks' gradients, which overwrite the blocks.
+    """The gradients of hidden states, weight and bias from the blocks' gradients.
 
-    The accumulators have the compute dtype whatever the inputs have: chunks of tokens split the sum behind the
-    weight's gradient, slices of the vocabulary the one behind the hidden states'.
+    A block's gradient overwrites the block where it has its dtype. In 16 bits, as a GPU's products want it, it has
+    memory of its own: the kernel's programs write a row while they still read it. The accumulators have the compute
+    dtype whatever the inputs have: chunks of tokens split the sum behind the weight's gradient, slices of the
+    vocabulary the one behind the hidden states'.
     """
 
-    def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool]) -> None:
+    def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int) -> None:
         def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
             return memory.zeros(shape, side.dtype, side.hidden.device) if needed else None
 
@@ -156,9 +180,12 @@ class HiddenGradient:
         self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]
         self.weight = zeros(side.head.weight.shape, needs[1])  # [V, D]
         self.bias = zeros(side.head.weight.shape[:1], needs[2])  # [V]
+        self.block: Tensor | None = None
+        if side.gradient_bytes():
+            self.block = memory.empty((block,), side.gradient_dtype, side.hidden.device)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
-        return student
+        return student if self.block is None else self.block[: student.numel()].view_as(student)
 
     def begin(self, rows: Rows, taken: Tensor) -> None:
         self.rows, self.taken = rows, taken
@@ -171,7 +198,7 @@ class HiddenGradient:
         if self.weight is not None:
             grad_weight(gradient, self.taken, out=self.weight[columns])
         if self.bias is not None:
-            self.bias[columns] += gradient.sum(0)
+            self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
 
     def end(self) -> None:
         if self.hidden is not None and isinstance(self.rows, Tensor):

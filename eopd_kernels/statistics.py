@@ -87,7 +87,7 @@ class RowStatistics:
     def empty(cls, n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
         """``n`` rows of which nothing has been seen yet: maxima −inf, sums 0. Merging with it changes nothing."""
         packed = torch.zeros(n, 8, dtype=dtype, device=device)
-        packed[:, 0] = packed[:, 2] = -torch.inf
+        packed[:, 0:3:2].fill_(-torch.inf)
         return cls(packed)
 
     @classmethod

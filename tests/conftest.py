@@ -11,6 +11,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from tests import interpreter
+
+interpreter.switch_on()
+
 from eopd_kernels import EntropyGate, LMHead, Objective
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from eopd_kernels.objective import Coefficients, Combine, gradient_coefficients, open_gate
-from eopd_kernels.rows import FUNCTIONS, RowFunctions, choose
+from eopd_kernels.rows import BACKENDS, FUNCTIONS, RowFunctions, choose
 from eopd_kernels.statistics import RowStatistics
 from tests.conftest import logits_like, relative_error
 
@@ -277,7 +279,8 @@ def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])
 def test_an_unknown_backend_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"backend must be 'auto' or one of \('cpu', 'torch'\), got"):
+    known = r"\('cpu', 'triton', 'torch'\)"
+    with pytest.raises(ValueError, match=rf"backend must be 'auto' or one of {known}, got"):
         choose(name, torch.device("cpu"))
 
 
@@ -285,3 +288,27 @@ def test_the_native_backend_takes_cpu_tensors_only() -> None:
     with pytest.raises(ValueError, match="backend='cpu'"):
         choose("cpu", torch.device("meta"))
     assert choose("auto", torch.device("meta")) is FUNCTIONS["torch"]
+
+
+def test_triton_takes_cpu_tensors_under_its_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("triton", torch.device("cpu")) is FUNCTIONS["triton"]
+    with pytest.raises(ValueError, match="backend='triton' takes CUDA and ROCm tensors"):
+        choose("triton", torch.device("meta"))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="CPU tensors under TRITON_INTERPRET=1 only, got tensors on cpu"):
+        choose("triton", torch.device("cpu"))
+    assert choose("triton", torch.device("cuda")) is FUNCTIONS["triton"]
+
+
+def test_auto_takes_triton_on_a_gpu_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for reason, expected in ((None, "triton"), ("triton is not installed", "torch")):
+        monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda reason=reason: reason)
+        assert choose("auto", torch.device("cuda")) is FUNCTIONS[expected]
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    check = "import sys, eopd_kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..head import compute_dtype
+from .checks import check_logits, check_matrix, check_numbers
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 BUILD_RECORD = Path(__file__).resolve().parents[1] / "_build.json"
@@ -53,7 +54,7 @@ def native() -> ModuleType:
 
 def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
     """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
+    n, vocab_size = check_cpu_logits(student, teacher)
     statistics = torch.empty(n, 8, dtype=compute_dtype(student, teacher))
     native().row_statistics(
         matrix(student), matrix(teacher), n, vocab_size, transforms, statistics.data_ptr(), torch.get_num_threads()
@@ -72,12 +73,12 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
+    n, vocab_size = check_cpu_logits(student, teacher)
     dtype = compute_dtype(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), dtype)
+    check_numbers("statistics", statistics, (n, 8), dtype, student.device)
     for name, k in (("a", a), ("b", b), ("c", c)):
-        check_numbers(name, k, (n,), dtype)
-    check_matrix("out", out, student.shape)
+        check_numbers(name, k, (n,), dtype, student.device)
+    check_matrix("out", out, student)
     native().row_gradient(
         matrix(student),
         matrix(teacher),
@@ -103,10 +104,10 @@ def row_loss_and_gradient(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
+    n, vocab_size = check_cpu_logits(student, teacher)
     dtype = compute_dtype(student, teacher)
-    check_numbers("weights", weights, (n,), dtype)
-    check_matrix("out", out, student.shape)
+    check_numbers("weights", weights, (n,), dtype, student.device)
+    check_matrix("out", out, student)
     statistics = torch.empty(n, 8, dtype=dtype)
     gate = torch.empty(n, dtype=dtype)
     native().row_loss_and_gradient(
@@ -131,33 +132,8 @@ def matrix(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)
 
 
-def check_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
+def check_cpu_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
     """The common shape (n, V)."""
-    if student.ndim != 2:
-        raise ValueError(f"student must be [n, V], got shape {tuple(student.shape)}")
-    check_matrix("student", student, student.shape)
-    check_matrix("teacher", teacher, student.shape)
-    return student.shape[0], student.shape[1]
-
-
-def check_matrix(name: str, tensor: Tensor, shape: torch.Size) -> None:
-    """Refuses what the kernels would misread."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have the student's shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
-    if tensor.dtype not in DTYPE_CODES:
-        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPE_CODES))}, got {tensor.dtype}")
-    if shape[1] > 1 and tensor.stride(1) != 1:
-        raise ValueError(f"{name} must have stride 1 along the vocabulary, got strides {tensor.stride()}")
-
-
-def check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """The same for what there is one or eight of per row."""
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name} must be {list(shape)} of {dtype} on the CPU, "
-            f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+    if student.device.type != "cpu":
+        raise ValueError(f"student must be on the CPU, got {student.device}")
+    return check_logits(student, teacher)

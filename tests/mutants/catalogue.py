@@ -18,6 +18,7 @@ class Mutant(NamedTuple):
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
+PRODUCTS = "eopd_kernels/products.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
 CONVERT, KERNELS = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp"
 
@@ -46,12 +47,22 @@ MUTANTS = [
     Mutant("vocabulary off by one", INPUTS, "        return student\n    if isinstance(vocab_size", "        return student - 1\n    if isinstance(vocab_size"),
     Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
     Mutant("teacher's grad accepted", INPUTS, "tensor is not None and tensor.requires_grad:", "False:"),
-    Mutant("gradient of the sum for the mean", FUNCTION, "else token_weights / denominator", "else token_weights"),
+    Mutant("gradient of the sum for the mean", FUNCTION, "weights=token_weights / denominator", "weights=token_weights"),
     Mutant("backward forgets the fp16 denominator", FUNCTION, "factor = upstream if deferred is None else upstream / deferred", "factor = upstream"),
-    Mutant("fp16 gradients are divided in forward", FUNCTION, "student.dtype == torch.float16", "False"),
-    Mutant("backward forgets upstream", FUNCTION, "g.mul_(factor)", "g"),
-    Mutant("recompute forgets the denominator", FUNCTION, "upstream = upstream / denominator\n    problem", "pass\n    problem"),
-    Mutant("recompute forgets the weights", FUNCTION, "token_weights * upstream.reshape(-1)", "(token_weights != 0) * upstream.reshape(-1)"),
+    Mutant("fp16 gradients are divided in forward", FUNCTION, "denominator if problem.student.gradient_dtype == torch.float16 else None", "None"),
+    Mutant("backward forgets upstream", FUNCTION, "g if g is None else g.mul_(factor)", "g"),
+    Mutant("recompute forgets the denominator", FUNCTION, "upstream if denominator is None else upstream / denominator\n", "upstream\n"),
+    Mutant("recompute divides fp16 gradients first", FUNCTION, "last = factor.dim() == 0 and", "last = False and"),
+    Mutant("fp16 gradients forget their factor", FUNCTION, "g.mul_(factor) if last and g is not None else g", "g"),
+    Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.on_host(student.device):", "if True:"),
+    Mutant("a GPU is asked for its upstream gradient", FUNCTION, "last and devices.on_host(factor.device) and factor == 1", "last and factor == 1"),
+    Mutant("autocast is forgotten", FUNCTION, "valid, options.autocast)", "valid)"),
+    Mutant("autocast rounds fp64", PRODUCTS, " or logits == torch.float64", ""),
+    Mutant("16-bit operands of two kinds", PRODUCTS, "hidden.dtype == weight.dtype else logits", "True else logits"),
+    Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),
+    Mutant("small chunks on a GPU", SCHEDULES, "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS"),
+    Mutant("a GPU upcasts what it multiplies", SIDES, "self.hidden[rows].to(self.gradient_dtype)", "self.hidden[rows].to(self.dtype)"),
+    Mutant("recompute forgets the weights", FUNCTION, "token_weights * factor.reshape(-1)", "(token_weights != 0) * factor.reshape(-1)"),
     Mutant("retained gradients are scaled in place", FUNCTION, "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
     Mutant("loss without weights", FUNCTION, "weighted(token_weights, token_loss(", "weighted((token_weights != 0).to(token_weights.dtype), token_loss("),
     Mutant("double backward is silent", FUNCTION, "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
@@ -61,14 +72,14 @@ MUTANTS = [
     Mutant("chunks ignore the budget", SCHEDULES, "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),
     Mutant("teacher's transform for both", SCHEDULES, "[*self.student.transform, temperature,", "[*self.teacher.transform, temperature,"),
     Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
-    Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient.sum(0)", "self.bias[columns] = gradient.sum(0)"),
+    Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient", "self.bias[columns] = gradient"),
     Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :].zero_()", "pass"),
     Mutant("in place without telling autograd", SIDES, "torch.autograd.graph.increment_version(logits)", "pass"),
     Mutant("in place is forgotten", SIDES, "if inplace:", "if False:"),
     Mutant("runs of rows ignore the strides", SIDES, "strides[depth - 1] == sizes[depth] * strides[depth]", "True"),
     Mutant("head's bias forgotten", HEAD, "if self.bias is not None:\n            out", "if False:\n            out"),
-    Mutant("dX takes the last panel", HEAD, "out.addmm_(grad_logits[:, part], weight)", "torch.mm(grad_logits[:, part], weight, out=out)"),
-    Mutant("dW takes the last chunk", HEAD, "out.addmm_(grad_logits.t(), hidden)", "torch.mm(grad_logits.t(), hidden, out=out)"),
+    Mutant("dX takes the last panel", HEAD, "products.add_mm(grad_logits[:, part]", "products.mm(grad_logits[:, part]"),
+    Mutant("dW takes the last chunk", HEAD, "products.add_mm(grad_logits.t()", "products.mm(grad_logits.t()"),
     Mutant("torch: slope of the transform forgotten", TORCH, "gradient * transform_slope(z_s, transforms[:3])", "gradient"),
     Mutant("torch: slope of the softcap", TORCH, "(temperature / softcap)) ** 2", "(temperature / softcap))"),
     Mutant("torch: off by one column", TORCH, "out[rows, columns] = gradient", "out[rows, columns] = gradient.roll(1, 1)"),

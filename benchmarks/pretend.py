@@ -1,0 +1,114 @@
+"""A GPU that is not there: CPU tensors take the GPU's branches, and what only a GPU has is imitated exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eopd_kernels import devices
+
+aten = torch.ops.aten
+# What waits for a device, or copies numbers from the host's pageable memory, which waits as well.
+WAITING = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.nonzero_static,
+    aten.masked_select,
+    aten.is_nonzero,
+    aten.equal,
+    aten.lift_fresh,
+    aten.repeat_interleave,
+    aten._unique2,
+}
+PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm}
+
+
+@contextmanager
+def gpu() -> Iterator[None]:
+    """Within it every tensor counts as one on a GPU, and CPU tensors have the products with an fp32 result."""
+    library = torch.library.Library("aten", "IMPL")
+
+    def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        check_widening(a, b, out_dtype, out)
+        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
+
+    def addmm(base: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        check_widening(a, b, out_dtype, out)
+        assert base.dtype == out_dtype
+        return out.copy_(base + a.to(out_dtype) @ b.to(out_dtype))
+
+    kind = devices.kind
+    devices.kind = lambda device: "cuda"
+    try:
+        library.impl("mm.dtype_out", mm, "CPU")
+        library.impl("addmm.dtype_out", addmm, "CPU")
+        yield
+    finally:
+        devices.kind = kind
+        library._destroy()
+
+
+def check_widening(a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor) -> None:
+    """What CUDA's implementation asks for."""
+    assert a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
+    assert out_dtype == out.dtype == torch.float32
+
+
+class Product(NamedTuple):
+    """One matrix product: the shapes (m, k, n), the operands' dtype and the result's."""
+
+    shape: tuple[int, int, int]
+    operands: torch.dtype
+    result: torch.dtype
+
+
+class Watch(TorchDispatchMode):
+    """Fails on everything that a GPU would have to be waited for, and remembers products and large copies.
+
+    A boolean or host index is such a wait; a copy between devices cannot happen where all tensors are on one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self.upcast: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        assert packet not in WAITING, f"{func} waits for the device"
+        if packet in (aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_):
+            assert not any(t is not None and t.dtype == torch.bool for t in args[1]), f"{func} with a mask waits"
+        result = func(*args, **(kwargs or {}))
+        if packet in PRODUCTS:
+            a, b = [x for x in args if isinstance(x, Tensor)][-2:]
+            self.products.append(Product((*a.shape, b.shape[1]), a.dtype, result.dtype))
+        if packet in (aten._to_copy, aten.copy_) and result.dim() == 2 and result.dtype == torch.float32:
+            source = args[0] if packet is aten._to_copy else args[1]
+            if source.dtype in (torch.bfloat16, torch.float16):
+                self.upcast.append(result.shape)
+        return result
+
+
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that live at one time among the tensors made within it; meta tensors may be of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {a.untyped_storage()._cdata for a in args if isinstance(a, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in given:
+                self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.live.values()))
+        return result

@@ -1,0 +1,40 @@
+"""What every backend refuses before an address is passed: shapes, dtypes, devices and strides a kernel would misread."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
+    """The common shape (n, V)."""
+    if student.ndim != 2:
+        raise ValueError(f"student must be [n, V], got shape {tuple(student.shape)}")
+    check_matrix("student", student, student)
+    check_matrix("teacher", teacher, student)
+    return student.shape[0], student.shape[1]
+
+
+def check_matrix(name: str, tensor: Tensor, student: Tensor) -> None:
+    """``[n, V]`` as the student is, where it is."""
+    if tensor.shape != student.shape:
+        raise ValueError(f"{name} must have the student's shape {tuple(student.shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != student.device:
+        raise ValueError(f"{name} must be on the student's device {student.device}, got {tensor.device}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} must have stride 1 along the vocabulary, got strides {tensor.stride()}")
+
+
+def check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """The same for what there is one or eight of per row."""
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device:
+        raise ValueError(
+            f"{name} must be {list(shape)} of {dtype} on {device}, "
+            f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")

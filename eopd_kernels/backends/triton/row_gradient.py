@@ -1,0 +1,66 @@
+"""The second visit alone: docs/math.md, "One gradient form". A program takes one part of one row."""
+
+import triton
+import triton.language as tl
+
+from .numbers import load_statistics, number, stretch
+from .visits import gradient_of_columns, row_of
+
+
+@triton.jit(
+    do_not_specialize=["student_stride", "teacher_stride", "out_stride", "parts"],
+    do_not_specialize_on_alignment=["student", "teacher", "statistics", "a", "b", "c", "out"],
+)
+def row_gradient_kernel(
+    student,  # [n, V]
+    teacher,  # [n, V]
+    student_stride: tl.int64,
+    teacher_stride: tl.int64,
+    vocab_size,
+    statistics,  # [n, 8]
+    a,  # [n]
+    b,  # [n]
+    c,  # [n]
+    parts,
+    student_inner: tl.float64,
+    student_outer: tl.float64,
+    teacher_inner: tl.float64,
+    teacher_outer: tl.float64,
+    out,  # [n, V], out; may be the student
+    out_stride: tl.int64,
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Grid (n · parts,)."""
+    program = tl.program_id(0)
+    row = program // parts
+    begin, end = stretch(program % parts, parts, vocab_size, STEPS * LANES * VECTOR)
+    dtype: tl.constexpr = statistics.dtype.element_ty
+    student_max, student_sum, teacher_max, teacher_sum, _, _, _, _ = load_statistics(statistics, row)
+    gradient_of_columns(
+        row_of(student, student_stride, row, ALIGNED),
+        row_of(teacher, teacher_stride, row, ALIGNED),
+        row_of(out, out_stride, row, ALIGNED),
+        begin,
+        end,
+        student_max,
+        student_sum,
+        teacher_max,
+        teacher_sum,
+        tl.load(a + row),
+        tl.load(b + row),
+        tl.load(c + row),
+        number(student_inner, dtype),
+        number(student_outer, dtype),
+        number(teacher_inner, dtype),
+        number(teacher_outer, dtype),
+        STUDENT_SOFTCAP,
+        TEACHER_SOFTCAP,
+        STEPS,
+        LANES,
+        VECTOR,
+    )

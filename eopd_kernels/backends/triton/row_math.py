@@ -1,0 +1,239 @@
+"""The mathematics of one row for Triton: docs/math.md, "One pass" and "One gradient form". csrc/row_math.h is its twin.
+
+Written once, used by every kernel. The eight numbers travel in the order of ``statistics.FIELDS``. They are scalars (a
+row, a part of one) or vectors ``[LANES]`` (each lane of a program is a partial row of its own), and every rule is the
+same for both. All of it computes in the dtype of its arguments, which is float64 for float64 logits and else float32.
+"""
+
+import triton
+import triton.language as tl
+
+# On [-0.55, 0.55], x + x³·(C3 + C5·x² + ...): the odd polynomial whose largest relative error is least, 4·10⁻⁸.
+TANH_BEND = tl.constexpr(0.55)
+TANH_C3 = tl.constexpr(-0.33332947)
+TANH_C5 = tl.constexpr(0.13320725)
+TANH_C7 = tl.constexpr(-0.05267181)
+TANH_C9 = tl.constexpr(0.01643758)
+
+
+@triton.jit
+def times_or_zero(mass, value):
+    """0 · anything = 0: what has no mass has no share, even where its logarithm is infinite.
+
+    The value is replaced, not the product, which then fuses with the sum it goes into.
+    """
+    return mass * tl.where(mass == 0, 0.0, value)
+
+
+@triton.jit
+def finite_centre(maximum):
+    """What is subtracted in place of a maximum: −inf − (−inf) would be NaN where −inf is meant."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def distance(maximum, merged_max):
+    """How far a part's maximum lies below the merged one, ≤ 0; 0 for an empty part, whose sums are 0 anyway."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum - merged_max)
+
+
+@triton.jit
+def recentred(
+    student_max,
+    student_sum,
+    teacher_max,
+    teacher_sum,
+    teacher_self,
+    teacher_cross,
+    student_self,
+    student_cross,
+    merged_student_max,
+    merged_teacher_max,
+):
+    """The same part seen from the merged maxima. The one merge: recentre both parts and add."""
+    d_s = distance(student_max, merged_student_max)
+    d_t = distance(teacher_max, merged_teacher_max)
+    c_s = tl.exp(d_s)
+    c_t = tl.exp(d_t)
+    return (
+        merged_student_max,
+        c_s * student_sum,
+        merged_teacher_max,
+        c_t * teacher_sum,
+        times_or_zero(c_t, teacher_self + teacher_sum * d_t),
+        times_or_zero(c_t, teacher_cross + teacher_sum * (d_t - d_s)),
+        times_or_zero(c_s, student_self + student_sum * d_s),
+        times_or_zero(c_s, student_cross + student_sum * (d_s - d_t)),
+    )
+
+
+@triton.jit
+def merged_lanes(
+    student_max,  # [LANES]
+    student_sum,  # [LANES]
+    teacher_max,  # [LANES]
+    teacher_sum,  # [LANES]
+    teacher_self,  # [LANES]
+    teacher_cross,  # [LANES]
+    student_self,  # [LANES]
+    student_cross,  # [LANES]
+):
+    """Lanes that hold a partial row each, merged into one: eight scalars."""
+    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = recentred(
+        student_max,
+        student_sum,
+        teacher_max,
+        teacher_sum,
+        teacher_self,
+        teacher_cross,
+        student_self,
+        student_cross,
+        tl.max(student_max, 0),
+        tl.max(teacher_max, 0),
+    )
+    return (
+        s_max,
+        tl.sum(s_sum, 0),
+        t_max,
+        tl.sum(t_sum, 0),
+        tl.sum(t_self, 0),
+        tl.sum(t_cross, 0),
+        tl.sum(s_self, 0),
+        tl.sum(s_cross, 0),
+    )
+
+
+@triton.jit
+def with_columns(
+    student_max,  # [LANES]
+    student_sum,  # [LANES]
+    teacher_max,  # [LANES]
+    teacher_sum,  # [LANES]
+    teacher_self,  # [LANES]
+    teacher_cross,  # [LANES]
+    student_self,  # [LANES]
+    student_cross,  # [LANES]
+    z_s,  # [STEPS, LANES, VECTOR]
+    z_t,  # [STEPS, LANES, VECTOR]
+):
+    """Lanes, and in each lane its columns of a tile of transformed logits: no lane looks at another.
+
+    A column with p = 0 adds nothing to the student's sums, one with q = 0 nothing to the teacher's. A NaN passes by the
+    maximum and stays in the sum of exponentials.
+    """
+    tile_student_max = tl.maximum(student_max, tl.max(tl.max(z_s, 2), 0))
+    tile_teacher_max = tl.maximum(teacher_max, tl.max(tl.max(z_t, 2), 0))
+    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = recentred(
+        student_max,
+        student_sum,
+        teacher_max,
+        teacher_sum,
+        teacher_self,
+        teacher_cross,
+        student_self,
+        student_cross,
+        tile_student_max,
+        tile_teacher_max,
+    )
+    ds = z_s - finite_centre(s_max)[None, :, None]
+    dt = z_t - finite_centre(t_max)[None, :, None]
+    exp_ds = tl.exp(ds)
+    exp_dt = tl.exp(dt)
+    log_ratio = ds - dt
+    return (
+        s_max,
+        s_sum + per_lane(exp_ds),
+        t_max,
+        t_sum + per_lane(exp_dt),
+        t_self + per_lane(times_or_zero(exp_dt, dt)),
+        t_cross - per_lane(times_or_zero(exp_dt, log_ratio)),
+        s_self + per_lane(times_or_zero(exp_ds, ds)),
+        s_cross + per_lane(times_or_zero(exp_ds, log_ratio)),
+    )
+
+
+@triton.jit
+def per_lane(values):  # [STEPS, LANES, VECTOR] -> [LANES]
+    """Sums within each lane: a lane is a thread, so that this is register arithmetic and no exchange."""
+    return tl.sum(tl.sum(values, 2), 0)
+
+
+@triton.jit
+def log_sum_ratio(student_sum, teacher_sum):
+    """log(Z_s/Z_t): one logarithm of the ratio, because the difference of two loses it at a small KL."""
+    return tl.log(student_sum / teacher_sum)
+
+
+@triton.jit
+def gated_coefficients(
+    student_sum,
+    teacher_sum,
+    teacher_self,
+    student_cross,
+    weight,
+    gate_threshold,
+    r0,
+    r1,
+    f0,
+    f1,
+):
+    """The gate and a, b, c of one row; twin of ``objective.open_gate`` and ``objective.gradient_coefficients``."""
+    teacher_entropy = tl.log(teacher_sum) - teacher_self / teacher_sum
+    gate = tl.where(teacher_entropy > gate_threshold, 1.0, 0.0).to(weight.dtype)
+    c_r = r0 + r1 * gate
+    c_f = f0 + f1 * gate
+    reverse_kl = student_cross / student_sum - log_sum_ratio(student_sum, teacher_sum)
+    a = times_or_zero(weight, c_f - times_or_zero(c_r, reverse_kl))
+    return gate, a, weight * c_r, weight * c_f
+
+
+@triton.jit
+def column_coefficients(student_sum, teacher_sum, a, b, c):
+    """What is constant along the row folded in: g_v = e^ds·(own + ratio·(ds − dt)) − other·e^dt."""
+    own = (a - times_or_zero(b, log_sum_ratio(student_sum, teacher_sum))) / student_sum
+    return own, b / student_sum, times_or_zero(c, 1 / teacher_sum)
+
+
+@triton.jit
+def column_gradient(
+    z_s,  # [STEPS, LANES, VECTOR]
+    z_t,  # [STEPS, LANES, VECTOR]
+    student_max,
+    teacher_max,
+    own,
+    ratio,
+    other,
+):
+    """∂L/∂z_s of a tile."""
+    ds = z_s - finite_centre(student_max)
+    dt = z_t - finite_centre(teacher_max)
+    of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, ds - dt))
+    return of_student - times_or_zero(other, tl.exp(dt))
+
+
+@triton.jit
+def transformed(x, inner, outer, SOFTCAP: tl.constexpr):
+    """z = softcap·tanh(scale·x / softcap) / T with inner = scale/softcap and outer = softcap/T; else inner = scale/T."""
+    if SOFTCAP:
+        return tanh(x * inner) * outer
+    return x * inner
+
+
+@triton.jit
+def slope(z, inner, outer):
+    """dz/dx of a softcapped logit, read off z itself: scale·(1 − tanh²) / T."""
+    tanh_x = z * (1 / outer)
+    return (1 - tanh_x * tanh_x) * (inner * outer)
+
+
+@triton.jit
+def tanh(x):
+    """Good to a few roundings of the result in fp32, of 1 in fp64. Triton's own does not run in its interpreter."""
+    size = tl.abs(x)
+    large = 1 - 2 / (tl.exp(2 * size) + 1)
+    large = tl.where(x < 0, -large, large)
+    if x.dtype != tl.float64:
+        square = x * x
+        small = x + x * square * (TANH_C3 + square * (TANH_C5 + square * (TANH_C7 + square * TANH_C9)))
+        large = tl.where(size < TANH_BEND, small, large)
+    return large

@@ -1,0 +1,225 @@
+"""The GPU's way through the hidden-state path, walked on a CPU (benchmarks/pretend.py).
+
+What enters the products, that nothing waits for the device, and that the result is as exact as it claims; tests/gpu/
+does the same on real hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eopd_kernels import LMHead, entropy_aware_kl, products, reference
+from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
+from eopd_kernels.sides import HiddenSide, LogitsSide, Side
+from benchmarks import pretend
+from tests.conftest import Case, make_case, relative_error, upstream_for
+
+ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+CUDA = torch.device("cuda")
+SCHEDULES = ["chunked", "recompute"]
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> Iterator[None]:
+    with pretend.gpu():
+        yield
+
+
+def solve(function: Any, case: Case, **options: Any) -> list[Tensor]:
+    out = function(case.student, case.teacher, **case.arguments, **options)
+    return [out.loss, *torch.autograd.grad(out.loss, case.leaves, upstream_for(out.loss))]
+
+
+def with_softcaps(case: Case) -> Case:
+    assert case.student_head is not None and case.teacher_head is not None
+    student, teacher = case.student_head, case.teacher_head
+    return replace(
+        case,
+        student_head=LMHead(student.weight, student.bias, scale=0.8, softcap=20.0),
+        teacher_head=LMHead(teacher.weight, teacher.bias, softcap=30.0),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("teacher", ["hidden", "logits"])
+def test_the_result_is_as_exact_as_the_products(
+    dtype: torch.dtype, schedule: str, masked: bool, teacher: str, backend: str
+) -> None:
+    case = make_case(dtype=dtype, masked=masked, teacher=teacher, bias=True)
+    case = with_softcaps(case) if teacher == "hidden" else case
+    truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
+    ours = solve(entropy_aware_kl, case, schedule=schedule, backend=backend, workspace_bytes=2**17)
+    # Products and sums are fp32, so that the loss knows nothing of 16 bits; a gradient is rounded twice, in its block
+    # and at the end.
+    assert relative_error(ours[0], truth[0]) < 3e-6
+    for leaf, value, exact in zip(case.leaves, ours[1:], truth[1:], strict=True):
+        assert value.dtype == leaf.dtype
+        assert relative_error(value, exact) < 3 * ROUNDING[dtype] + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_products_take_16_bits_and_give_32_without_a_wait(dtype: torch.dtype, schedule: str, backend: str) -> None:
+    case = make_case(dtype=dtype, masked=True, bias=True)
+    labels = torch.zeros(case.student.shape[:-1], dtype=torch.long)
+    labels[0, :5] = -100
+    num_items = torch.tensor(77)
+    upstream = torch.tensor(1.3)
+    with pretend.Watch() as watch:
+        out = entropy_aware_kl(
+            case.student,
+            case.teacher,
+            **case.arguments,
+            labels=labels,
+            num_items=num_items,
+            schedule=schedule,
+            backend=backend,
+            workspace_bytes=2**17,
+        )
+        out.loss.backward(upstream)
+    assert watch.products and {p.operands for p in watch.products} == {dtype}
+    assert {p.result for p in watch.products} == {torch.float32}
+    assert not watch.upcast, "something of 16 bits was brought to fp32 before a product"
+
+
+def test_masked_tokens_ride_along_as_zeros() -> None:
+    case = make_case(dtype=torch.bfloat16, masked=True)
+    assert case.mask is not None
+    with torch.no_grad():
+        case.student[~case.mask] = torch.nan
+        case.teacher[~case.mask] = torch.nan
+    loss, grad_hidden, grad_weight = solve(entropy_aware_kl, case)
+    assert loss.isfinite() and grad_weight.isfinite().all()
+    assert (grad_hidden[~case.mask] == 0).all() and (grad_hidden[case.mask] != 0).any()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_decides_the_operands_and_holds_in_backward(schedule: str, hidden: torch.dtype) -> None:
+    case = make_case(bias=True)
+    student = case.student.detach().to(hidden).requires_grad_()
+    teacher = case.teacher.to(hidden)
+    with pretend.Watch() as watch:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = entropy_aware_kl(student, teacher, **case.arguments, schedule=schedule)
+        out.loss.backward(upstream := upstream_for(out.loss))
+    assert {p.operands for p in watch.products} == {torch.bfloat16} and {p.result for p in watch.products} == {
+        torch.float32
+    }
+    assert out.loss.dtype == torch.float32 and student.grad is not None
+
+    rounded = case.to(torch.bfloat16)
+    expected = entropy_aware_kl(rounded.student, rounded.teacher, **rounded.arguments, schedule=schedule)
+    # The bias is not an operand of a product, so autocast does not round it.
+    assert relative_error(out.loss, expected.loss) < 2e-2
+    for leaf, of_rounded in zip((student, *case.leaves[1:]), rounded.leaves, strict=True):
+        (gradient,) = torch.autograd.grad(expected.loss, of_rounded, upstream, retain_graph=True)
+        assert leaf.grad is not None and leaf.grad.dtype == leaf.dtype
+        assert relative_error(leaf.grad, gradient) < 5e-2
+
+
+def test_autocast_leaves_fp64_alone() -> None:
+    case = make_case(dtype=torch.float64)
+    plain = solve(entropy_aware_kl, case)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, solve(entropy_aware_kl, case), plain))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_fp16_gradients_do_not_underflow_in_a_large_mean(schedule: str) -> None:
+    case = make_case(dtype=torch.float16)
+    scale = torch.tensor(2.0**16)  # a GradScaler's
+
+    def gradients(function: Any, case: Case, **options: Any) -> list[Tensor]:
+        out = function(case.student, case.teacher, **case.arguments, num_items=10**6, **options)
+        return list(torch.autograd.grad(out.loss, case.leaves, scale.to(out.loss.dtype)))
+
+    truth = gradients(reference.entropy_aware_kl, case.to(torch.float64))
+    for value, exact in zip(gradients(entropy_aware_kl, case, schedule=schedule), truth, strict=True):
+        assert relative_error(value, exact) < 3 * ROUNDING[torch.float16] + 1e-5
+
+
+def test_a_torch_without_the_products_upcasts_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "OLDEST_WIDENING_TORCH", "99")
+    case = make_case(dtype=torch.bfloat16)
+    truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
+    with pretend.Watch() as watch:
+        ours = solve(entropy_aware_kl, case)
+    assert {p.operands for p in watch.products} == {torch.float32}
+    assert relative_error(ours[0], truth[0]) < 3e-6
+
+
+@pytest.mark.parametrize(("hidden", "weight"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_operands_of_two_dtypes_meet_in_fp32(hidden: torch.dtype, weight: torch.dtype) -> None:
+    x, w = torch.ones(2, 3, dtype=hidden), torch.ones(4, 3, dtype=weight)
+    assert products.operand_dtype(x, w, torch.float32) == torch.float32
+    assert products.operand_dtype(x, w, torch.float32, torch.float16) == torch.float16
+    case = make_case()
+    student = case.student.detach().to(hidden).requires_grad_()
+    assert case.student_head is not None
+    head = LMHead(case.student_head.weight.detach().to(weight).requires_grad_())
+    case = replace(case, student=student, student_head=head)
+    truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
+    for value, exact in zip(solve(entropy_aware_kl, case), truth, strict=True):
+        assert relative_error(value, exact) < 2 * ROUNDING[torch.bfloat16]
+
+
+def sides(n: int, vocab_size: int, dtype: torch.dtype) -> tuple[HiddenSide, HiddenSide]:
+    head = LMHead(torch.empty(1, 4, dtype=dtype).expand(vocab_size, 4))
+    hidden = torch.empty(1, 4, dtype=dtype).expand(n, 4)
+    return HiddenSide(hidden, head, vocab_size), HiddenSide(hidden, head, vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [32_000, 128_256, 151_936, 262_144])
+@pytest.mark.parametrize("n", [1, 512, 1024, 1025, 4096, 8192, 100_000])
+def test_chunks_on_a_gpu_are_never_too_small(n: int, vocab_size: int) -> None:
+    tokens, columns = tiling(
+        "chunked", n, *sides(n, vocab_size, torch.bfloat16), gathered=False, workspace_bytes=None, device=CUDA
+    )
+    assert columns == vocab_size
+    if n <= GPU_USUAL_MIN_TOKENS:
+        assert tokens == n
+    else:
+        assert tokens > GPU_USUAL_MIN_TOKENS / 2
+        # fp32 logits of both sides, and the gradient in 16 bits
+        assert tokens * vocab_size * (4 + 4 + 2) <= max(GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS * vocab_size * 10)
+
+
+def test_a_gradient_block_of_its_own_is_in_the_budget() -> None:
+    fp32, bf16 = sides(8192, 50_000, torch.float32), sides(8192, 50_000, torch.bfloat16)
+
+    def columns(student: Side, teacher: Side) -> int:
+        return tiling("recompute", 8192, student, teacher, gathered=False, workspace_bytes=2**28, device=CUDA).columns
+
+    assert columns(*fp32) == 2**28 // 8192 // 8
+    assert columns(*bf16) == 2**28 // 8192 // 10
+    logits = LogitsSide(torch.empty(1, 50_000, dtype=torch.bfloat16).expand(8192, -1), 50_000)
+    assert columns(logits, bf16[1]) == 2**28 // 8192 // 4
+
+
+def test_everything_at_full_size_on_meta_tensors() -> None:
+    """N = 8192, Qwen3's vocabulary, heads of 1024 and 4096: products, memory, and that nobody asks for a number."""
+    n, vocab_size, d_s, d_t = 8192, 151_936, 1024, 4096
+
+    def empty(*shape: int, grad: bool = False) -> Tensor:
+        return torch.empty(*shape, device="meta", dtype=torch.bfloat16, requires_grad=grad)
+
+    student, weight, teacher = empty(n, d_s, grad=True), empty(vocab_size, d_s, grad=True), empty(n, d_t)
+    mask = torch.empty(n, dtype=torch.bool, device="meta")
+    case = Case(student, teacher, LMHead(weight), LMHead(empty(vocab_size, d_t)), mask)
+    with pretend.PeakMemory() as memory, pretend.Watch() as watch:
+        out = entropy_aware_kl(student, teacher, **case.arguments, backend="torch")
+        out.loss.backward()
+    flops = sum(2 * m * k * v for (m, k, v), *_ in watch.products)
+    assert flops == 2 * n * vocab_size * (3 * d_s + d_t)
+    assert len(watch.products) == 4 * 8, "eight chunks of 1024 tokens"
+    blocks, accumulators = 10 * 1024 * vocab_size, 4 * (vocab_size + n) * d_s
+    assert blocks + accumulators < memory.peak < 1.02 * (blocks + accumulators)
