@@ -36,12 +36,12 @@ def gpu() -> Iterator[None]:
 
     def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
         check_widening(a, b, out_dtype, out)
-        return out.copy_(a.to(out_dtype) @ b.to(out_dtype))
+        return out.copy_(exact(a, b, out_dtype))
 
     def addmm(base: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
         check_widening(a, b, out_dtype, out)
         assert base.dtype == out_dtype
-        return out.copy_(base + a.to(out_dtype) @ b.to(out_dtype))
+        return out.copy_(base + exact(a, b, out_dtype))
 
     kind = devices.kind
     devices.kind = lambda device: "cuda"
@@ -52,6 +52,11 @@ def gpu() -> Iterator[None]:
     finally:
         devices.kind = kind
         library._destroy()
+
+
+def exact(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return a.to(dtype) @ b.to(dtype)
 
 
 def check_widening(a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor) -> None:

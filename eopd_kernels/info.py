@@ -24,7 +24,7 @@ def lines() -> list[str]:
             f"  {name:<8}" + (f"available: {backend.description()}" if reason is None else f"not available: {reason}")
         )
     on_cpu = "cpu" if cpu.unavailable() is None else "torch"
-    on_gpu = "triton" if triton.unavailable() is None and not triton.interpreted() else "torch"
+    on_gpu = "triton" if triton.unavailable() is None and triton.takes(torch.device("cuda")) else "torch"
     report += [
         "",
         f"backend='auto' takes {on_cpu!r} for CPU tensors, {on_gpu!r} for CUDA and ROCm tensors "

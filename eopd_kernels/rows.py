@@ -84,7 +84,7 @@ def choose(backend: str, device: torch.device) -> RowFunctions:
         if device.type == "cpu" and cpu.unavailable() is None:
             backend = "cpu"
         else:
-            on_gpu = device.type == "cuda" and triton.unavailable() is None and not triton.interpreted()
+            on_gpu = device.type == "cuda" and triton.unavailable() is None and triton.takes(device)
             backend = "triton" if on_gpu else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tests import interpreter
 
-interpreter.switch_on()
+interpreter.switch_on()  # before anything imports Triton
 
+# ruff: noqa: E402
 from eopd_kernels import EntropyGate, LMHead, Objective
+from eopd_kernels.backends import triton
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
 
@@ -136,6 +138,14 @@ def make_case(
     mask = torch.rand(*leading, generator=generator) > 0.3 if masked else None
     options = {"gate": EntropyGate(2.0), "alpha": 0.7, **objective}
     return Case(student_rows, teacher_rows, student_head, teacher_head, mask, Objective(**options))
+
+
+def size(backend: str) -> dict[str, Any]:
+    """The size of ``make_case`` on a backend: a row takes Triton's interpreter 20 ms, so there it has fewer of them,
+    and longer ones, because a tile holds 1,024 columns."""
+    if backend == "triton" and triton.takes(torch.device("cpu")):
+        return {"leading": (3, 4), "vocab_size": 1300}
+    return {}
 
 
 def upstream_for(loss: Tensor, seed: int = 1) -> Tensor:

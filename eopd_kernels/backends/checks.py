@@ -1,4 +1,4 @@
-"""What every backend refuses before an address is passed: shapes, dtypes, devices and strides a kernel would misread."""
+"""What a backend refuses before an address is passed: shapes, dtypes, devices and strides a kernel would misread."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ ROOMS = ["rows", "loss", "function", "oracle", "objective", "statistics", "head"
 SUITE = [
     *(f"tests/test_{room}.py" for room in ROOMS),
     "tests/backends/test_cpu_capability.py",
+    "tests/backends/test_triton_rows.py",
 ]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 

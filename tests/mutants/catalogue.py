@@ -20,6 +20,8 @@ INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
 PRODUCTS = "eopd_kernels/products.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
+TRITON_MATH, VISITS = "eopd_kernels/backends/triton/row_math.py", "eopd_kernels/backends/triton/visits.py"
+NUMBERS, FUSED = "eopd_kernels/backends/triton/numbers.py", "eopd_kernels/backends/triton/loss_and_gradient_kernel.py"
 CONVERT, KERNELS = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp"
 
 MUTANTS = [
@@ -85,6 +87,20 @@ MUTANTS = [
     Mutant("torch: off by one column", TORCH, "out[rows, columns] = gradient", "out[rows, columns] = gradient.roll(1, 1)"),
     Mutant("torch: unused rows are not zeroed", TORCH, "torch.where(unused, 0.0, gradient)", "gradient"),
     Mutant("torch: sign of the teacher's term", TORCH, "log_ratio)) - weighted(c, q)", "log_ratio)) + weighted(c, q)"),
+    Mutant("Triton: merge drops the rescaling of Z", TRITON_MATH, "c_s * student_sum,", "student_sum,"),
+    Mutant("Triton: merge drops the shift of P", TRITON_MATH, "teacher_cross + teacher_sum * (d_t - d_s)", "teacher_cross"),
+    Mutant("Triton: empty lanes are not guarded", TRITON_MATH, 'tl.where(maximum == float("-inf"), 0.0, maximum - merged_max)', "maximum - merged_max"),
+    Mutant("Triton: columns without mass are not guarded", TRITON_MATH, "mass * tl.where(mass == 0, 0.0, value)", "mass * value"),
+    Mutant("Triton: sign of Q", TRITON_MATH, "s_cross + per_lane(", "s_cross - per_lane("),
+    Mutant("Triton: gate inverted", TRITON_MATH, "teacher_entropy > gate_threshold", "teacher_entropy < gate_threshold"),
+    Mutant("Triton: weight forgotten in c", TRITON_MATH, "weight * c_r, weight * c_f", "weight * c_r, c_f"),
+    Mutant("Triton: tanh loses its digits near 0", TRITON_MATH, "tl.where(size < TANH_BEND, small, large)", "large"),
+    Mutant("Triton: slope of the softcap forgotten", VISITS, "gradient * slope(z_s, inner, outer)", "gradient"),
+    Mutant("Triton: the ragged end is masked before the transform", VISITS, 'tl.where(inside, transformed(x, inner, outer, SOFTCAP), float("-inf"))', 'transformed(tl.where(inside, x, float("-inf")), inner, outer, SOFTCAP)'),
+    Mutant("Triton: one column too many", VISITS, "inside = columns < end", "inside = columns <= end"),
+    Mutant("Triton: writes beside its row", VISITS, "converted(gradient, out.dtype.element_ty), mask=ragged < end)", "converted(gradient, out.dtype.element_ty), mask=ragged < end + 1)"),
+    Mutant("Triton: parts overlap", NUMBERS, "tl.minimum(part * columns + columns, vocab_size)", "vocab_size"),
+    Mutant("Triton: rows of weight 0 are read", FUSED, "tl.where(weight == 0, 0, vocab_size)", "vocab_size"),
     Mutant("C++: merge drops the rescaling of Z", ROW_MATH, "row.student_sum *= c_s;", ""),
     Mutant("C++: merge drops the shift of P", ROW_MATH, "row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s)", "row.teacher_cross"),
     Mutant("C++: merge forgets Q", ROW_MATH, "row.student_cross += part.student_cross;", ""),

@@ -5,7 +5,9 @@ Triton is imported with the first call: importing the package must neither need 
     table.py                     how a row is cut into tiles, and when it is split into parts
     row_math.py                  the merge and the per-element formulas
     visits.py                    the two visits of a stretch of a row
-    row_statistics.py, row_gradient.py, row_loss_and_gradient.py, merge_parts.py    a kernel each
+    numbers.py                   what there is one or eight of per row
+    alignment.py                 the two variants of a kernel: aligned rows, any rows
+    *_kernel.py                  a kernel each
     launch.py                    from tensors to launches
 """
 

@@ -5,30 +5,34 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...head import compute_dtype
-from .merge_parts import merge_parts_kernel
-from .row_gradient import row_gradient_kernel
-from .row_loss_and_gradient import row_loss_and_gradient_kernel
-from .row_statistics import row_statistics_kernel
-from .table import MOST_PARTS, Processor, Tiling, interpreted, parts_of_a_row, tiling
+from .alignment import ALIGNMENT, Variants
+from .gradient_kernel import row_gradient_kernel
+from .loss_and_gradient_kernel import row_loss_and_gradient_kernel
+from .merge_kernel import merge_parts_kernel
+from .statistics_kernel import row_statistics_kernel
+from .table import MOST_PARTS, Processor, interpreted, parts_of_a_row, tiling, widest_vector
 
+# Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
+FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c"))
 SPARE_COMBINE = dict.fromkeys(("gate_threshold", "r0", "r1", "f0", "f1"), 0.0)
 
 
 def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
     """The eight numbers of every row, ``[n, 8]``."""
-    shared, cut, parts = prepared(student, teacher, transforms, [])
-    statistics = student.new_empty(len(student), 8, dtype=compute_dtype(student, teacher))
+    plan = Plan.of(student, teacher, transforms, [])
+    statistics = student.new_empty(plan.rows, 8, dtype=compute_dtype(student, teacher))
     with on(student.device):
-        partial = partial_statistics(shared, cut, parts, None, statistics)
-        if parts > 1:
-            merge(partial, parts, statistics, **NO_GATE, **SPARE_COMBINE)
+        partial = partial_statistics(plan, None, statistics)
+        if plan.parts > 1:
+            merge(plan, partial, statistics, **NO_GATE, **SPARE_COMBINE)
     return statistics
 
 
@@ -43,9 +47,9 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
-    shared, cut, parts = prepared(student, teacher, transforms, [out])
+    plan = Plan.of(student, teacher, transforms, [out])
     with on(student.device):
-        gradient(shared, cut, parts, statistics, (a, b, c), out)
+        gradient(plan, statistics, a, b, c, out)
 
 
 def row_loss_and_gradient(
@@ -58,101 +62,105 @@ def row_loss_and_gradient(
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``: one launch, or three for few rows."""
-    shared, cut, parts = prepared(student, teacher, transforms, [out])
-    n = len(student)
-    statistics = student.new_empty(n, 8, dtype=weights.dtype)
+    plan = Plan.of(student, teacher, transforms, [out])
+    statistics = student.new_empty(plan.rows, 8, dtype=weights.dtype)
     gate = torch.empty_like(weights)
-    gating = {"gate_threshold": gate_threshold, **dict(zip(("r0", "r1", "f0", "f1"), combine, strict=True))}
+    r0, r1, f0, f1 = combine
+    gating = {
+        "weights": weights,
+        "gate": gate,
+        "gate_threshold": gate_threshold,
+        "r0": r0,
+        "r1": r1,
+        "f0": f0,
+        "f1": f1,
+    }
     with on(student.device):
-        if parts == 1:
-            row_loss_and_gradient_kernel[(n,)](
-                **shared,
-                **gating,
-                weights=weights,
-                statistics=statistics,
-                gate=gate,
-                out=out,
-                out_stride=out.stride(0),
-                **cut.arguments,
-            )
+        if plan.parts == 1:
+            plan.launch(row_loss_and_gradient_kernel, statistics=statistics, **gating, **plan.matrix("out", out))
         else:
-            coefficients = weights.new_empty(3, n).unbind()
-            partial = partial_statistics(shared, cut, parts, weights, statistics)
-            a, b, c = coefficients
-            merge(partial, parts, statistics, weights=weights, gate=gate, a=a, b=b, c=c, **gating)
-            gradient(shared, cut, parts, statistics, coefficients, out)
+            partial = partial_statistics(plan, weights, statistics)
+            a, b, c = weights.new_empty(3, plan.rows).unbind()
+            merge(plan, partial, statistics, a=a, b=b, c=c, **gating)
+            gradient(plan, statistics, a, b, c, out)
     return statistics, gate
 
 
-def partial_statistics(
-    shared: dict[str, Any], cut: Tiling, parts: int, weights: Tensor | None, statistics: Tensor
-) -> Tensor:
+def partial_statistics(plan: Plan, weights: Tensor | None, statistics: Tensor) -> Tensor:
     """Each part's numbers, ``[n · parts, 8]``: into ``statistics`` [n, 8] where a row is one part."""
-    n = len(statistics)
-    partial = statistics if parts == 1 else statistics.new_empty(n * parts, 8)
-    row_statistics_kernel[(n * parts,)](**shared, weights=weights, parts=parts, statistics=partial, **cut.arguments)
+    partial = statistics if plan.parts == 1 else statistics.new_empty(plan.rows * plan.parts, 8)
+    plan.launch(row_statistics_kernel, parts=plan.parts, weights=weights, statistics=partial)
     return partial
 
 
-def merge(partial: Tensor, parts: int, statistics: Tensor, **gating: Any) -> None:
+def merge(plan: Plan, partial: Tensor, statistics: Tensor, **gating: Any) -> None:
     """The parts' numbers into ``statistics`` [n, 8]; with weights, the gate and the coefficients too."""
-    merge_parts_kernel[(len(statistics),)](
-        partial=partial, parts=parts, statistics=statistics, **gating, MOST_PARTS=MOST_PARTS, num_warps=1
-    )
-
-
-def gradient(
-    shared: dict[str, Any],
-    cut: Tiling,
-    parts: int,
-    statistics: Tensor,
-    coefficients: Sequence[Tensor],
-    out: Tensor,
-) -> None:
-    """The second visit."""
-    a, b, c = coefficients
-    row_gradient_kernel[(len(statistics) * parts,)](
-        **shared,
+    merge_parts_kernel[(plan.rows,)](
+        partial=partial,
+        parts=plan.parts,
         statistics=statistics,
-        a=a,
-        b=b,
-        c=c,
-        parts=parts,
-        out=out,
-        out_stride=out.stride(0),
-        **cut.arguments,
+        **gating,
+        MOST_PARTS=MOST_PARTS,
+        num_warps=1,
+        **FUSED_MULTIPLY_ADD,
     )
 
 
-def prepared(
-    student: Tensor, teacher: Tensor, transforms: Sequence[float], outs: Sequence[Tensor]
-) -> tuple[dict[str, Any], Tiling, int]:
-    """What all kernels are given, how they cut a row into tiles, and into how many parts it is split."""
-    matrices = [student, teacher, *outs]
-    processor = processor_of(student.device)
-    cut = tiling(max(m.element_size() for m in matrices), processor)
-    n, vocab_size = student.shape
-    student_inner, student_outer = folded(transforms[:3])
-    teacher_inner, teacher_outer = folded(transforms[3:])
-    shared = {
-        "student": student,
-        "teacher": teacher,
-        "student_stride": student.stride(0),
-        "teacher_stride": teacher.stride(0),
-        "vocab_size": vocab_size,
-        "student_inner": student_inner,
-        "student_outer": student_outer,
-        "teacher_inner": teacher_inner,
-        "teacher_outer": teacher_outer,
-        "STUDENT_SOFTCAP": transforms[1] != 0,
-        "TEACHER_SOFTCAP": transforms[4] != 0,
-        "ALIGNED": all(m.data_ptr() % 16 == 0 and m.stride(0) % cut.vector == 0 for m in matrices),
-    }
-    return shared, cut, parts_of_a_row(n, vocab_size, cut, processor)
+def gradient(plan: Plan, statistics: Tensor, a: Tensor, b: Tensor, c: Tensor, out: Tensor) -> None:
+    """The second visit."""
+    plan.launch(row_gradient_kernel, parts=plan.parts, statistics=statistics, a=a, b=b, c=c, **plan.matrix("out", out))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a block of rows is launched: what all its kernels are given, and into how many parts a row is split."""
+
+    arguments: dict[str, Any]
+    vector: int
+    rows: int
+    parts: int
+
+    @classmethod
+    def of(cls, student: Tensor, teacher: Tensor, transforms: Sequence[float], outs: Sequence[Tensor]) -> Plan:
+        matrices = [student, teacher, *outs]
+        processor = processor_of(student.device)
+        vector = widest_vector(max(m.element_size() for m in matrices), processor)
+        aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
+        cut = tiling(vector if aligned else 1, processor)
+        rows, vocab_size = student.shape
+        student_inner, student_outer = folded(transforms[:3])
+        teacher_inner, teacher_outer = folded(transforms[3:])
+        plan = cls({}, cut.vector, rows, parts_of_a_row(rows, vocab_size, cut, processor))
+        plan.arguments.update(
+            plan.matrix("student", student),
+            **plan.matrix("teacher", teacher),
+            vocab_size=vocab_size,
+            student_inner=student_inner,
+            student_outer=student_outer,
+            teacher_inner=teacher_inner,
+            teacher_outer=teacher_outer,
+            STUDENT_SOFTCAP=transforms[1] != 0,
+            TEACHER_SOFTCAP=transforms[4] != 0,
+            STEPS=cut.steps,
+            LANES=cut.lanes,
+            VECTOR=cut.vector,
+            num_warps=cut.num_warps,
+            **FUSED_MULTIPLY_ADD,
+        )
+        return plan
+
+    def matrix(self, name: str, tensor: Tensor) -> dict[str, Any]:
+        """A block ``[n, V]`` as a kernel takes it, its row stride in vectors."""
+        return {name: tensor, f"{name}_stride": tensor.stride(0) // self.vector}
+
+    def launch(self, kernel: Variants, **arguments: Any) -> None:
+        """A program per row, or per part of a row where the kernel takes parts."""
+        variant = kernel.any_rows if self.vector == 1 else kernel.aligned
+        variant[(self.rows * arguments.get("parts", 1),)](**self.arguments, **arguments)
 
 
 def folded(transform: Sequence[float]) -> tuple[float, float]:
-    """Inner and outer factor: z = outer·tanh(inner·x) with a softcap, z = inner·x without (``row_math.transformed``)."""
+    """Inner and outer factor: z = outer·tanh(inner·x) with a softcap, z = inner·x without."""
     scale, softcap, temperature = transform
     if softcap == 0:
         return scale / temperature, 1.0

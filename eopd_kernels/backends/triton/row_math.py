@@ -213,7 +213,7 @@ def column_gradient(
 
 @triton.jit
 def transformed(x, inner, outer, SOFTCAP: tl.constexpr):
-    """z = softcap·tanh(scale·x / softcap) / T with inner = scale/softcap and outer = softcap/T; else inner = scale/T."""
+    """z = softcap·tanh(scale·x / softcap) / T: inner = scale/softcap, outer = softcap/T; else inner = scale/T."""
     if SOFTCAP:
         return tanh(x * inner) * outer
     return x * inner

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,11 +19,6 @@ class Tiling:
     def columns(self) -> int:
         return self.steps * self.lanes * self.vector
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """As the kernels take it."""
-        return {"STEPS": self.steps, "LANES": self.lanes, "VECTOR": self.vector, "num_warps": self.num_warps}
-
 
 @dataclass(frozen=True)
 class Processor:
@@ -39,8 +33,13 @@ class Processor:
 LANES = 256
 # A thread loads 16 bytes of the widest dtype at once: the widest load there is.
 LOAD_BYTES = 16
-# Columns per thread and tile.
-COLUMNS_OF_A_LANE = {2: 16, 4: 16, 8: 8}
+# Columns per thread and tile. row_loss_and_gradient, fp32, sm_90, registers and instructions per column of both loops:
+# 48 and 60.6 with 8, 90 and 59.4 with 16, 237 and 61.8 with 32; sm_100: 52 and 58.3, 80 and 55.4, 140 and 54.9. On
+# gfx942, 16 spill scalar registers (10) and 8 do not. Half the registers are twice the programs that hide a load.
+LANE_COLUMNS = 8
+# The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
+# vocabularies of the tests have several, and a ragged end.
+INTERPRETED_COLUMNS, INTERPRETED_LANES = 1024, 128
 # A row's parts are merged as lanes of one warp, two each.
 MOST_PARTS = 64
 # Programs per multiprocessor that a split row is spread over.
@@ -52,19 +51,24 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def tiling(widest: int, processor: Processor) -> Tiling:
-    """For logits and gradients whose widest dtype has ``widest`` bytes."""
+def widest_vector(itemsize: int, processor: Processor) -> int:
+    """Neighbours of the widest dtype, of ``itemsize`` bytes, that a thread loads at once from aligned rows."""
+    return INTERPRETED_COLUMNS // INTERPRETED_LANES // 2 if processor.interpreted else LOAD_BYTES // itemsize
+
+
+def tiling(vector: int, processor: Processor) -> Tiling:
+    """For rows that can be loaded ``vector`` neighbours at a time, and 1 where they lie anyhow: neighbouring threads
+    then load neighbouring columns."""
     if processor.interpreted:
-        # The interpreter takes a numpy call per operation and tile, whatever the tile's size. Small tiles, so that the
-        # small vocabularies of the tests have several, and a ragged end.
-        return Tiling(2, 128, 4, 1)
-    vector = LOAD_BYTES // widest
-    return Tiling(COLUMNS_OF_A_LANE[widest] // vector, LANES, vector, LANES // processor.warp_size)
+        return Tiling(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1)
+    return Tiling(LANE_COLUMNS // vector, LANES, vector, LANES // processor.warp_size)
 
 
 def parts_of_a_row(n: int, vocab_size: int, cut: Tiling, processor: Processor) -> int:
-    """1, unless half the multiprocessors would be idle; then as many parts as the device has room for."""
+    """1, unless half the multiprocessors would be idle; then as many as the device has room for, of equal size."""
     if n == 0 or 2 * n >= processor.multiprocessors:
         return 1
     tiles = -(-vocab_size // cut.columns)
-    return min(RESIDENT * processor.multiprocessors // n, tiles, MOST_PARTS)
+    most = min(RESIDENT * processor.multiprocessors // n, MOST_PARTS)
+    tiles_of_a_part = -(-tiles // most)
+    return -(-tiles // tiles_of_a_part)

@@ -1,9 +1,9 @@
 """The two visits of a stretch of one row: all eight sums, then the gradient. docs/math.md, "One pass".
 
 A stretch is visited in tiles ``[STEPS, LANES, VECTOR]``. A lane is a thread: it loads VECTOR neighbouring columns at
-once (16 bytes of the widest dtype), STEPS times a tile, and keeps a partial row of its own in eight registers. Threads
-meet once per row, when the lanes are merged, so the loop has neither a shuffle nor a barrier, and a maximum that moves
-costs a lane two exponentials per STEPS·VECTOR columns.
+once (16 bytes of the widest dtype; one column where rows begin anywhere), STEPS times a tile, and keeps a partial row
+of its own in eight registers. Threads meet once per row, when the lanes are merged, so the loop has neither a shuffle
+nor a barrier, and a maximum that moves costs a lane two exponentials per STEPS·VECTOR columns.
 
 Whole tiles are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end has a tile of its
 own. It is visited first on the way back, and the whole tiles in reverse: what was read last is likeliest still in L2.
@@ -166,9 +166,6 @@ def raw_gradient(
 
 
 @triton.jit
-def row_of(logits, stride, row, ALIGNED: tl.constexpr):  # pointer to [n, V] -> to the row
-    """Rows lie 64-bit offsets apart. ALIGNED: the caller has seen that every row begins at a multiple of 16 bytes."""
-    first = logits + row.to(tl.int64) * stride
-    if ALIGNED:
-        first = tl.multiple_of(first, 16)
-    return first
+def row_of(logits, stride, row, VECTOR: tl.constexpr):  # pointer to [n, V] -> to the row's first logit
+    """Rows lie 64-bit offsets apart. The stride is in vectors, so that Triton sees what rows begin at multiples of."""
+    return logits + row.to(tl.int64) * stride * VECTOR

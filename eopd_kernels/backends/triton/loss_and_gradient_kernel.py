@@ -4,17 +4,18 @@ Each logit is read twice, each element of the gradient written once, and nothing
 touched: 20 bytes per logit of two fp32 sides with an fp32 gradient, less what the second visit finds in L2.
 """
 
-import triton
 import triton.language as tl
 
+from .alignment import by_alignment
 from .numbers import number, store_statistics
 from .row_math import gated_coefficients
 from .visits import gradient_of_columns, row_of, sums_of_columns
 
 
-@triton.jit(
-    do_not_specialize=["student_stride", "teacher_stride", "out_stride"],
-    do_not_specialize_on_alignment=["student", "teacher", "weights", "statistics", "gate", "out"],
+@by_alignment(
+    matrices=["student", "teacher", "out"],
+    per_row=["weights", "statistics", "gate"],
+    numbers=["student_stride", "teacher_stride", "out_stride"],
 )
 def row_loss_and_gradient_kernel(
     student,  # [n, V]
@@ -38,7 +39,6 @@ def row_loss_and_gradient_kernel(
     out_stride: tl.int64,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
-    ALIGNED: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -47,8 +47,8 @@ def row_loss_and_gradient_kernel(
     row = tl.program_id(0)
     dtype: tl.constexpr = statistics.dtype.element_ty
     weight = tl.load(weights + row)
-    of_student = row_of(student, student_stride, row, ALIGNED)
-    of_teacher = row_of(teacher, teacher_stride, row, ALIGNED)
+    of_student = row_of(student, student_stride, row, VECTOR)
+    of_teacher = row_of(teacher, teacher_stride, row, VECTOR)
     inner_s, outer_s = number(student_inner, dtype), number(student_outer, dtype)
     inner_t, outer_t = number(teacher_inner, dtype), number(teacher_outer, dtype)
     s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = sums_of_columns(
@@ -83,7 +83,7 @@ def row_loss_and_gradient_kernel(
     gradient_of_columns(
         of_student,
         of_teacher,
-        row_of(out, out_stride, row, ALIGNED),
+        row_of(out, out_stride, row, VECTOR),
         0,
         vocab_size,
         s_max,

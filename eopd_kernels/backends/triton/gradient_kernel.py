@@ -1,15 +1,16 @@
 """The second visit alone: docs/math.md, "One gradient form". A program takes one part of one row."""
 
-import triton
 import triton.language as tl
 
+from .alignment import by_alignment
 from .numbers import load_statistics, number, stretch
 from .visits import gradient_of_columns, row_of
 
 
-@triton.jit(
-    do_not_specialize=["student_stride", "teacher_stride", "out_stride", "parts"],
-    do_not_specialize_on_alignment=["student", "teacher", "statistics", "a", "b", "c", "out"],
+@by_alignment(
+    matrices=["student", "teacher", "out"],
+    per_row=["statistics", "a", "b", "c"],
+    numbers=["student_stride", "teacher_stride", "out_stride", "parts"],
 )
 def row_gradient_kernel(
     student,  # [n, V]
@@ -30,7 +31,6 @@ def row_gradient_kernel(
     out_stride: tl.int64,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
-    ALIGNED: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -42,9 +42,9 @@ def row_gradient_kernel(
     dtype: tl.constexpr = statistics.dtype.element_ty
     student_max, student_sum, teacher_max, teacher_sum, _, _, _, _ = load_statistics(statistics, row)
     gradient_of_columns(
-        row_of(student, student_stride, row, ALIGNED),
-        row_of(teacher, teacher_stride, row, ALIGNED),
-        row_of(out, out_stride, row, ALIGNED),
+        row_of(student, student_stride, row, VECTOR),
+        row_of(teacher, teacher_stride, row, VECTOR),
+        row_of(out, out_stride, row, VECTOR),
         begin,
         end,
         student_max,

@@ -1,15 +1,16 @@
 """The first visit alone: docs/math.md, "One pass". A program sums one part of one row."""
 
-import triton
 import triton.language as tl
 
+from .alignment import by_alignment
 from .numbers import number, store_statistics, stretch
 from .visits import row_of, sums_of_columns
 
 
-@triton.jit(
-    do_not_specialize=["student_stride", "teacher_stride", "parts"],
-    do_not_specialize_on_alignment=["student", "teacher", "weights", "statistics"],
+@by_alignment(
+    matrices=["student", "teacher"],
+    per_row=["weights", "statistics"],
+    numbers=["student_stride", "teacher_stride", "parts"],
 )
 def row_statistics_kernel(
     student,  # [n, V]
@@ -26,7 +27,6 @@ def row_statistics_kernel(
     statistics,  # [n · parts, 8], out
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
-    ALIGNED: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -39,8 +39,8 @@ def row_statistics_kernel(
         end = tl.where(tl.load(weights + row) == 0, begin, end)
     dtype: tl.constexpr = statistics.dtype.element_ty
     s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = sums_of_columns(
-        row_of(student, student_stride, row, ALIGNED),
-        row_of(teacher, teacher_stride, row, ALIGNED),
+        row_of(student, student_stride, row, VECTOR),
+        row_of(teacher, teacher_stride, row, VECTOR),
         begin,
         end,
         number(student_inner, dtype),

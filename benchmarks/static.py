@@ -1,0 +1,112 @@
+"""``python -m benchmarks.static``: what the Triton kernels take of each GPU, read from their machine code.
+
+Needs no GPU. Compiles a covering choice of dtypes and options; ``--all`` every pair of dtypes, and every option with a
+dtype of each size. Ends with status 1 where a kernel spills, wants more shared memory than there is, or loads 16-bit
+logits one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+from .measure import progress
+from .offline import DEVICES, DTYPES, LAYOUTS, SPLIT_ROWS, WHOLE_ROWS, Problem, Resources, resources
+from .results import markdown_table
+
+Task = tuple[str, Problem, int, str]
+BOTH = (True, True)
+# The widest and the narrowest dtypes with every gradient they can have, and what costs most registers on top.
+CHOICE = [
+    ("row_loss_and_gradient", Problem("fp32", "fp32", "fp32"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("fp16", "fp16", "fp16", BOTH), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("fp64", "fp64", "fp64"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16", layout="odd"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), SPLIT_ROWS),
+]
+
+
+def every_call() -> Iterable[tuple[str, Problem, int]]:
+    """Each pair of dtypes with each dtype of the gradient; each softcap and layout with one dtype of each size."""
+    problems = []
+    for student, teacher in product(DTYPES, DTYPES):
+        compute = "fp64" if "fp64" in (student, teacher) else "fp32"
+        problems += [Problem(student, teacher, out) for out in sorted({student, compute})]
+    for dtype in ("fp32", "bf16", "fp64"):
+        problems += [Problem(dtype, dtype, dtype, (student, not student)) for student in (True, False)]
+        problems += [Problem(dtype, dtype, dtype, BOTH, layout) for layout in LAYOUTS]
+    for problem in problems:
+        for function in ("row_statistics", "row_gradient", "row_loss_and_gradient"):
+            yield function, problem, WHOLE_ROWS
+        for function in ("row_statistics", "row_loss_and_gradient"):
+            yield function, problem, SPLIT_ROWS
+
+
+def measured(task: Task) -> list[Resources]:
+    return resources(*task)
+
+
+def table(rows: Iterable[Resources]) -> str:
+    """A line per kernel and device."""
+    header = (
+        "kernel",
+        "logits → gradient",
+        "GPU",
+        "registers",
+        "stack",
+        "shared memory",
+        "widest load",
+        "instructions",
+    )
+    return markdown_table(
+        header,
+        [
+            [
+                row.kernel,
+                row.problem,
+                row.device,
+                str(row.registers),
+                str(row.stack),
+                f"{row.shared} B",
+                f"{max(row.load_bits)} bit",
+                str(row.instructions),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every pair of dtypes and every option, many minutes")
+    parser.add_argument("--device", action="append", choices=list(DEVICES), help="instead of all of them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
+    arguments = parser.parse_args()
+    calls = list(every_call()) if arguments.all else CHOICE
+    tasks = [(*call, device) for device in arguments.device or DEVICES for call in calls]
+    unique: dict[Resources, None] = {}
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        for done, found in enumerate(pool.map(measured, tasks), 1):
+            unique.update(dict.fromkeys(found))
+            progress(f"{done} of {len(tasks)}")
+    print(table(unique))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([{**asdict(row), "sound": row.sound} for row in unique], indent=1))
+    unsound = [row for row in unique if not row.sound]
+    for row in unsound:
+        print(f"unsound: {row}")
+    return 1 if unsound else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The Triton kernels as machine code for five GPUs, in processes that are not under Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = {"row_statistics", "merge_parts", "row_gradient", "row_loss_and_gradient"}
+DEVICES = {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942"}
+
+pytest.importorskip("triton")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The covering choice of ``benchmarks.static``, each kernel on each device."""
+    file = tmp_path_factory.mktemp("static") / "kernels.json"
+    result = run("benchmarks.static", "--json", str(file))
+    assert file.exists(), result.stderr[-3000:]
+    return json.loads(file.read_text())
+
+
+def test_every_kernel_is_compiled_for_every_gpu(kernels: list[dict[str, Any]]) -> None:
+    assert {(k["kernel"], k["device"]) for k in kernels} == {(k, d) for k in KERNELS for d in DEVICES}
+
+
+def test_nothing_spills(kernels: list[dict[str, Any]]) -> None:
+    assert not [k for k in kernels if k["stack"] != 0]
+
+
+def test_shared_memory_suffices(kernels: list[dict[str, Any]]) -> None:
+    assert not [k for k in kernels if k["shared"] > k["shared_limit"]]
+
+
+def test_logits_are_loaded_as_vectors(kernels: list[dict[str, Any]]) -> None:
+    assert not [k for k in kernels if k["narrow_loads"]]
+    # Where all three dtypes are as wide, a thread loads 16 bytes at once.
+    for kernel in kernels:
+        sides, _, out = kernel["problem"].split(",")[0].partition(" → ")
+        if set(sides.split()) == {out} and kernel["problem"].endswith("even") and kernel["kernel"] != "merge_parts":
+            assert max(kernel["load_bits"]) == 128, kernel
+
+
+def test_a_second_batch_size_compiles_nothing() -> None:
+    result = run("tests.backends.triton_recompiles")
+    assert result.returncode == 0, result.stderr[-3000:]
