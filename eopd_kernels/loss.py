@@ -74,7 +74,8 @@ def entropy_aware_kl(
         schedule: ``"chunked"`` takes the gradient in forward, while a chunk's logits are alive: the fewest flops.
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
-        backend: ``"auto"`` (default), ``"cpu"`` (native kernels) or ``"torch"``; see ``python -m eopd_kernels.info``.
+        backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"triton"`` (GPUs) or ``"torch"``; see
+            ``python -m eopd_kernels.info``.
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
             of N × V is allocated, and their values are gone after forward. If something else needs them for its
             backward, autograd says so. Without effect where no gradient is taken.
