@@ -73,7 +73,8 @@ def entropy_aware_kl(
         schedule: ``"chunked"`` takes the gradient in forward, while a chunk's logits are alive: the fewest flops.
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
-        backend: ``"auto"`` (default), ``"cpu"`` (native kernels) or ``"torch"``; see ``python -m eopd_kernels.info``.
+        backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"triton"`` (GPUs) or ``"torch"``; see
+            ``python -m eopd_kernels.info``.
         workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU;
             on a GPU 1 GiB, or what 1,024 tokens need. Never below what keeps the products efficient (32 tokens of the
             whole vocabulary; 512 entries of all tokens).
