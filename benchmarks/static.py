@@ -12,14 +12,17 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
+import triton
+
 from .measure import progress
 from .offline import DEVICES, DTYPES, LAYOUTS, SPLIT_ROWS, WHOLE_ROWS, Problem, Resources, resources
+from .page import replace_block
 from .results import markdown_table
 
 Task = tuple[str, Problem, int, str]
@@ -29,7 +32,7 @@ CHOICE = [
     ("row_loss_and_gradient", Problem("fp32", "fp32", "fp32"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("fp16", "fp16", "fp16", BOTH), WHOLE_ROWS),
-    ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("fp32", "fp32", "bf16"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("fp64", "fp64", "fp64"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16", layout="odd"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), SPLIT_ROWS),
@@ -41,7 +44,9 @@ def every_call() -> Iterable[tuple[str, Problem, int]]:
     problems = []
     for student, teacher in product(DTYPES, DTYPES):
         compute = "fp64" if "fp64" in (student, teacher) else "fp32"
-        problems += [Problem(student, teacher, out) for out in sorted({student, compute})]
+        # Blocks of hidden states' logits are fp32, and their gradient has the head's dtype.
+        heads = {"bf16", "fp16"} if student == teacher == "fp32" else set()
+        problems += [Problem(student, teacher, out) for out in sorted({student, compute} | heads)]
     for dtype in ("fp32", "bf16", "fp64"):
         problems += [Problem(dtype, dtype, dtype, (student, not student)) for student in (True, False)]
         problems += [Problem(dtype, dtype, dtype, BOTH, layout) for layout in LAYOUTS]
@@ -56,34 +61,34 @@ def measured(task: Task) -> list[Resources]:
     return resources(*task)
 
 
-def table(rows: Iterable[Resources]) -> str:
-    """A line per kernel and device."""
-    header = (
-        "kernel",
-        "logits → gradient",
-        "GPU",
-        "registers",
-        "stack",
-        "shared memory",
-        "widest load",
-        "instructions",
-    )
+def table(found: Iterable[Resources]) -> str:
+    """A line per kernel and problem: registers on each device, and what is the same on all of them or the most."""
+    lines: dict[tuple[str, str], dict[str, Resources]] = {}
+    for row in found:
+        lines.setdefault((row.kernel, row.problem), {})[row.device] = row
+    devices = [device for device in DEVICES if any(device in line for line in lines.values())]
+    header = ("kernel", "logits → gradient", *devices, "stack", "shared memory", "loads", "instructions")
     return markdown_table(
         header,
         [
             [
-                row.kernel,
-                row.problem,
-                row.device,
-                str(row.registers),
-                str(row.stack),
-                f"{row.shared} B",
-                f"{max(row.load_bits)} bit",
-                str(row.instructions),
+                f"`{kernel}`",
+                problem,
+                *(str(line[device].registers) if device in line else "–" for device in devices),
+                spread([row.stack for row in line.values()]),
+                spread([row.shared for row in line.values()]),
+                spread([max(row.load_bits) for row in line.values()]),
+                spread([row.instructions for row in line.values()]),
             ]
-            for row in rows
+            for (kernel, problem), line in lines.items()
         ],
     )
+
+
+def spread(values: Sequence[int]) -> str:
+    """One number, or the least and the most."""
+    least, most = min(values), max(values)
+    return f"{most:,}" if least == most else f"{least:,}–{most:,}"
 
 
 def main() -> int:
@@ -91,6 +96,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every pair of dtypes and every option, many minutes")
     parser.add_argument("--device", action="append", choices=list(DEVICES), help="instead of all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
     arguments = parser.parse_args()
     calls = list(every_call()) if arguments.all else CHOICE
     tasks = [(*call, device) for device in arguments.device or DEVICES for call in calls]
@@ -100,6 +106,8 @@ def main() -> int:
             unique.update(dict.fromkeys(found))
             progress(f"{done} of {len(tasks)}")
     print(table(unique))
+    if arguments.write:
+        replace_block(arguments.write, "static", f"Triton {triton.__version__}\n\n{table(unique)}")
     if arguments.json:
         arguments.json.write_text(json.dumps([{**asdict(row), "sound": row.sound} for row in unique], indent=1))
     unsound = [row for row in unique if not row.sound]

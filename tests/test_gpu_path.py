@@ -18,7 +18,7 @@ from benchmarks import pretend
 from eopd_kernels import LMHead, entropy_aware_kl, products, reference
 from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
 from eopd_kernels.sides import HiddenSide, LogitsSide, Side
-from tests.conftest import Case, make_case, relative_error, upstream_for
+from tests.conftest import Case, make_case, relative_error, size, upstream_for
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 CUDA = torch.device("cuda")
@@ -53,7 +53,7 @@ def with_softcaps(case: Case) -> Case:
 def test_the_result_is_as_exact_as_the_products(
     dtype: torch.dtype, schedule: str, masked: bool, teacher: str, backend: str
 ) -> None:
-    case = make_case(dtype=dtype, masked=masked, teacher=teacher, bias=True)
+    case = make_case(dtype=dtype, masked=masked, teacher=teacher, bias=True, **size(backend))
     case = with_softcaps(case) if teacher == "hidden" else case
     truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
     ours = solve(entropy_aware_kl, case, schedule=schedule, backend=backend, workspace_bytes=2**17)
@@ -68,7 +68,7 @@ def test_the_result_is_as_exact_as_the_products(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_products_take_16_bits_and_give_32_without_a_wait(dtype: torch.dtype, schedule: str, backend: str) -> None:
-    case = make_case(dtype=dtype, masked=True, bias=True)
+    case = make_case(dtype=dtype, masked=True, bias=True, **size(backend))
     labels = torch.zeros(case.student.shape[:-1], dtype=torch.long)
     labels[0, :5] = -100
     num_items = torch.tensor(77)

@@ -43,6 +43,7 @@ def growth(n: int, schedule: str, backend: str, dtype: str) -> int:
     return peak_memory(step(n, VOCAB_SIZE))  # type: ignore[arg-type]
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
 def test_peak_memory_keeps_to_the_budget(schedule: str, dtype: str, backend: str) -> None:

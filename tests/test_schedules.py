@@ -88,6 +88,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.many_rows
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
 def test_no_tensor_of_tokens_times_vocabulary_is_made(schedule: str, dtype: torch.dtype, backend: str) -> None:
