@@ -40,7 +40,7 @@ DEVICES = {
     "sm_90": Device(GPUTarget("cuda", 90, 32), Processor(132, 32), 227 * 1024),
     "sm_100": Device(GPUTarget("cuda", 100, 32), Processor(148, 32), 227 * 1024),
     "sm_120": Device(GPUTarget("cuda", 120, 32), Processor(188, 32), 99 * 1024),
-    "gfx942": Device(GPUTarget("hip", "gfx942", 64), Processor(304, 64), 64 * 1024),
+    "gfx942": Device(GPUTarget("hip", "gfx942", 64), Processor(304, 64, amd=True), 64 * 1024),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 # How the rows lie: begin and length multiples of 16 bytes; a row longer than the vocabulary; neither; a single column.
@@ -161,8 +161,9 @@ def resources(function: str, problem: Problem, rows: int, device: str) -> list[R
         call(function, problem, rows)
     result = []
     for kernel in compiled:
-        read = read_amdgcn if "amdgcn" in kernel.asm else read_cubin
-        registers, stack, instructions, load_bits = read(kernel)
+        if kernel.hash not in READ:
+            READ[kernel.hash] = (read_amdgcn if "amdgcn" in kernel.asm else read_cubin)(kernel)
+        registers, stack, instructions, load_bits = READ[kernel.hash]
         result.append(
             Resources(
                 kernel.metadata.name.removesuffix("_kernel"),
@@ -180,14 +181,18 @@ def resources(function: str, problem: Problem, rows: int, device: str) -> list[R
     return result
 
 
+# What has been read of a kernel: several calls launch the same one.
+READ: dict[str, tuple[int, int, int, tuple[int, ...]]] = {}
+
+
 def read_cubin(kernel: Any) -> tuple[int, int, int, tuple[int, ...]]:
     """Registers, stack and local memory, instructions, widths of the global loads, as NVIDIA's disassembler says."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, code = (cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
-    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", code, re.MULTILINE)
+        listing = cuobjdump("-res-usage", "-sass", file.name)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", listing, re.MULTILINE)
     spilled = sum(name.startswith(("LDL", "STL")) for name in names)
     loads = [name.split(".")[1:] for name in names if name.startswith("LDG")]
     widths = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}

@@ -16,6 +16,7 @@ KERNELS = {"row_statistics", "merge_parts", "row_gradient", "row_loss_and_gradie
 DEVICES = {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.timeout(1800)  # a thousand compilations
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,9 +27,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The covering choice of ``benchmarks.static``, each kernel on each device."""
+    """Each kernel, in every dtype and option that it can be called with, on each device."""
     file = tmp_path_factory.mktemp("static") / "kernels.json"
-    result = run("benchmarks.static", "--json", str(file))
+    result = run("benchmarks.static", "--all", "--json", str(file))
     assert file.exists(), result.stderr[-3000:]
     return json.loads(file.read_text())
 

@@ -126,7 +126,8 @@ class Plan:
         processor = processor_of(student.device)
         vector = widest_vector(max(m.element_size() for m in matrices), processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
-        cut = tiling(vector if aligned else 1, processor)
+        student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
+        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])
@@ -139,12 +140,13 @@ class Plan:
             student_outer=student_outer,
             teacher_inner=teacher_inner,
             teacher_outer=teacher_outer,
-            STUDENT_SOFTCAP=transforms[1] != 0,
-            TEACHER_SOFTCAP=transforms[4] != 0,
+            STUDENT_SOFTCAP=student_softcap,
+            TEACHER_SOFTCAP=teacher_softcap,
             STEPS=cut.steps,
             LANES=cut.lanes,
             VECTOR=cut.vector,
             num_warps=cut.num_warps,
+            **cut.options,
             **FUSED_MULTIPLY_ADD,
         )
         return plan
@@ -173,7 +175,7 @@ def processor_of(device: torch.device) -> Processor:
     if interpreted():
         return Processor(multiprocessors=8, warp_size=1, interpreted=True)
     properties = torch.cuda.get_device_properties(device)
-    return Processor(properties.multi_processor_count, properties.warp_size)
+    return Processor(properties.multi_processor_count, properties.warp_size, amd=torch.version.hip is not None)
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
