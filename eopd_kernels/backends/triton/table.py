@@ -40,8 +40,8 @@ LOAD_BYTES = 16
 # 48 and 60.6 with 8, 90 and 59.4 with 16, 237 and 61.8 with 32; sm_100: 52 and 58.3, 80 and 55.4, 140 and 54.9. On
 # gfx942, 16 spill scalar registers (10) and 8 do not. Half the registers are twice the programs that hide a load.
 LANE_COLUMNS = 8
-# With a softcap's tanh, fp64 and singly loaded columns take more registers than the compilers like to give: for one more
-# resident program ptxas spilled 8 to 44 bytes and LLVM 36 to 72. Allowed all registers, or two waves, neither spills.
+# With a softcap's tanh, fp64 and singly loaded columns take more registers than the compilers like to give: for one
+# more resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. Allowed all registers, or two waves, neither spills.
 NARROW_VECTOR = 2
 ROOM_ON_NVIDIA, ROOM_ON_AMD = {"maxnreg": 255}, {"waves_per_eu": 2}
 # The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
