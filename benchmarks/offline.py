@@ -123,7 +123,7 @@ WHOLE_ROWS, SPLIT_ROWS = 512, 1
 
 
 def call(function: str, problem: Problem, rows: int) -> None:
-    """One of the backend's three functions, on uninitialised tensors."""
+    """One of the backend's functions, on uninitialised tensors."""
     student, teacher, out = problem.tensors(rows)
     per_row = torch.empty(rows, dtype=problem.compute)
     if function == "row_statistics":

@@ -65,6 +65,26 @@ void row_loss_and_gradient(const MatrixArgument& student, const MatrixArgument& 
                                 pointer_of<void*>(statistics), pointer_of<void*>(gate), gradient);
 }
 
+void row_mixture(const MatrixArgument& student, const MatrixArgument& teacher, int64_t rows, int64_t columns,
+                 const Transforms& transforms, uintptr_t statistics, const std::array<double, 2>& skews,
+                 uintptr_t mixture, int threads) {
+  const Kernels& kernels = chosen_kernels();
+  const Problem problem = problem_of(student, teacher, rows, columns, transforms, threads);
+  py::gil_scoped_release release;
+  kernels.row_mixture(problem, pointer_of<const void*>(statistics), skews.data(), pointer_of<void*>(mixture));
+}
+
+void row_mixture_gradient(const MatrixArgument& student, const MatrixArgument& teacher, int64_t rows, int64_t columns,
+                          const Transforms& transforms, uintptr_t statistics, uintptr_t a, uintptr_t b, uintptr_t c,
+                          const std::array<double, 2>& skews, const MatrixArgument& out, int threads) {
+  const Kernels& kernels = chosen_kernels();
+  const Problem problem = problem_of(student, teacher, rows, columns, transforms, threads);
+  const Matrix gradient = matrix_of(out);
+  py::gil_scoped_release release;
+  kernels.row_mixture_gradient(problem, pointer_of<const void*>(statistics), pointer_of<const void*>(a),
+                               pointer_of<const void*>(b), pointer_of<const void*>(c), skews.data(), gradient);
+}
+
 py::tuple capabilities() {
   py::list names;
   for (const Kernels* kernels : available_kernels()) names.append(kernels->capability);
@@ -96,6 +116,13 @@ PYBIND11_MODULE(_native, module) {
              py::arg("columns"), py::arg("transforms"), py::arg("weights"), py::arg("gate_threshold"),
              py::arg("combine"), py::arg("statistics"), py::arg("gate"), py::arg("out"), py::arg("threads"),
              "Both at once: the numbers, the gate on the teacher's entropy, and the gradient that follows from them.");
+  module.def("row_mixture", &row_mixture, py::arg("student"), py::arg("teacher"), py::arg("rows"), py::arg("columns"),
+             py::arg("transforms"), py::arg("statistics"), py::arg("skews"), py::arg("mixture"), py::arg("threads"),
+             "Writes the skewed divergences and shares of every row into mixture [rows, 4].");
+  module.def("row_mixture_gradient", &row_mixture_gradient, py::arg("student"), py::arg("teacher"), py::arg("rows"),
+             py::arg("columns"), py::arg("transforms"), py::arg("statistics"), py::arg("a"), py::arg("b"), py::arg("c"),
+             py::arg("skews"), py::arg("out"), py::arg("threads"),
+             "Writes their gradient, chained to the raw student logits, into out [rows, columns].");
   module.def("capability", [] { return chosen_kernels().capability; },
              "The instruction set in use: the widest there is, or that of EOPD_CPU_CAPABILITY.");
   module.def("capabilities", &capabilities, "The instruction sets compiled in and supported by this processor.");

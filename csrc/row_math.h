@@ -1,4 +1,4 @@
-// The mathematics of one row, for host and device: docs/math.md, "One pass" and "One gradient form".
+// The mathematics of one row, for host and device: docs/math.md, "One pass", "One gradient form", "Skewed divergences".
 //
 // Everything is written once here and used by every kernel. The functions over columns take a `Value`, which is a scalar
 // (a CUDA thread, the ragged end of a row) or a SIMD vector of GCC's vector extensions: both know + - * == and ?:.
@@ -44,9 +44,9 @@ EOPD_HD Real larger_or_nan(Real x, Real y) {
 }
 
 // 0 * anything = 0: what has no mass has no share, even where its logarithm is infinite.
-template <typename Real>
-EOPD_HD Real times_or_zero(Real mass, Real x) {
-  return mass == 0 ? Real(0) : mass * x;
+template <typename Value>
+EOPD_HD Value times_or_zero(Value mass, Value x) {
+  return mass == Value{} ? Value{} : mass * x;
 }
 
 // The same row seen from higher maxima. d = m_old - m_new <= 0; an unmoved maximum costs no exponential, and -inf that
@@ -205,6 +205,103 @@ template <typename Value, typename Real>
 EOPD_HD Value softcap_chain(Value z, Real scale_over_temperature, Real temperature_over_softcap) {
   const Value tanh = z * temperature_over_softcap;
   return scale_over_temperature * (Real(1) - tanh * tanh);
+}
+
+// ---- Skewed divergences --------------------------------------------------------------------------------------------
+
+// The weights of a mixture: of the distribution that is compared with it, and of the other. They add up to 1 exactly, so
+// that a column of equal masses adds exactly 0.
+template <typename Real>
+struct Skew {
+  Real own, other;
+};
+
+template <typename Real>
+EOPD_HD Skew<Real> skew_of(Real own) {
+  return {own, 1 - own};
+}
+
+template <typename Real>
+struct Skews {
+  Skew<Real> forward, reverse;
+};
+
+// x = log(mass/other mass) of a column. lambda = log(mass/mixture); shares of the mixture, `other_share` = 1 - `own_share`
+// without its cancellation.
+template <typename Value>
+struct Skewed {
+  Value lambda, own_share, other_share;
+};
+
+// Both masses are divided by the larger, so that nothing overflows: `smaller` = e^-|x|. `log` of a Value in (0, 1].
+template <typename Value, typename Real, typename Log>
+EOPD_HD Skewed<Value> skewed(const Skew<Real>& skew, Value x, Value smaller, Log log) {
+  const Value zero{}, one = zero + Real(1);
+  if (skew.own == 0) return {x, zero, one};
+  const Value own = skew.own * (x > zero ? one : smaller);
+  const Value other = skew.other * (x > zero ? smaller : one);
+  const Value mixture = own + other;
+  return {(x > zero ? zero : x) - log(mixture), own / mixture, other / mixture};
+}
+
+// What a visit adds to a row's skewed divergences; sums over any columns add up.
+template <typename Value>
+struct MixtureStatistics {
+  Value forward_kl{};     // F = sum q lambda_f(log q - log p)
+  Value reverse_kl{};     // R = sum p lambda_r(log p - log q)
+  Value forward_share{};  // U = sum q (1 - s_f)
+  Value reverse_share{};  // W = sum p s_r
+};
+
+template <typename Value>
+struct MixedColumn {
+  Value log_ratio;       // log p - log q
+  Value exp_ds, exp_dt;  // p Z_s, q Z_t
+  Value smaller;         // e^-|log_ratio|
+};
+
+// Not yet divided by Z_s and Z_t.
+template <typename Value, typename Real, typename Log>
+EOPD_HD void add_column(MixtureStatistics<Value>& sums, const Skews<Real>& skews, const MixedColumn<Value>& column,
+                        Log log) {
+  const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, log);
+  const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, log);
+  sums.forward_kl += times_or_zero(column.exp_dt, forward.lambda);
+  sums.reverse_kl += times_or_zero(column.exp_ds, reverse.lambda);
+  sums.forward_share += times_or_zero(column.exp_dt, forward.other_share);
+  sums.reverse_share += times_or_zero(column.exp_ds, reverse.own_share);
+}
+
+template <typename Real>
+EOPD_HD MixtureStatistics<Real> normalised(const MixtureStatistics<Real>& sums, const RowStatistics<Real>& row) {
+  return {sums.forward_kl / row.teacher_sum, sums.reverse_kl / row.student_sum, sums.forward_share / row.teacher_sum,
+          sums.reverse_share / row.student_sum};
+}
+
+// dL/dz_s[v] = p_v (a + b (lambda_r - s_r)) - c q_v (1 - s_f); unlike the plain form's, `self` has no log-ratio folded in.
+template <typename Real>
+EOPD_HD ColumnCoefficients<Real> mixture_coefficients(const RowStatistics<Real>& row, const RowCoefficients<Real>& k,
+                                                      Real chain) {
+  const Real other = k.c == 0 ? Real(0) : k.c / row.teacher_sum;
+  const Real ratio = k.b == 0 ? Real(0) : k.b / row.student_sum;
+  return {k.a / row.student_sum * chain, ratio * chain, other * chain};
+}
+
+// `has_reverse` and `has_forward` say whether b and c are used.
+template <bool has_reverse, bool has_forward, typename Value, typename Real, typename Log>
+EOPD_HD Value column_gradient(const ColumnCoefficients<Real>& k, const Skews<Real>& skews,
+                              const MixedColumn<Value>& column, Log log) {
+  Value factor = k.self + Value{};
+  if constexpr (has_reverse) {
+    const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, log);
+    factor += k.ratio * (reverse.lambda - reverse.own_share);
+  }
+  Value gradient = times_or_zero(column.exp_ds, factor);
+  if constexpr (has_forward) {
+    const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, log);
+    gradient -= k.other * times_or_zero(column.exp_dt, forward.other_share);
+  }
+  return gradient;
 }
 
 }  // namespace EOPD_INSTRUCTION_SET

@@ -1,4 +1,4 @@
-"""The seam: three functions of a block of rows, one set per backend, each registered as a torch.library custom op.
+"""The seam: five functions of a block of rows, one set per backend, each registered as a torch.library custom op.
 
 Everything above this file is device-independent PyTorch; everything below sees a block of logits and nothing else.
 
@@ -6,6 +6,8 @@ Everything above this file is device-independent PyTorch; everything below sees 
     row_gradient(student, teacher, statistics, a, b, c, transforms, out)
     row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
                                                                         -> statistics [n, 8], gate [n]
+    row_mixture(student, teacher, statistics, skews, transforms)        -> mixture [n, 4]
+    row_mixture_gradient(student, teacher, statistics, a, b, c, skews, transforms, out)
 
 ``student`` and ``teacher`` are raw logits ``[n, V]`` of any floating dtype and row stride, last stride 1.
 ``transforms`` are scale, softcap (0: none) and temperature of the student, then of the teacher. The compute dtype, that
@@ -13,6 +15,11 @@ of statistics, gate, weights and coefficients, is float64 if either side is, els
 gradient with respect to the raw student logits, in its own dtype, and may be the student block itself. Rows of weight 0
 count for nothing: their statistics are empty, their gate 0 and their gradient exactly 0, whatever their logits hold; so
 is the gradient of rows with a = b = c = 0.
+
+The last two are the divergences against a mixture (docs/math.md, "Skewed divergences"): ``skews`` are those of the
+forward and the reverse half, each in [0, 1). ``statistics`` are whole rows' even where the logits are a slice of the
+vocabulary, so that the slices' four numbers (:class:`~eopd_kernels.mixture.MixtureStatistics`) simply add up. Of empty
+statistics they mean nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +37,13 @@ from .head import compute_dtype
 
 
 class RowFunctions(NamedTuple):
-    """The three row functions of one backend."""
+    """The row functions of one backend."""
 
     row_statistics: Callable[..., Tensor]
     row_gradient: Callable[..., None]
     row_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]]
+    row_mixture: Callable[..., Tensor]
+    row_mixture_gradient: Callable[..., None]
 
 
 # Defined one by one rather than with torch.library.custom_op, whose first call imports torch._dynamo: 1.2 s.
@@ -60,6 +69,8 @@ def register(name: str, backend: ModuleType) -> RowFunctions:
             ("out",),
             lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights)),
         ),
+        op("row_mixture", (), lambda student, teacher, statistics, *rest: statistics.new_empty(student.shape[0], 4)),
+        op("row_mixture_gradient", ("out",), lambda *arguments: None),
     )
 
 

@@ -63,7 +63,7 @@ class Problem:
         weights: ``[N]`` in the compute dtype, 0 where masked.
         index: ``[M]`` the tokens that count, or None where all N are visited.
         objective: what is minimised.
-        functions: the backend's three row functions.
+        functions: the backend's row functions.
         tiling: the shape of a block.
     """
 

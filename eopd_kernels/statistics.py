@@ -83,6 +83,14 @@ class RowStatistics:
         """R = Σ p (log p − log q) in nats, ``[n]``; +inf where the teacher has no mass on a column of the student."""
         return self.packed[:, 7] / self.student_sum - self.log_sum_ratio
 
+    def probabilities(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, q and log p − log q of transformed logits ``[n, k]``, some columns of rows that this is the whole of."""
+        s, e_s = centred_exp(student, self.student_max)
+        t, e_t = centred_exp(teacher, self.teacher_max)
+        p = e_s / self.student_sum.unsqueeze(1)
+        q = e_t / self.teacher_sum.unsqueeze(1)
+        return p, q, (s - t) - self.log_sum_ratio.unsqueeze(1)
+
     @classmethod
     def empty(cls, n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
         """``n`` rows of which nothing has been seen yet: maxima −inf, sums 0. Merging with it changes nothing."""

@@ -1,4 +1,4 @@
-"""The seam: each backend's three row functions by themselves, as everything above them relies on."""
+"""The seam: each backend's row functions by themselves, as everything above them relies on."""
 
 from __future__ import annotations
 

@@ -114,10 +114,23 @@ inline void add_block(RowStatistics<double>& row, const Real* student, const Rea
   merge(row, block);
 }
 
+// Stores gradient(Value, column) for all columns.
+template <bool past_caches, typename Real, typename Gradient>
+inline void store_columns(int count, Real* out, Gradient gradient) {
+  for_columns<Real>(count, [&](auto kind, int v) {
+    using Value = decltype(kind);
+    if constexpr (past_caches && !std::is_same_v<Value, Real>) {
+      store_past_caches(out + v, gradient(kind, v));
+    } else {
+      store(out + v, gradient(kind, v));
+    }
+  });
+}
+
 template <bool has_ratio, bool has_other, bool has_kept, bool past_caches, typename Real>
 void gradient_columns(const ColumnCoefficients<Real>& k, const Real* student, const Real* teacher, int count,
                       Real student_centre, Real teacher_centre, const KeptBlock<Real>& kept, Real* out) {
-  const auto gradient = [&](auto kind, int v) {
+  store_columns<past_caches>(count, out, [&](auto kind, int v) {
     using Value = decltype(kind);
     Value ds{}, dt{}, exp_ds{}, exp_dt{};
     if constexpr (has_ratio || !has_kept) ds = load<Value>(student + v) - student_centre;
@@ -130,16 +143,7 @@ void gradient_columns(const ColumnCoefficients<Real>& k, const Real* student, co
       if constexpr (has_other) exp_dt = exp_of_nonpositive(dt);
     }
     return column_gradient<has_ratio, has_other>(k, ds, dt, exp_ds, exp_dt);
-  };
-  int v = 0;
-  for (; v + lanes<Real> <= count; v += lanes<Real>) {
-    if constexpr (past_caches) {
-      store_past_caches(out + v, gradient(Vector<Real>{}, v));
-    } else {
-      store(out + v, gradient(Vector<Real>{}, v));
-    }
-  }
-  for (; v < count; ++v) store(out + v, gradient(Real{}, v));
+  });
 }
 
 // `out` may be `student`: a column is read before it is written. Kept exponentials are brought from their block's maxima to

@@ -1,4 +1,4 @@
-// The three row functions on a CPU: docs/math.md. setup.py compiles this file once per instruction set, with
+// The five row functions on a CPU: docs/math.md. setup.py compiles this file once per instruction set, with
 // EOPD_INSTRUCTION_SET naming it; everything but the table at the end is private to the object.
 //
 // A row is visited twice, in blocks that stay in the first-level cache: all eight sums on the first visit, the gradient on
@@ -7,6 +7,7 @@
 #include <new>
 
 #include "block.h"
+#include "mixture.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -83,22 +84,36 @@ inline int block_count(int64_t columns, int64_t column) {
   return static_cast<int>(columns - column < block_columns ? columns - column : block_columns);
 }
 
+struct Reads {
+  bool student, teacher;
+};
+
+// Calls function(student, teacher, column, count) for each block of a row; what is not read is null.
+template <typename Real, typename Function>
+inline void for_blocks(const Problem& problem, int64_t row, Reads reads, Scratch<Real>& scratch, Function function) {
+  for (int64_t column = 0; column < problem.columns; column += block_columns) {
+    const int count = block_count(problem.columns, column);
+    const Real* student = nullptr;
+    const Real* teacher = nullptr;
+    if (reads.student)
+      student = load_block(problem.student, problem.student_transform, row, column, count, scratch.student);
+    if (reads.teacher)
+      teacher = load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
+    function(student, teacher, column, count);
+  }
+}
+
 template <typename Real>
 RowStatistics<double> statistics_of_row(const Problem& problem, int64_t row, Scratch<Real>& scratch) {
   RowStatistics<double> statistics;
-  for (int64_t column = 0; column < problem.columns; column += block_columns) {
-    const int count = block_count(problem.columns, column);
-    const Real* student =
-        load_block(problem.student, problem.student_transform, row, column, count, scratch.student);
-    const Real* teacher =
-        load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
+  for_blocks(problem, row, {true, true}, scratch, [&](auto student, auto teacher, int64_t column, int count) {
     const int64_t next = column + count < problem.columns ? column + count : column;
     const Upcoming upcoming{element(problem.student, row, next), element(problem.teacher, row, next),
                             size_of(problem.student.dtype), size_of(problem.teacher.dtype)};
     with_constant(scratch.workspace != nullptr, [&](auto keeps) {
       add_block<keeps.value>(statistics, student, teacher, count, upcoming, scratch.kept(column));
     });
-  }
+  });
   return statistics;
 }
 
@@ -106,32 +121,66 @@ void zero_row(const Matrix& out, int64_t row, int64_t columns) {
   std::memset(element(out, row, 0), 0, columns * size_of(out.dtype));
 }
 
-template <typename Real>
-void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
-                     const RowCoefficients<double>& k, const Matrix& out, Scratch<Real>& scratch) {
-  if (k.a == 0 && k.b == 0 && k.c == 0) return zero_row(out, row, problem.columns);
+// dz/dx where that is one number for the row; a softcap's is applied to a block of gradients.
+inline double chain_of(const Transform& transform) {
+  return transform.softcap != 0 ? 1 : transform.scale / transform.temperature;
+}
+
+// gradient(student, teacher, column, count, past_caches, to) writes a block's, and what it does not read is null.
+template <typename Real, typename Gradient>
+inline void store_gradient(const Problem& problem, int64_t row, Reads reads, const Matrix& out, Scratch<Real>& scratch,
+                           Gradient gradient) {
   const Transform& transform = problem.student_transform;
   const bool softcapped = transform.softcap != 0;
-  const auto column_k = column_coefficients(statistics, k, softcapped ? 1 : transform.scale / transform.temperature);
-  const bool reads_student = k.b != 0 || softcapped || !scratch.workspace;
-  const bool reads_teacher = k.b != 0 || (k.c != 0 && !scratch.workspace);
   const bool direct = out.dtype == dtype_of<Real> && !softcapped;
   const bool past_caches = direct && out.data != problem.student.data &&
                            problem.rows * problem.columns * size_of(out.dtype) >= streamed_bytes &&
                            reinterpret_cast<uintptr_t>(element(out, row, 0)) % EOPD_VECTOR_BYTES == 0;
-  for (int64_t column = 0; column < problem.columns; column += block_columns) {
-    const int count = block_count(problem.columns, column);
-    const Real* student = nullptr;
-    const Real* teacher = nullptr;
-    if (reads_student) student = load_block(problem.student, transform, row, column, count, scratch.student);
-    if (reads_teacher)
-      teacher = load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);
+  reads.student = reads.student || softcapped;
+  for_blocks(problem, row, reads, scratch, [&](const Real* student, const Real* teacher, int64_t column, int count) {
     char* to = element(out, row, column);
-    Real* gradient = direct ? reinterpret_cast<Real*>(to) : scratch.gradient;
-    gradient_block(statistics, column_k, k.b != 0, k.c != 0, student, teacher, count, scratch.kept(column), past_caches, gradient);
-    if (softcapped) chain_softcap(transform, count, student, gradient);
-    if (!direct) narrow_block(out.dtype, gradient, count, to);
-  }
+    Real* block = direct ? reinterpret_cast<Real*>(to) : scratch.gradient;
+    gradient(student, teacher, column, count, past_caches, block);
+    if (softcapped) chain_softcap(transform, count, student, block);
+    if (!direct) narrow_block(out.dtype, block, count, to);
+  });
+}
+
+inline bool unused(const RowCoefficients<double>& k) { return k.a == 0 && k.b == 0 && k.c == 0; }
+
+template <typename Real>
+void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
+                     const RowCoefficients<double>& k, const Matrix& out, Scratch<Real>& scratch) {
+  if (unused(k)) return zero_row(out, row, problem.columns);
+  const auto column_k = column_coefficients(statistics, k, chain_of(problem.student_transform));
+  const Reads reads{k.b != 0 || !scratch.workspace, k.b != 0 || (k.c != 0 && !scratch.workspace)};
+  store_gradient(problem, row, reads, out, scratch, [&](auto student, auto teacher, int64_t column, int count, bool past_caches, Real* to) {
+    gradient_block(statistics, column_k, k.b != 0, k.c != 0, student, teacher, count, scratch.kept(column), past_caches, to);
+  });
+}
+
+template <typename Real>
+MixtureStatistics<double> mixture_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
+                                         const double* skews, Scratch<Real>& scratch) {
+  const MixedRow<Real> mixed = mixed_row<Real>(statistics, skews);
+  MixtureStatistics<double> sums;
+  for_blocks(problem, row, {true, true}, scratch, [&](auto student, auto teacher, int64_t, int count) {
+    add_mixture_block(sums, mixed, student, teacher, count);
+  });
+  return normalised(sums, statistics);
+}
+
+template <typename Real>
+void mixture_gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
+                             const RowCoefficients<double>& k, const double* skews, const Matrix& out,
+                             Scratch<Real>& scratch) {
+  if (unused(k)) return zero_row(out, row, problem.columns);
+  const MixedRow<Real> mixed = mixed_row<Real>(statistics, skews);
+  const auto [self, ratio, other] = mixture_coefficients(statistics, k, chain_of(problem.student_transform));
+  const ColumnCoefficients<Real> column_k{Real(self), Real(ratio), Real(other)};
+  store_gradient(problem, row, {true, true}, out, scratch, [&](auto student, auto teacher, int64_t, int count, bool past_caches, Real* to) {
+    mixture_gradient_block(mixed, column_k, k.b != 0, k.c != 0, student, teacher, count, past_caches, to);
+  });
 }
 
 template <typename Real>
@@ -147,6 +196,12 @@ void write_statistics(const RowStatistics<double>& row_statistics, void* all, in
                              s.teacher_self, s.teacher_cross, s.student_self, s.student_cross};
   Real* to = static_cast<Real*>(all) + 8 * row;
   for (int i = 0; i < 8; ++i) to[i] = Real(numbers[i]);
+}
+
+template <typename Real>
+RowCoefficients<double> read_coefficients(const void* a, const void* b, const void* c, int64_t row) {
+  const auto number = [row](const void* all) { return double(static_cast<const Real*>(all)[row]); };
+  return {number(a), number(b), number(c)};
 }
 
 inline int this_thread() {
@@ -196,10 +251,34 @@ void row_gradient(const Problem& problem, const void* statistics, const void* a,
                   const Matrix& out) {
   with_real(problem, [&](auto kind) {
     using Real = decltype(kind);
-    const auto number = [](const void* all, int64_t row) { return double(static_cast<const Real*>(all)[row]); };
     for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
-      gradient_of_row(problem, row, read_statistics<Real>(statistics, row),
-                      {number(a, row), number(b, row), number(c, row)}, out, scratch);
+      gradient_of_row(problem, row, read_statistics<Real>(statistics, row), read_coefficients<Real>(a, b, c, row), out,
+                      scratch);
+    });
+  });
+}
+
+void row_mixture(const Problem& problem, const void* statistics, const double* skews, void* mixture) {
+  with_real(problem, [&](auto kind) {
+    using Real = decltype(kind);
+    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      const auto numbers = mixture_of_row(problem, row, read_statistics<Real>(statistics, row), skews, scratch);
+      Real* to = static_cast<Real*>(mixture) + 4 * row;
+      to[0] = Real(numbers.forward_kl);
+      to[1] = Real(numbers.reverse_kl);
+      to[2] = Real(numbers.forward_share);
+      to[3] = Real(numbers.reverse_share);
+    });
+  });
+}
+
+void row_mixture_gradient(const Problem& problem, const void* statistics, const void* a, const void* b, const void* c,
+                          const double* skews, const Matrix& out) {
+  with_real(problem, [&](auto kind) {
+    using Real = decltype(kind);
+    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      mixture_gradient_of_row(problem, row, read_statistics<Real>(statistics, row),
+                              read_coefficients<Real>(a, b, c, row), skews, out, scratch);
     });
   });
 }
@@ -236,6 +315,6 @@ void row_loss_and_gradient(const Problem& problem, const void* weights, double g
 
 extern const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET);
 const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET){EOPD_QUOTED(EOPD_INSTRUCTION_SET), row_statistics, row_gradient,
-                                              row_loss_and_gradient};
+                                              row_loss_and_gradient, row_mixture, row_mixture_gradient};
 
 }  // namespace eopd::cpu

@@ -44,6 +44,17 @@ struct Kernels {
                                 void* statistics,       // Real [rows, 8]
                                 void* gate,             // Real [rows]
                                 const Matrix& out);     // [rows, columns], may be the student
+  void (*row_mixture)(const Problem&,
+                      const void* statistics,  // Real [rows, 8], of whole rows
+                      const double* skews,     // [2]
+                      void* mixture);          // Real [rows, 4]
+  void (*row_mixture_gradient)(const Problem&,
+                               const void* statistics,  // Real [rows, 8], of whole rows
+                               const void* a,           // Real [rows]
+                               const void* b,           // Real [rows]
+                               const void* c,           // Real [rows]
+                               const double* skews,     // [2]
+                               const Matrix& out);      // [rows, columns], may be the student
 };
 
 }  // namespace eopd::cpu

@@ -1,1 +1,1 @@
-"""One module per backend: the three row functions of eopd_kernels.rows, and why it is unavailable if it is."""
+"""One module per backend: the row functions of eopd_kernels.rows, and why it is unavailable if it is."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..head import compute_dtype
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -27,6 +29,25 @@ def check_matrix(name: str, tensor: Tensor, student: Tensor) -> None:
         raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
     if tensor.shape[1] > 1 and tensor.stride(1) != 1:
         raise ValueError(f"{name} must have stride 1 along the vocabulary, got strides {tensor.stride()}")
+
+
+def check_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    out: Tensor,
+) -> tuple[int, int]:
+    """The common shape (n, V) of what a gradient is taken of, from and into."""
+    n, vocab_size = check_logits(student, teacher)
+    dtype = compute_dtype(student, teacher)
+    check_numbers("statistics", statistics, (n, 8), dtype, student.device)
+    for name, k in (("a", a), ("b", b), ("c", c)):
+        check_numbers(name, k, (n,), dtype, student.device)
+    check_matrix("out", out, student)
+    return n, vocab_size
 
 
 def check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..head import compute_dtype
-from .checks import check_logits, check_matrix, check_numbers
+from .checks import check_gradient, check_logits, check_matrix, check_numbers
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 BUILD_RECORD = Path(__file__).resolve().parents[1] / "_build.json"
@@ -73,12 +73,8 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_cpu_logits(student, teacher)
-    dtype = compute_dtype(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), dtype, student.device)
-    for name, k in (("a", a), ("b", b), ("c", c)):
-        check_numbers(name, k, (n,), dtype, student.device)
-    check_matrix("out", out, student)
+    check_on_cpu(student)
+    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
     native().row_gradient(
         matrix(student),
         matrix(teacher),
@@ -127,6 +123,57 @@ def row_loss_and_gradient(
     return statistics, gate
 
 
+def row_mixture(
+    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
+) -> Tensor:
+    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_cpu_logits(student, teacher)
+    check_numbers("statistics", statistics, (n, 8), compute_dtype(student, teacher), student.device)
+    mixture = statistics.new_empty(n, 4)
+    native().row_mixture(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        statistics.data_ptr(),
+        skews,
+        mixture.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mixture
+
+
+def row_mixture_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skews: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
+    check_on_cpu(student)
+    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
+    native().row_mixture_gradient(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        statistics.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        skews,
+        matrix(out),
+        torch.get_num_threads(),
+    )
+
+
 def matrix(tensor: Tensor) -> tuple[int, int, int]:
     """Address, dtype code and row stride: what the extension takes for a tensor."""
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)
@@ -134,6 +181,11 @@ def matrix(tensor: Tensor) -> tuple[int, int, int]:
 
 def check_cpu_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
     """The common shape (n, V)."""
+    check_on_cpu(student)
+    return check_logits(student, teacher)
+
+
+def check_on_cpu(student: Tensor) -> None:
+    """Where the student is, everything else is checked to be."""
     if student.device.type != "cpu":
         raise ValueError(f"student must be on the CPU, got {student.device}")
-    return check_logits(student, teacher)

@@ -5,14 +5,16 @@ A block is visited in tiles, so that the temporaries stay small whatever the blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..head import compute_dtype
+from ..mixture import MixtureStatistics, Skews, skewed
 from ..objective import Coefficients, Combine, gradient_coefficients, open_gate
-from ..statistics import RowStatistics, centred_exp, weighted
+from ..statistics import RowStatistics, weighted
 
 # Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on
 # two cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
@@ -55,17 +57,7 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    dtype = statistics.dtype
-    numbers = RowStatistics(statistics)
-    for rows, slices in tiles(student):
-        part = RowStatistics(statistics[rows])
-        coefficients = Coefficients(*(k[rows].unsqueeze(1) for k in (a, b, c)))
-        log_sum_ratio = numbers.log_sum_ratio[rows].unsqueeze(1)
-        for columns in slices:
-            z_s = transformed(student[rows, columns], transforms[:3], dtype)
-            z_t = transformed(teacher[rows, columns], transforms[3:], dtype)
-            gradient = element_gradient(z_s, z_t, part, log_sum_ratio, coefficients)
-            out[rows, columns] = gradient * transform_slope(z_s, transforms[:3])
+    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, element_gradient)
 
 
 def row_loss_and_gradient(
@@ -87,19 +79,73 @@ def row_loss_and_gradient(
     return statistics.packed, gate
 
 
-def element_gradient(
-    z_s: Tensor, z_t: Tensor, statistics: RowStatistics, log_sum_ratio: Tensor, coefficients: Coefficients
+def row_mixture(
+    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
 ) -> Tensor:
-    """p·(a + b·(log p − log q)) − c·q for transformed logits ``[n, k]`` and columns ``[n, 1]`` of numbers per row."""
+    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
+    packed = statistics.new_zeros(len(student), 4)
+    for rows, slices in tiles(student):
+        part = RowStatistics(statistics[rows])
+        for columns in slices:
+            z_s = transformed(student[rows, columns], transforms[:3], statistics.dtype)
+            z_t = transformed(teacher[rows, columns], transforms[3:], statistics.dtype)
+            packed[rows] += MixtureStatistics.of(z_s, z_t, part, Skews(*skews)).packed
+    return packed
+
+
+def row_mixture_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skews: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
+    element = functools.partial(mixture_element_gradient, skews=Skews(*skews))
+    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, element)
+
+
+def gradient_in_tiles(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    coefficients: Coefficients,
+    transforms: Sequence[float],
+    out: Tensor,
+    element: Callable[[Tensor, Tensor, Tensor, Coefficients], Tensor],
+) -> None:
+    """``element`` maps p, q, log p − log q ``[n, k]`` and coefficients ``[n, 1]`` to the gradient by z_s."""
+    for rows, slices in tiles(student):
+        part = RowStatistics(statistics[rows])
+        a, b, c = (k[rows].unsqueeze(1) for k in coefficients)
+        unused = (a == 0) & (b == 0) & (c == 0)
+        for columns in slices:
+            z_s = transformed(student[rows, columns], transforms[:3], statistics.dtype)
+            z_t = transformed(teacher[rows, columns], transforms[3:], statistics.dtype)
+            gradient = element(*part.probabilities(z_s, z_t), Coefficients(a, b, c))
+            gradient = torch.where(unused, 0.0, gradient)
+            out[rows, columns] = gradient * transform_slope(z_s, transforms[:3])
+
+
+def element_gradient(p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients) -> Tensor:
+    """p·(a + b·(log p − log q)) − c·q."""
     a, b, c = coefficients
-    s, e_s = centred_exp(z_s, statistics.student_max)
-    t, e_t = centred_exp(z_t, statistics.teacher_max)
-    p = e_s / statistics.student_sum.unsqueeze(1)
-    q = e_t / statistics.teacher_sum.unsqueeze(1)
-    log_ratio = (s - t) - log_sum_ratio
-    gradient = weighted(p, a + weighted(b, log_ratio)) - weighted(c, q)
-    unused = (a == 0) & (b == 0) & (c == 0)
-    return torch.where(unused, 0.0, gradient)
+    return weighted(p, a + weighted(b, log_ratio)) - weighted(c, q)
+
+
+def mixture_element_gradient(
+    p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients, skews: Skews
+) -> Tensor:
+    """p·(a + b·(λ_r − s_r)) − c·q·(1 − s_f)."""
+    a, b, c = coefficients
+    reverse = skewed(log_ratio, skews.reverse)
+    forward = skewed(-log_ratio, skews.forward)
+    of_student = weighted(p, a + weighted(b, reverse.log_ratio - reverse.own))
+    return of_student - weighted(c, weighted(q, forward.other))
 
 
 def transformed(logits: Tensor, transform: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ TRANSFORMS = [1.0, 0.0, 1.0, 0.7, 30.0, 2.0]
 
 
 def kernels_of(rows: int, first: int, vocab_size: int, dtype: torch.dtype) -> set[int]:
-    """The kernels that all three functions use on ``rows`` rows, of which ``first`` others lie before."""
+    """The kernels that the functions use on ``rows`` rows, of which ``first`` others lie before."""
     student, teacher, out = torch.empty(3, first + rows, vocab_size, dtype=dtype)[:, first:].unbind()
     statistics = torch.empty(first + rows, 8)[first:]
     per_row = torch.empty(first + rows)[first:]

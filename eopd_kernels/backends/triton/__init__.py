@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...head import compute_dtype
-from ..checks import check_logits, check_matrix, check_numbers
+from ..checks import check_gradient, check_logits, check_matrix, check_numbers
 from .table import interpreted
 
 
@@ -66,12 +66,7 @@ def row_gradient(
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
     from . import launch
 
-    n, _ = check_logits(student, teacher)
-    dtype = compute_dtype(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), dtype, student.device)
-    for name, k in (("a", a), ("b", b), ("c", c)):
-        check_numbers(name, k, (n,), dtype, student.device)
-    check_matrix("out", out, student)
+    check_gradient(student, teacher, statistics, a, b, c, out)
     launch.row_gradient(student, teacher, statistics, a, b, c, transforms, out)
 
 
@@ -91,3 +86,32 @@ def row_loss_and_gradient(
     check_numbers("weights", weights, (n,), compute_dtype(student, teacher), student.device)
     check_matrix("out", out, student)
     return launch.row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
+
+
+def row_mixture(
+    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
+) -> Tensor:
+    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
+    from . import launch
+
+    n, _ = check_logits(student, teacher)
+    check_numbers("statistics", statistics, (n, 8), compute_dtype(student, teacher), student.device)
+    return launch.row_mixture(student, teacher, statistics, skews, transforms)
+
+
+def row_mixture_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skews: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
+    from . import launch
+
+    check_gradient(student, teacher, statistics, a, b, c, out)
+    launch.row_mixture_gradient(student, teacher, statistics, a, b, c, skews, transforms, out)

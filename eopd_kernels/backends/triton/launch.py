@@ -16,6 +16,8 @@ from .alignment import ALIGNMENT, Variants
 from .gradient_kernel import row_gradient_kernel
 from .loss_and_gradient_kernel import row_loss_and_gradient_kernel
 from .merge_kernel import merge_parts_kernel
+from .mixture_gradient_kernel import row_mixture_gradient_kernel
+from .mixture_kernel import row_mixture_kernel
 from .statistics_kernel import row_statistics_kernel
 from .table import MOST_PARTS, Processor, interpreted, parts_of_a_row, tiling, widest_vector
 
@@ -84,6 +86,51 @@ def row_loss_and_gradient(
             merge(plan, partial, statistics, a=a, b=b, c=c, **gating)
             gradient(plan, statistics, a, b, c, out)
     return statistics, gate
+
+
+def row_mixture(
+    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
+) -> Tensor:
+    """The four numbers of every row, ``[n, 4]``; those of a row's parts add up."""
+    plan = Plan.of(student, teacher, transforms, [])
+    mixture = statistics.new_empty(plan.rows * plan.parts, 4)
+    with on(student.device):
+        plan.launch(
+            row_mixture_kernel, parts=plan.parts, statistics=statistics, **skew_arguments(skews), mixture=mixture
+        )
+    return mixture if plan.parts == 1 else mixture.view(plan.rows, plan.parts, 4).sum(1)
+
+
+def row_mixture_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skews: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
+    plan = Plan.of(student, teacher, transforms, [out])
+    with on(student.device):
+        plan.launch(
+            row_mixture_gradient_kernel,
+            parts=plan.parts,
+            statistics=statistics,
+            a=a,
+            b=b,
+            c=c,
+            **skew_arguments(skews),
+            **plan.matrix("out", out),
+        )
+
+
+def skew_arguments(skews: Sequence[float]) -> dict[str, float]:
+    """Both halves' skews as a kernel takes them."""
+    forward, reverse = skews
+    return {"forward_skew": forward, "reverse_skew": reverse}
 
 
 def partial_statistics(plan: Plan, weights: Tensor | None, statistics: Tensor) -> Tensor:

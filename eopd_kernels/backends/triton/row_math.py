@@ -1,4 +1,4 @@
-"""The mathematics of one row for Triton: docs/math.md, "One pass" and "One gradient form". csrc/row_math.h is its twin.
+"""The mathematics of one row for Triton: docs/math.md, "One pass" to "Skewed divergences". csrc/row_math.h is its twin.
 
 Written once, used by every kernel. The eight numbers travel in the order of ``statistics.FIELDS``. They are scalars (a
 row, a part of one) or vectors ``[LANES]`` (each lane of a program is a partial row of its own), and every rule is the
@@ -209,6 +209,82 @@ def column_gradient(
     dt = z_t - finite_centre(teacher_max)
     of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, ds - dt))
     return of_student - times_or_zero(other, tl.exp(dt))
+
+
+@triton.jit
+def skewed(x, smaller, skew):
+    """λ(x) = −log(skew + (1 − skew)·e^−x), the share of the mixture that is one's own, and the other's without its
+    cancellation, for log-ratios ``x`` of one's own mass to the other; ``smaller`` = e^−|x|. Twin of ``mixture.skewed``.
+
+    Both masses are divided by the larger, so that nothing overflows; without a skew what underflows is not looked at.
+    """
+    own = skew * tl.where(x > 0, 1.0, smaller)
+    other = (1 - skew) * tl.where(x > 0, smaller, 1.0)
+    mixture = own + other
+    log_ratio = tl.where(x > 0, 0.0, x) - tl.log(mixture)
+    plain = skew == 0
+    return tl.where(plain, x, log_ratio), tl.where(plain, 0.0, own / mixture), tl.where(plain, 1.0, other / mixture)
+
+
+@triton.jit
+def with_mixed_columns(
+    forward_kl,  # [LANES]
+    reverse_kl,  # [LANES]
+    forward_share,  # [LANES]
+    reverse_share,  # [LANES]
+    z_s,  # [STEPS, LANES, VECTOR]
+    z_t,  # [STEPS, LANES, VECTOR]
+    student_max,
+    teacher_max,
+    shift,
+    forward_skew,
+    reverse_skew,
+):
+    """Lanes, and in each lane its columns of a tile, in the order of ``mixture.FIELDS``, times Z_s or Z_t."""
+    ds = z_s - finite_centre(student_max)
+    dt = z_t - finite_centre(teacher_max)
+    log_ratio = (ds - dt) - shift
+    smaller = tl.exp(-tl.abs(log_ratio))
+    forward_log, _, forward_other = skewed(-log_ratio, smaller, forward_skew)
+    reverse_log, reverse_own, _ = skewed(log_ratio, smaller, reverse_skew)
+    exp_ds = tl.exp(ds)
+    exp_dt = tl.exp(dt)
+    return (
+        forward_kl + per_lane(times_or_zero(exp_dt, forward_log)),
+        reverse_kl + per_lane(times_or_zero(exp_ds, reverse_log)),
+        forward_share + per_lane(times_or_zero(exp_dt, forward_other)),
+        reverse_share + per_lane(times_or_zero(exp_ds, reverse_own)),
+    )
+
+
+@triton.jit
+def mixture_coefficients(student_sum, teacher_sum, a, b, c):
+    """What is constant along the row folded in: g_v = e^ds·(own + ratio·(λ_r − s_r)) − other·e^dt·(1 − s_f)."""
+    return a / student_sum, b / student_sum, times_or_zero(c, 1 / teacher_sum)
+
+
+@triton.jit
+def mixture_column_gradient(
+    z_s,  # [STEPS, LANES, VECTOR]
+    z_t,  # [STEPS, LANES, VECTOR]
+    student_max,
+    teacher_max,
+    own,
+    ratio,
+    other,
+    shift,
+    forward_skew,
+    reverse_skew,
+):
+    """∂L/∂z_s of a tile."""
+    ds = z_s - finite_centre(student_max)
+    dt = z_t - finite_centre(teacher_max)
+    log_ratio = (ds - dt) - shift
+    smaller = tl.exp(-tl.abs(log_ratio))
+    _, _, forward_other = skewed(-log_ratio, smaller, forward_skew)
+    reverse_log, reverse_own, _ = skewed(log_ratio, smaller, reverse_skew)
+    of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, reverse_log - reverse_own))
+    return of_student - other * times_or_zero(tl.exp(dt), forward_other)
 
 
 @triton.jit

@@ -12,7 +12,17 @@ own. It is visited first on the way back, and the whole tiles in reverse: what w
 import triton
 import triton.language as tl
 
-from .row_math import column_coefficients, column_gradient, merged_lanes, slope, transformed, with_columns
+from .row_math import (
+    column_coefficients,
+    column_gradient,
+    log_sum_ratio,
+    merged_lanes,
+    mixture_coefficients,
+    mixture_column_gradient,
+    slope,
+    transformed,
+    with_columns,
+)
 
 
 @triton.jit
@@ -105,28 +115,51 @@ def gradient_of_columns(
     a,
     b,
     c,
+    forward_skew,
+    reverse_skew,
     student_inner,
     student_outer,
     teacher_inner,
     teacher_outer,
+    MIXTURE: tl.constexpr,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """The second visit, last column first. Rows with a = b = c = 0 are set to 0 without being read."""
+    """The second visit, last column first. Rows with a = b = c = 0 are set to 0 without being read.
+
+    ``MIXTURE``: of skewed divergences; without it the skews are not looked at.
+    """
     columns = tile_columns(STEPS, LANES, VECTOR)
     tile = STEPS * LANES * VECTOR
     whole = tl.maximum(end - begin, 0) // tile
     ragged = begin + whole * tile + columns
     if (a != 0) | (b != 0) | (c != 0):
-        own, ratio, other = column_coefficients(student_sum, teacher_sum, a, b, c)
+        shift = log_sum_ratio(student_sum, teacher_sum)
+        if MIXTURE:
+            own, ratio, other = mixture_coefficients(student_sum, teacher_sum, a, b, c)
+        else:
+            own, ratio, other = column_coefficients(student_sum, teacher_sum, a, b, c)
         if begin + whole * tile < end:
             z_s = load_tile(student, ragged, end, student_inner, student_outer, STUDENT_SOFTCAP, True)
             z_t = load_tile(teacher, ragged, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, True)
             gradient = raw_gradient(
-                z_s, z_t, student_max, teacher_max, own, ratio, other, student_inner, student_outer, STUDENT_SOFTCAP
+                z_s,
+                z_t,
+                student_max,
+                teacher_max,
+                own,
+                ratio,
+                other,
+                shift,
+                forward_skew,
+                reverse_skew,
+                student_inner,
+                student_outer,
+                MIXTURE,
+                STUDENT_SOFTCAP,
             )
             tl.store(out + ragged, converted(gradient, out.dtype.element_ty), mask=ragged < end)
         for i in range(0, whole):
@@ -134,7 +167,20 @@ def gradient_of_columns(
             z_s = load_tile(student, here, end, student_inner, student_outer, STUDENT_SOFTCAP, False)
             z_t = load_tile(teacher, here, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, False)
             gradient = raw_gradient(
-                z_s, z_t, student_max, teacher_max, own, ratio, other, student_inner, student_outer, STUDENT_SOFTCAP
+                z_s,
+                z_t,
+                student_max,
+                teacher_max,
+                own,
+                ratio,
+                other,
+                shift,
+                forward_skew,
+                reverse_skew,
+                student_inner,
+                student_outer,
+                MIXTURE,
+                STUDENT_SOFTCAP,
             )
             tl.store(out + here, converted(gradient, out.dtype.element_ty))
     else:
@@ -154,12 +200,21 @@ def raw_gradient(
     own,
     ratio,
     other,
+    shift,
+    forward_skew,
+    reverse_skew,
     inner,
     outer,
+    MIXTURE: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):  # -> [STEPS, LANES, VECTOR]
     """∂L/∂x_s: the gradient of the transformed logits times the slope of the transform."""
-    gradient = column_gradient(z_s, z_t, student_max, teacher_max, own, ratio, other)
+    if MIXTURE:
+        gradient = mixture_column_gradient(
+            z_s, z_t, student_max, teacher_max, own, ratio, other, shift, forward_skew, reverse_skew
+        )
+    else:
+        gradient = column_gradient(z_s, z_t, student_max, teacher_max, own, ratio, other)
     if SOFTCAP:
         return gradient * slope(z_s, inner, outer)
     return gradient * inner

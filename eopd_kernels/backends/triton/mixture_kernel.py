@@ -1,0 +1,72 @@
+"""The sums of skewed divergences: docs/math.md, "Skewed divergences". A program sums one part of one row."""
+
+import triton.language as tl
+
+from .alignment import by_alignment
+from .numbers import load_statistics, number, stretch
+from .row_math import log_sum_ratio, with_mixed_columns
+from .visits import load_tile, row_of, tile_columns
+
+
+@by_alignment(
+    matrices=["student", "teacher"],
+    per_row=["statistics", "mixture"],
+    numbers=["student_stride", "teacher_stride", "parts"],
+)
+def row_mixture_kernel(
+    student,  # [n, V]
+    teacher,  # [n, V]
+    student_stride: tl.int64,
+    teacher_stride: tl.int64,
+    vocab_size,
+    statistics,  # [n, 8], of whole rows
+    parts,
+    forward_skew: tl.float64,
+    reverse_skew: tl.float64,
+    student_inner: tl.float64,
+    student_outer: tl.float64,
+    teacher_inner: tl.float64,
+    teacher_outer: tl.float64,
+    mixture,  # [n · parts, 4], out
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Grid (n · parts,)."""
+    program = tl.program_id(0)
+    row = program // parts
+    tile: tl.constexpr = STEPS * LANES * VECTOR
+    begin, end = stretch(program % parts, parts, vocab_size, tile)
+    dtype: tl.constexpr = statistics.dtype.element_ty
+    of_student = row_of(student, student_stride, row, VECTOR)
+    of_teacher = row_of(teacher, teacher_stride, row, VECTOR)
+    inner_s, outer_s = number(student_inner, dtype), number(student_outer, dtype)
+    inner_t, outer_t = number(teacher_inner, dtype), number(teacher_outer, dtype)
+    skew_f, skew_r = number(forward_skew, dtype), number(reverse_skew, dtype)
+    s_max, s_sum, t_max, t_sum, _, _, _, _ = load_statistics(statistics, row)
+    shift = log_sum_ratio(s_sum, t_sum)
+    columns = tile_columns(STEPS, LANES, VECTOR)
+    whole = tl.maximum(end - begin, 0) // tile
+    zero = tl.zeros([LANES], dtype)
+    forward_kl, reverse_kl, forward_share, reverse_share = zero, zero, zero, zero
+    for i in range(0, whole):
+        here = begin + i * tile + columns
+        z_s = load_tile(of_student, here, end, inner_s, outer_s, STUDENT_SOFTCAP, False)
+        z_t = load_tile(of_teacher, here, end, inner_t, outer_t, TEACHER_SOFTCAP, False)
+        forward_kl, reverse_kl, forward_share, reverse_share = with_mixed_columns(
+            forward_kl, reverse_kl, forward_share, reverse_share, z_s, z_t, s_max, t_max, shift, skew_f, skew_r
+        )
+    if begin + whole * tile < end:
+        here = begin + whole * tile + columns
+        z_s = load_tile(of_student, here, end, inner_s, outer_s, STUDENT_SOFTCAP, True)
+        z_t = load_tile(of_teacher, here, end, inner_t, outer_t, TEACHER_SOFTCAP, True)
+        forward_kl, reverse_kl, forward_share, reverse_share = with_mixed_columns(
+            forward_kl, reverse_kl, forward_share, reverse_share, z_s, z_t, s_max, t_max, shift, skew_f, skew_r
+        )
+    first = mixture + program.to(tl.int64) * 4
+    tl.store(first, tl.sum(forward_kl, 0) / t_sum)
+    tl.store(first + 1, tl.sum(reverse_kl, 0) / s_sum)
+    tl.store(first + 2, tl.sum(forward_share, 0) / t_sum)
+    tl.store(first + 3, tl.sum(reverse_share, 0) / s_sum)
