@@ -3,9 +3,13 @@
 from importlib.metadata import version
 
 from .function import EntropyAwareKL
+from .gates import EntropyGate, QuantileGate
+from .halves import Sampled, Skewed, TopK
 from .head import LMHead
 from .loss import EntropyAwareKLLoss, EntropyAwareKLOutput, entropy_aware_kl
-from .objective import EntropyGate, Objective
+from .objective import Objective
+from .sparse_teacher import TopKTeacher
+from .statistics import RowStatistics
 
 __version__ = version("eopd-kernels")
 
@@ -16,5 +20,11 @@ __all__ = [
     "EntropyGate",
     "LMHead",
     "Objective",
+    "QuantileGate",
+    "RowStatistics",
+    "Sampled",
+    "Skewed",
+    "TopK",
+    "TopKTeacher",
     "entropy_aware_kl",
 ]

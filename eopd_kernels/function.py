@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from . import devices
+from .figures import gate_of
+from .gates import needs_student
 from .head import LMHead, tensors_of
 from .inputs import Call, Options, Transform, checked
-from .objective import gradient_coefficients, open_gate, token_loss
-from .schedules import (
-    Problem,
-    gradient_of,
-    statistics,
-    statistics_and_gradient,
-    student_gradient,
-    tiling,
-)
+from .objective import Coefficients
+from .problem import Problem
+from .schedules import Seen, gradient_of, student_gradient, teacher_statistics, tiling, visit, visit_with_gradient
 from .sides import HiddenSide, LogitsSide, Side
-from .statistics import RowStatistics, weighted
+from .sparse_teacher import TopKTeacher
+from .statistics import weighted
+from .terms import Own, scaled
+from .tokens import Tokens
 
 
 class EntropyAwareKL(torch.autograd.Function):
@@ -38,7 +37,7 @@ class EntropyAwareKL(torch.autograd.Function):
     def apply(
         cls,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopKTeacher,
         student_weight: Tensor | None = None,
         teacher_weight: Tensor | None = None,
         **options: Any,
@@ -47,7 +46,8 @@ class EntropyAwareKL(torch.autograd.Function):
 
         Args:
             student: ``[..., V]`` logits, or ``[..., D_s]`` hidden states with ``student_weight``; any floating dtype.
-            teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``; no grad.
+            teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``; no grad; or a
+                :class:`TopKTeacher`.
             student_weight: ``[V, D_s]`` or None.
             teacher_weight: ``[V, D_t]`` or None. Must not require grad.
             **options: the keyword options of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
@@ -60,24 +60,23 @@ class EntropyAwareKL(torch.autograd.Function):
         """
         student_head = None if student_weight is None else LMHead(student_weight)
         teacher_head = None if teacher_weight is None else LMHead(teacher_weight)
-        loss, _, _ = cls.call(
-            checked(student, teacher, student_head=student_head, teacher_head=teacher_head, **options)
-        )
+        loss, _ = cls.call(checked(student, teacher, student_head=student_head, teacher_head=teacher_head, **options))
         return loss
 
     @classmethod
-    def call(cls, call: Call) -> tuple[Tensor, RowStatistics, Tensor]:
-        """Loss, statistics ``[N, 8]`` and gate ``[N]`` of a checked call."""
-        loss, packed, gate = super().apply(
+    def call(cls, call: Call) -> tuple[Tensor, Seen]:
+        """Loss, and what was seen of the N tokens, of a checked call."""
+        loss, *seen = super().apply(
             call.student,
             *tensors_of(call.student_head),
             call.teacher,
             *tensors_of(call.teacher_head),
             call.weights,
             call.denominator,
+            call.tokens,
             call.options,
         )
-        return loss, RowStatistics(packed), gate
+        return loss, Seen(*seen)
 
     @staticmethod
     def forward(
@@ -85,48 +84,51 @@ class EntropyAwareKL(torch.autograd.Function):
         student: Tensor,  # [..., D_s] or [..., V]
         student_weight: Tensor | None,  # [V, D_s]
         student_bias: Tensor | None,  # [V]
-        teacher: Tensor,  # [..., D_t] or [..., V]
+        teacher: Tensor | None,  # [..., D_t] or [..., V]; None: its likeliest entries are in tokens
         teacher_weight: Tensor | None,  # [V, D_t]
         teacher_bias: Tensor | None,  # [V]
         token_weights: Tensor,  # [N]
         denominator: Tensor | None,  # 0-d
+        tokens: Tokens,
         options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
         needs_gradient = any(options.needs_gradient)
+        problem, options, known = without_shut_rows(tensors, token_weights, tokens, options)
         if needs_gradient and options.schedule == "chunked":
             # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
             # where logits have their gradient in fp16 it is not: divided by N that would underflow.
-            problem = problem_of(tensors, token_weights, options)
             deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
             if denominator is not None and deferred is None:
-                problem = replace(problem, weights=token_weights / denominator)
+                problem = replace(problem, weights=problem.weights / denominator)
             gradient = student_gradient(student, problem, options.needs_gradient, options.inplace)
-            numbers, gate = statistics_and_gradient(problem, gradient)
+            seen = visit_with_gradient(problem, gradient)
             ctx.save_for_backward(deferred, *gradient.tensors())
         else:
-            numbers = statistics(problem_of(tensors, token_weights, options))
-            gate = open_gate(numbers, options.objective.gate_threshold)
+            seen, terms = visit(problem)
             if needs_gradient:
-                ctx.save_for_backward(*tensors, token_weights, denominator, numbers.packed, gate)
-        ctx.options = options
+                own = (None,) * 4 if terms.own is None else terms.own
+                ctx.save_for_backward(*tensors, problem.weights, denominator, seen.packed, *terms.coefficients, *own)
+        seen = seen if known is None else completed(seen, *known)
+        ctx.options, ctx.tokens = options, problem.tokens
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
-        ctx.mark_non_differentiable(numbers.packed, gate)
-        losses = weighted(token_weights, token_loss(numbers, gate, options.objective.combination))
+        outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
+        ctx.mark_non_differentiable(*outputs)
+        losses = weighted(token_weights, seen.loss)
         if options.reduction == "none":
-            return losses.view(student.shape[:-1]), numbers.packed, gate
+            return losses.view(student.shape[:-1]), *outputs
         loss = losses.sum()
-        return loss if denominator is None else loss / denominator, numbers.packed, gate
+        return loss if denominator is None else loss / denominator, *outputs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream[0] is None:
-            return (None,) * 9
+            return (None,) * 10
         with torch.no_grad():
             gradients = BACKWARD[ctx.options.schedule](ctx, upstream[0])
         if torch.is_grad_enabled():
             gradients = refuse_second_derivative(gradients)
-        return *gradients, *(None,) * 6
+        return *gradients, *(None,) * 7
 
 
 Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
@@ -148,17 +150,17 @@ def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
 
 def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
-    *tensors, token_weights, denominator, packed, gate = ctx.saved_tensors
+    *tensors, weights, denominator, packed, a, b, c, ids, present, own_a, values = ctx.saved_tensors
     options: Options = ctx.options
     factor = upstream if denominator is None else upstream / denominator
-    problem = problem_of(tensors, token_weights, options)
-    numbers = RowStatistics(packed)
+    problem = problem_of(tensors, weights, ctx.tokens, options)
     # A single factor waits until the sums are there where logits have their gradient in fp16, as in the other schedule.
     last = factor.dim() == 0 and problem.student.gradient_dtype == torch.float16
-    per_token = token_weights if last else token_weights * factor.reshape(-1)
-    coefficients = gradient_coefficients(numbers, gate, options.objective.combination, per_token)
+    per_token = weights if last else weights * factor.reshape(-1)
+    own = None if ids is None else Own(ids, present, own_a, values)
+    coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
     gradient = student_gradient(tensors[0], problem, options.needs_gradient)
-    gradient_of(problem, numbers, coefficients, gradient)
+    gradient_of(problem, packed, coefficients, own, gradient)
     return as_inputs([g.mul_(factor) if last and g is not None else g for g in gradient.tensors()], ctx.forms)
 
 
@@ -171,17 +173,17 @@ def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dt
     return tuple(None if g is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
-def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options: Options) -> Problem:
-    """The call as the schedules see it.
+def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens, options: Options) -> Problem:
+    """The call as the schedules see it; tokens of weight 0 count for nothing.
 
-    On a CPU the masked tokens of a hidden-state student are compacted away, so that they cost no products. Elsewhere
-    that would have to wait for the device to count them; there they ride along with weight 0.
+    On a CPU those of a hidden-state student are compacted away, so that they cost no products. Elsewhere that would
+    have to wait for the device to count them; there they ride along with weight 0.
     """
     student, student_weight, student_bias, teacher, teacher_weight, teacher_bias = tensors
-    assert student is not None and teacher is not None
+    assert student is not None
     valid = index = None
-    if options.masked and student_weight is not None:
-        valid = token_weights != 0
+    if options.some_weigh_nothing and student_weight is not None:
+        valid = weights != 0
         if devices.on_host(student.device):
             index = valid.nonzero().squeeze(1)
             index, valid = (None if len(index) == len(valid) else index), None
@@ -192,20 +194,58 @@ def problem_of(tensors: Sequence[Tensor | None], token_weights: Tensor, options:
         head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
         return HiddenSide(tensor, head, options.vocab_size, valid, options.autocast)
 
-    sides = (
-        side(student, student_weight, student_bias, options.student_transform),
-        side(teacher, teacher_weight, teacher_bias, options.teacher_transform),
-    )
-    visited = len(token_weights) if index is None else len(index)
+    of_student = side(student, student_weight, student_bias, options.student_transform)
+    of_teacher = None
+    if teacher is not None:
+        of_teacher = side(teacher, teacher_weight, teacher_bias, options.teacher_transform)
+    visited = len(weights) if index is None else len(index)
     shape = tiling(
         options.schedule,
         visited,
-        *sides,
+        of_student,
+        of_teacher,
         gathered=index is not None,
         workspace_bytes=options.workspace_bytes,
         device=student.device,
     )
-    return Problem(*sides, token_weights, index, options.objective, options.functions, shape)
+    return Problem(of_student, of_teacher, weights, index, options.objective, tokens, options.functions, shape)
+
+
+Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
+
+
+def without_shut_rows(
+    tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens, options: Options
+) -> tuple[Problem, Options, Known | None]:
+    """The problem, the options to solve it with, and where the gates were found first, what is known of every token.
+
+    Without a reverse half a token whose gate is shut has no gradient. On a CPU, and where the gate does not look at the
+    student, the teacher goes first then, and the student's three products see the open tokens only. The teacher's own
+    product is repeated for those: F·D_t·(1 + share) instead of F·D_t, for F·3·D_s·share instead of F·3·D_s. Elsewhere
+    nothing is gained, because the number of open tokens would have to travel to the host.
+    """
+    objective = options.objective
+    on_host = tensors[1] is not None and devices.on_host(weights.device)
+    reverse, reverse_gate, _, _ = objective.combination
+    looks_away = tokens.gate is not None or not needs_student(objective.gate)
+    if not on_host or reverse != 0 or reverse_gate != 0 or not looks_away or objective.gate == "always":
+        return problem_of(tensors, weights, tokens, options), options, None
+    everything = problem_of(tensors, weights, tokens, options)
+    statistics = teacher_statistics(everything, visit=tokens.gate is None)
+    gate = gate_of(everything, statistics, tokens, weights)
+    opened = torch.where(gate == 0, 0.0, weights)
+    options = replace(options, some_weigh_nothing=True)
+    if objective.hard_gate and tokens.gate is None:  # what is left is open, which the fused kernel can be told
+        options = replace(options, objective=replace(objective, gate="always"))
+    else:
+        tokens = replace(tokens, gate=gate)
+    return problem_of(tensors, opened, tokens, options), options, (statistics.packed, gate)
+
+
+def completed(seen: Seen, packed: Tensor, gate: Tensor) -> Seen:
+    """What is known of tokens that were not visited, put in: the teacher's statistics. The rest of theirs is NaN."""
+    shut = (gate == 0).unsqueeze(1)
+    return replace(seen, packed=torch.where(shut, packed, seen.packed), gate=gate)
 
 
 class FirstDerivative(torch.autograd.Function):

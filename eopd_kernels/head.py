@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import devices, products
-from .objective import finite
+from .arguments import described, finite
 
 # Rows of a low-precision head that are upcast at a time: on a CPU the copy stays in the last-level cache.
 PANEL_BYTES = 8 * 2**20
@@ -105,10 +105,3 @@ def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
 def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
     """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
     products.add_mm(grad_logits.t(), hidden, out=out)
-
-
-def described(value: object) -> str:
-    """A tensor's dtype, shape and device, or a value and its type, for error messages."""
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{value!r} of type {type(value).__name__}"

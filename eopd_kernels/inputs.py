@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import devices
-from .head import LMHead, compute_dtype, described, tensors_of
+from .arguments import described
+from .gates import needs_every_row
+from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
 from .rows import RowFunctions, choose
 from .schedules import SCHEDULES
+from .sparse_teacher import TopKTeacher
+from .token_inputs import check_sparse_teacher, tokens_of
+from .tokens import Tokens
 
 REDUCTIONS = ("mean", "sum", "none")
 MASK_DTYPES = "bool, integer or floating"
@@ -37,7 +42,7 @@ class Options:
         vocab_size: the entries of the vocabulary that are compared.
         workspace_bytes: the budget for blocks of logits, or None for the default.
         student_transform, teacher_transform: scale and softcap of each head.
-        masked: whether a mask or labels were given.
+        some_weigh_nothing: whether there may be tokens of weight 0.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
         autocast: the dtype of torch.autocast where the loss was called, or None.
     """
@@ -51,7 +56,7 @@ class Options:
     workspace_bytes: int | None
     student_transform: Transform
     teacher_transform: Transform
-    masked: bool
+    some_weigh_nothing: bool
     needs_gradient: tuple[bool, bool, bool]
     autocast: torch.dtype | None
 
@@ -61,11 +66,12 @@ class Call:
     """Everything one call needs: its tensors and its options."""
 
     student: Tensor
-    teacher: Tensor
+    teacher: Tensor | None  # None: a TopKTeacher, whose entries are in tokens
     student_head: LMHead | None
     teacher_head: LMHead | None
     weights: Tensor  # [N], 0 where masked
     denominator: Tensor | None  # 0-d; None for "sum" and "none"
+    tokens: Tokens
     options: Options
 
     @property
@@ -76,7 +82,7 @@ class Call:
 
 def checked(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | TopKTeacher,
     *,
     student_head: LMHead | None = None,
     teacher_head: LMHead | None = None,
@@ -86,6 +92,11 @@ def checked(
     num_items: int | float | Tensor | None = None,
     vocab_size: int | None = None,
     objective: Objective | None = None,
+    token_ids: Tensor | None = None,
+    old_log_probs: Tensor | None = None,
+    gate: Tensor | None = None,
+    reverse_weights: Tensor | None = None,
+    forward_weights: Tensor | None = None,
     reduction: str = "mean",
     schedule: str = "auto",
     backend: str = "auto",
@@ -99,16 +110,29 @@ def checked(
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     check_side("student", student, student_head)
-    check_side("teacher", teacher, teacher_head)
-    if student.shape[:-1] != teacher.shape[:-1]:
+    sparse = dense = None
+    if isinstance(teacher, TopKTeacher):
+        check_sparse_teacher(sparse := teacher, teacher_head, objective)
+    else:
+        check_side("teacher", dense := teacher, teacher_head)
+    of_teacher = teacher.ids.shape if isinstance(teacher, TopKTeacher) else teacher.shape
+    if student.shape[:-1] != of_teacher[:-1]:
         raise ValueError(
             "student and teacher must have the same leading shape, got "
-            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+            f"student {tuple(student.shape)} and teacher {tuple(of_teacher)}"
         )
     student_weight, student_bias = tensors_of(student_head)
     teacher_weight, teacher_bias = tensors_of(teacher_head)
-    named = {
-        "teacher": teacher,
+    per_token = {
+        "token_ids": token_ids,
+        "old_log_probs": old_log_probs,
+        "gate": gate,
+        "reverse_weights": reverse_weights,
+        "forward_weights": forward_weights,
+    }
+    named: dict[str, Any] = {
+        "teacher": dense,
+        **{f"teacher.{name}": tensor for name, tensor in ({} if sparse is None else sparse.tensors).items()},
         "student_head.weight": student_weight,
         "student_head.bias": student_bias,
         "teacher_head.weight": teacher_weight,
@@ -116,6 +140,7 @@ def checked(
         "mask": mask,
         "labels": labels,
         "num_items": num_items,
+        **per_token,
     }
     for name, tensor in named.items():
         if isinstance(tensor, Tensor) and tensor.device != student.device:
@@ -123,26 +148,29 @@ def checked(
                 f"all tensors must be on one device, got student on {student.device} and {name} on {tensor.device}"
             )
     if torch.is_grad_enabled():
-        refuse_gradient("teacher", teacher)
-        refuse_gradient("teacher_head.weight", teacher_weight)
-        refuse_gradient("teacher_head.bias", teacher_bias)
+        for name in ("teacher", "teacher_head.weight", "teacher_head.bias", "teacher.log_probs", "teacher.entropy"):
+            refuse_gradient(name, named.get(name))
 
-    dtype = compute_dtype(student, teacher, student_weight, student_bias, teacher_weight, teacher_bias)
+    dtype = compute_dtype(student, dense, student_weight, student_bias, teacher_weight, teacher_bias)
     weights = token_weights(student, mask, labels, ignore_index, dtype)
+    teacher_width = None if dense is None else width(dense, teacher_head)
+    compared = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
+    schedule = resolve_schedule(schedule, reduction, objective, gate is not None)
     return Call(
         student,
-        teacher,
+        dense,
         student_head,
         teacher_head,
         weights,
         denominator(weights, num_items, reduction),
+        tokens_of(per_token, sparse, objective, weights, student.shape[:-1], compared),
         Options(
             objective,
             reduction,
-            resolve_schedule(schedule, reduction),
-            check_inplace(inplace, student, student_head, resolve_schedule(schedule, reduction)),
+            schedule,
+            check_inplace(inplace, student, student_head, schedule),
             choose(backend, student.device),
-            common_vocabulary(width(student, student_head), width(teacher, teacher_head), vocab_size),
+            compared,
             check_workspace(workspace_bytes),
             transform(student_head),
             transform(teacher_head),
@@ -187,8 +215,9 @@ def width(tensor: Tensor, head: LMHead | None) -> int:
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
-def common_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
-    """The number of leading vocabulary entries that are compared."""
+def common_vocabulary(student: int, teacher: int | None, vocab_size: int | None) -> int:
+    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's."""
+    teacher = student if teacher is None else teacher
     if vocab_size is None:
         if student != teacher:
             raise ValueError(
@@ -249,18 +278,20 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
     return torch.where(count == 0, 1, count).to(weights.dtype)
 
 
-def resolve_schedule(schedule: str, reduction: str) -> str:
-    """ "auto": chunked where the upstream gradient is one number, recompute where it is one per token."""
+def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_given: bool) -> str:
+    """ "auto": chunked where the upstream gradient is one number and a gate looks at its own row, else recompute."""
     if schedule not in ("auto", *SCHEDULES):
         raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {schedule!r}")
+    reason = None
     if reduction == "none":
-        if schedule == "chunked":
-            raise ValueError(
-                "schedule='chunked' takes the gradient before the upstream gradient of each token is known: "
-                "with reduction='none' use schedule='recompute' (or 'auto')"
-            )
-        return "recompute"
-    return "chunked" if schedule == "auto" else schedule
+        reason = "before the upstream gradient of each token is known: with reduction='none'"
+    elif needs_every_row(objective.gate) and not gate_given:
+        reason = f"before every token's statistics are known: with the gate {objective.gate!r}"
+    if reason is None:
+        return "chunked" if schedule == "auto" else schedule
+    if schedule == "chunked":
+        raise ValueError(f"schedule='chunked' takes the gradient {reason} use schedule='recompute' (or 'auto')")
+    return "recompute"
 
 
 def check_inplace(inplace: bool, student: Tensor, head: LMHead | None, schedule: str) -> bool:

@@ -10,6 +10,8 @@ from .function import EntropyAwareKL
 from .head import LMHead
 from .inputs import checked
 from .objective import Objective
+from .sparse_teacher import TopKTeacher
+from .statistics import RowStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,14 @@ class EntropyAwareKLOutput:
         student_entropy: H_s = −Σ p log p, nats.
         forward_kl: F = Σ q (log q − log p), nats, whether or not the gate is open.
         reverse_kl: R = Σ p (log p − log q), nats.
-        gate: 1 where the forward KL was added, else 0.
+        gate: how far it was open: 1 or 0, or between with a soft gate.
+        reverse_half: R of the objective, nats; 0 where it had no weight.
+        forward_half: F of the objective, likewise.
+        teacher_entropy_is_lower_bound: whether a :class:`TopKTeacher` came without its entropy.
+
+    The entropies and both full KLs are there whatever the objective is, as far as they were seen: NaN for the KLs of a
+    :class:`TopKTeacher`, and for what concerns the student of a token that was left out because its gate was shut and
+    there was no reverse half.
     """
 
     loss: Tensor
@@ -31,11 +40,14 @@ class EntropyAwareKLOutput:
     forward_kl: Tensor
     reverse_kl: Tensor
     gate: Tensor
+    reverse_half: Tensor
+    forward_half: Tensor
+    teacher_entropy_is_lower_bound: bool = False
 
 
 def entropy_aware_kl(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | TopKTeacher,
     *,
     student_head: LMHead | None = None,
     teacher_head: LMHead | None = None,
@@ -45,6 +57,11 @@ def entropy_aware_kl(
     num_items: int | float | Tensor | None = None,
     vocab_size: int | None = None,
     objective: Objective | None = None,
+    token_ids: Tensor | None = None,
+    old_log_probs: Tensor | None = None,
+    gate: Tensor | None = None,
+    reverse_weights: Tensor | None = None,
+    forward_weights: Tensor | None = None,
     reduction: str = "mean",
     schedule: str = "auto",
     backend: str = "auto",
@@ -59,7 +76,8 @@ def entropy_aware_kl(
 
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
-        teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape. Must not require grad.
+        teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape; must not require
+            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half.
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
@@ -70,10 +88,18 @@ def entropy_aware_kl(
             here, i.e. all whose weight is not 0, whether or not their gate is open.
         vocab_size: compare the first so many entries only; required where the two vocabularies differ in size.
         objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
+        token_ids: leading shape, integer: the sampled token y at each position, for a sampled reverse half: the token
+            that follows, so that a causal model's are shifted by the caller.
+        old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
+            temperature.
+        gate: leading shape: how far each token's gate is open, in place of the objective's gate. No gradient.
+        reverse_weights: leading shape: a factor of the reverse half of each token. It changes no denominator.
+        forward_weights: likewise of the forward half.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` (the weighted loss of each token).
         schedule: ``"chunked"`` takes the gradient in forward, while a chunk's logits are alive: the fewest flops.
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
-            gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"``.
+            gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"`` and for gates that need
+            every token's statistics first (a :class:`QuantileGate`, a callable).
         backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"triton"`` (GPUs) or ``"torch"``; see
             ``python -m eopd_kernels.info``.
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
@@ -106,13 +132,19 @@ def entropy_aware_kl(
         num_items=num_items,
         vocab_size=vocab_size,
         objective=objective,
+        token_ids=token_ids,
+        old_log_probs=old_log_probs,
+        gate=gate,
+        reverse_weights=reverse_weights,
+        forward_weights=forward_weights,
         reduction=reduction,
         schedule=schedule,
         backend=backend,
         inplace=inplace,
         workspace_bytes=workspace_bytes,
     )
-    loss, statistics, gate = EntropyAwareKL.call(call)
+    loss, seen = EntropyAwareKL.call(call)
+    statistics = RowStatistics(seen.packed)
     masked = call.weights == 0
 
     def per_token(figure: Tensor) -> Tensor:
@@ -124,7 +156,10 @@ def entropy_aware_kl(
         per_token(statistics.student_entropy),
         per_token(statistics.forward_kl),
         per_token(statistics.reverse_kl),
-        per_token(gate),
+        per_token(seen.gate),
+        per_token(seen.reverse),
+        per_token(seen.forward),
+        isinstance(teacher, TopKTeacher) and teacher.entropy is None,
     )
 
 
@@ -163,13 +198,18 @@ class EntropyAwareKLLoss(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teacher: Tensor,
+        teacher: Tensor | TopKTeacher,
         *,
         student_head: LMHead | None = None,
         teacher_head: LMHead | None = None,
         mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items: int | float | Tensor | None = None,
+        token_ids: Tensor | None = None,
+        old_log_probs: Tensor | None = None,
+        gate: Tensor | None = None,
+        reverse_weights: Tensor | None = None,
+        forward_weights: Tensor | None = None,
     ) -> EntropyAwareKLOutput:
         return entropy_aware_kl(
             student,
@@ -179,6 +219,11 @@ class EntropyAwareKLLoss(nn.Module):
             mask=mask,
             labels=labels,
             num_items=num_items,
+            token_ids=token_ids,
+            old_log_probs=old_log_probs,
+            gate=gate,
+            reverse_weights=reverse_weights,
+            forward_weights=forward_weights,
             objective=self.objective,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -190,4 +235,4 @@ class EntropyAwareKLLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.objective}, reduction={self.reduction!r}, schedule={self.schedule!r}, backend={self.backend!r}"
+        return f"{self.objective!r}, reduction={self.reduction!r}, schedule={self.schedule!r}, backend={self.backend!r}"

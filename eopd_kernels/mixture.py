@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,7 +85,7 @@ def skewed(x: Tensor, skew: float) -> Skewed:
     Both masses are divided by the larger, so that nothing overflows; the skew is rounded first, so that the two weights
     add up to 1 and equal masses give exactly λ = 0.
     """
-    skew = torch.tensor(skew, dtype=x.dtype).item()
+    skew = skew if x.dtype == torch.float64 else float(np.float32(skew))
     if skew == 0:
         return Skewed(x, torch.zeros_like(x), torch.ones_like(x))
     smaller = torch.exp(-x.abs())

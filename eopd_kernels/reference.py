@@ -6,18 +6,24 @@ N × V several times over. Every kernel is tested against it; nobody should trai
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from .gates import EntropyGate, QuantileGate
+from .halves import Sampled, Skewed, TopK
 from .head import LMHead
-from .inputs import checked
+from .inputs import Call, checked
 from .loss import EntropyAwareKLOutput
-from .objective import EntropyGate, Objective
+from .objective import Objective
+from .sparse_teacher import TopKTeacher
+from .statistics import RowStatistics
 
 
 def entropy_aware_kl(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | TopKTeacher,
     *,
     student_head: LMHead | None = None,
     teacher_head: LMHead | None = None,
@@ -27,6 +33,11 @@ def entropy_aware_kl(
     num_items: int | float | Tensor | None = None,
     vocab_size: int | None = None,
     objective: Objective | None = None,
+    token_ids: Tensor | None = None,
+    old_log_probs: Tensor | None = None,
+    gate: Tensor | None = None,
+    reverse_weights: Tensor | None = None,
+    forward_weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> EntropyAwareKLOutput:
     """The same loss as :func:`eopd_kernels.entropy_aware_kl`, argument for argument, by the definitions."""
@@ -41,40 +52,59 @@ def entropy_aware_kl(
         num_items=num_items,
         vocab_size=vocab_size,
         objective=objective,
+        token_ids=token_ids,
+        old_log_probs=old_log_probs,
+        gate=gate,
+        reverse_weights=reverse_weights,
+        forward_weights=forward_weights,
         reduction=reduction,
     )
     objective = call.options.objective
-    weights = call.weights.view(call.leading)
+    weights, tokens = call.weights, call.tokens  # [N]
 
-    z_s = transformed_logits(student, student_head, call.options.vocab_size, objective.temperature)
-    z_t = transformed_logits(teacher, teacher_head, call.options.vocab_size, objective.temperature)
-    dtype = weights.dtype
-    log_p = torch.log_softmax(z_s.to(dtype), -1)
-    log_q = torch.log_softmax(z_t.to(dtype), -1)
-    teacher_entropy = -expectation(log_q, log_q)
+    of_student, of_teacher = objective.temperatures
+    z_t: Tensor | None = None
+    log_q: Tensor | None = None
+    z_s = transformed_logits(call.student, student_head, call.options.vocab_size, of_student).to(weights.dtype)
+    log_p = torch.log_softmax(z_s, -1)  # [N, V]
     student_entropy = -expectation(log_p, log_p)
-    forward_kl = expectation(log_q, log_q - log_p)
-    reverse_kl = expectation(log_p, log_p - log_q)
-
-    gate = open_gate(objective, teacher_entropy)
-    if objective.combine == "add":
-        c_r, c_f = torch.ones_like(gate), objective.alpha * gate
+    if call.teacher is not None:
+        z_t = transformed_logits(call.teacher, teacher_head, call.options.vocab_size, of_teacher).to(weights.dtype)
+        log_q = torch.log_softmax(z_t, -1)
+        teacher_entropy = -expectation(log_q, log_q)
+        forward_kl = expectation(log_q, log_q - log_p)
+        reverse_kl = expectation(log_p, log_p - log_q)
     else:
-        c_r, c_f = 1 - gate, objective.alpha * gate
-    losses = times(weights, times(c_r, reverse_kl) + times(c_f, forward_kl))
+        assert tokens.teacher_entropy is not None
+        teacher_entropy = tokens.teacher_entropy
+        forward_kl = reverse_kl = torch.full_like(teacher_entropy, torch.nan)
 
-    loss = losses if reduction == "none" else losses.sum()
+    g = gate_of(call, z_s, z_t, teacher_entropy, student_entropy)
+    c_r = {"add": torch.ones_like(g), "switch": 1 - g, "blend": 1 - objective.alpha * g}[objective.combine]
+    c_r = c_r * objective.reverse_weight * (0.0 if objective.reverse == "none" else 1.0)
+    c_f = objective.alpha * g * (0.0 if objective.forward == "none" else 1.0)
+    c_r = c_r if tokens.reverse_weights is None else c_r * tokens.reverse_weights
+    c_f = c_f if tokens.forward_weights is None else c_f * tokens.forward_weights
+    factor = of_student**2 if objective.temperature_squared else 1.0
+    reverse = reverse_half(objective, call, log_p, log_q, reverse_kl)
+    forward = forward_half(objective, call, log_p, log_q, forward_kl)
+    losses = times(weights * factor, times(c_r, reverse) + times(c_f, forward))
+
+    loss = losses.view(call.leading) if reduction == "none" else losses.sum()
     if call.denominator is not None:
         loss = loss / call.denominator
-    figures = (teacher_entropy, student_entropy, forward_kl, reverse_kl, gate)
-    return EntropyAwareKLOutput(loss, *(torch.where(weights == 0, 0.0, f).detach() for f in figures))
+    halves = torch.where(c_r == 0, 0.0, reverse), torch.where(c_f == 0, 0.0, forward)
+    figures = (teacher_entropy, student_entropy, forward_kl, reverse_kl, g, *halves)
+    shown = [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in figures]
+    return EntropyAwareKLOutput(loss, *shown, isinstance(teacher, TopKTeacher) and teacher.entropy is None)  # type: ignore[call-arg]
 
 
 def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, temperature: float) -> Tensor:
-    """z = softcap·tanh(scale·x / softcap) / T of a side's first ``vocab_size`` logits x, ``[..., V]``, ≥ fp32."""
+    """z = softcap·tanh(scale·x / softcap) / T of a side's first ``vocab_size`` logits x, ``[N, V]``, ≥ fp32."""
     full = torch.promote_types(side.dtype, torch.float32)
+    side = side.reshape(-1, side.shape[-1])
     if head is None:
-        return side.to(full)[..., :vocab_size] / temperature
+        return side.to(full)[:, :vocab_size] / temperature
     full = torch.promote_types(full, head.weight.dtype)
     logits = side.to(full) @ head.weight[:vocab_size].to(full).t()
     if head.bias is not None:
@@ -83,6 +113,62 @@ def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, tempe
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     return logits / temperature
+
+
+def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor | None, reverse_kl: Tensor) -> Tensor:
+    """R of every token, ``[N]``."""
+    half, tokens = objective.reverse, call.tokens
+    if isinstance(half, Sampled):
+        assert tokens.token_ids is not None and tokens.old_log_probs is not None
+        y = tokens.token_ids.unsqueeze(1)
+        of_teacher = tokens.teacher_token_log_probs
+        if of_teacher is None:
+            assert log_q is not None
+            of_teacher = log_q.gather(1, y).squeeze(1)
+        advantage = of_teacher - tokens.old_log_probs
+        ratio = torch.exp(log_p.gather(1, y).squeeze(1) - tokens.old_log_probs)
+        clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
+        return torch.maximum(-advantage * ratio, -advantage * clipped)
+    if isinstance(half, Skewed):
+        assert log_q is not None
+        return expectation(log_p, log_p - log_mixture(half.skew, log_p, log_q))
+    return reverse_kl
+
+
+def forward_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor | None, forward_kl: Tensor) -> Tensor:
+    """F of every token, ``[N]``."""
+    half, tokens = objective.forward, call.tokens
+    if isinstance(half, Skewed):
+        assert log_q is not None
+        return expectation(log_q, log_q - log_mixture(half.skew, log_q, log_p))
+    if not isinstance(half, TopK):
+        return forward_kl
+    if tokens.top_ids is not None:
+        assert tokens.top_log_probs is not None
+        top, ids = tokens.top_log_probs, tokens.top_ids
+    else:
+        assert log_q is not None
+        top, ids = log_q.topk(half.k, dim=1)
+    inside = top > -torch.inf
+    own = torch.where(inside, log_p.gather(1, ids), -torch.inf)
+    outside_q, outside_p = 1 - top.exp().sum(1), 1 - own.exp().sum(1)
+    if half.teacher == "renormalized":
+        top = top - torch.where(inside.any(1), torch.logsumexp(top, 1), 0.0).unsqueeze(1)
+    if half.student == "renormalized":
+        own = own - torch.where(inside.any(1), torch.logsumexp(own, 1), 0.0).unsqueeze(1)
+    value = expectation(top, top - own)
+    if half.tail:
+        floor = torch.finfo(top.dtype).eps
+        outside_q, outside_p = outside_q.clamp_min(floor), outside_p.clamp_min(floor)
+        value = value + outside_q * (outside_q.log() - outside_p.log())
+    return value
+
+
+def log_mixture(skew: float, log_own: Tensor, log_other: Tensor) -> Tensor:
+    """log(skew·own + (1 − skew)·other)."""
+    if skew == 0:
+        return log_other
+    return torch.logaddexp(math.log(skew) + log_own, math.log1p(-skew) + log_other)
 
 
 def expectation(log_mass: Tensor, value: Tensor) -> Tensor:
@@ -96,8 +182,24 @@ def times(weight: Tensor, value: Tensor) -> Tensor:
     return weight * value.masked_fill(weight == 0, 0.0)
 
 
-def open_gate(objective: Objective, teacher_entropy: Tensor) -> Tensor:
-    """g = 1[H_teacher > τ]; it has no gradient."""
-    if isinstance(objective.gate, EntropyGate):
-        return (teacher_entropy > objective.gate.threshold).to(teacher_entropy.dtype).detach()
-    return torch.full_like(teacher_entropy, 1.0 if objective.gate == "always" else 0.0)
+def gate_of(call: Call, z_s: Tensor, z_t: Tensor | None, teacher_entropy: Tensor, student_entropy: Tensor) -> Tensor:
+    """g of every token, ``[N]``; it has no gradient, and is 0 where the weight is."""
+    gate, valid = call.options.objective.gate, call.weights != 0
+    of = getattr(gate, "of", "teacher")
+    entropy = (teacher_entropy if of == "teacher" else student_entropy).detach()
+    if call.tokens.gate is not None:
+        opened = call.tokens.gate
+    elif isinstance(gate, EntropyGate):
+        h = entropy / math.log(z_s.shape[1]) if gate.normalized else entropy
+        above = h - gate.threshold
+        opened = (above > 0).to(h.dtype) if gate.sharpness is None else torch.sigmoid(gate.sharpness * above)
+    elif isinstance(gate, QuantileGate):
+        threshold = entropy[valid].quantile(gate.quantile) if valid.any() else torch.inf
+        opened = (entropy > threshold).to(entropy.dtype)
+    elif isinstance(gate, str):
+        opened = torch.full_like(entropy, 1.0 if gate == "always" else 0.0)
+    else:
+        assert z_t is not None
+        packed = RowStatistics.of(z_s.detach(), z_t.detach()).packed
+        opened = gate(RowStatistics(packed.masked_fill(~valid.unsqueeze(1), torch.nan))).to(entropy.dtype)
+    return torch.where(valid, opened, 0.0)

@@ -13,18 +13,19 @@ chunk's logits are alive                    again in backward
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import devices, memory
-from .objective import Coefficients, Objective
-from .rows import RowFunctions
+from . import devices
+from .columns import Patch
+from .figures import Figures, gate_of
+from .objective import Coefficients
+from .problem import Buffer, Chunk, Problem, Tiling
 from .sides import HiddenGradient, HiddenSide, LogitsGradient, LogitsSide, Rows, Side, StudentGradient
 from .statistics import RowStatistics
+from .terms import Own, Terms, alive_rows, scaled, terms_of
 
 SCHEDULES = ("chunked", "recompute")
 CPU = torch.device("cpu")
@@ -45,84 +46,9 @@ GPU_USUAL_MIN_TOKENS = 1024
 # No budget, however small, makes blocks smaller than these: the products would cost a multiple.
 MIN_TOKENS = 32
 MIN_COLUMNS = 512
-
-
-class Tiling(NamedTuple):
-    """The shape of a block: at most so many tokens and so many entries of the vocabulary."""
-
-    tokens: int
-    columns: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call of the loss, as the schedules see it.
-
-    Args:
-        student, teacher: the two sides, N rows each.
-        weights: ``[N]`` in the compute dtype, 0 where masked.
-        index: ``[M]`` the tokens that count, or None where all N are visited.
-        objective: what is minimised.
-        functions: the backend's row functions.
-        tiling: the shape of a block.
-    """
-
-    student: Side
-    teacher: Side
-    weights: Tensor
-    index: Tensor | None
-    objective: Objective
-    functions: RowFunctions
-    tiling: Tiling
-
-    @property
-    def transforms(self) -> list[float]:
-        temperature = self.objective.temperature
-        return [*self.student.transform, temperature, *self.teacher.transform, temperature]
-
-    def chunks(self) -> Iterator[Rows]:
-        """The chunks of tokens, none larger than the tiling says, all within one run of either side."""
-        if self.index is not None:
-            yield from (part for part in self.index.split(self.tiling.tokens) if len(part))
-            return
-        start, stop = 0, len(self.weights)
-        while start < stop:
-            ends = [start + self.tiling.tokens, stop]
-            ends += [(start // side.run + 1) * side.run for side in (self.student, self.teacher)]
-            yield slice(start, min(ends))
-            start = min(ends)
-
-    def slices(self) -> Iterator[slice]:
-        """The slices of the vocabulary."""
-        size = self.student.vocab_size
-        for start in range(0, size, self.tiling.columns):
-            yield slice(start, min(start + self.tiling.columns, size))
-
-    @property
-    def block(self) -> int:
-        """The most logits of a block."""
-        return min(self.tiling.tokens, len(self.weights)) * self.tiling.columns
-
-    def buffers(self) -> tuple[Buffer, Buffer]:
-        """Memory for one block of each side."""
-        return Buffer(self.student, self.block), Buffer(self.teacher, self.block)
-
-
-class Buffer:
-    """The memory of one block, allocated once a pass: fresh pages would cost as much as the kernel that fills them."""
-
-    def __init__(self, side: Side, block: int) -> None:
-        self.side = side
-        self.memory: Tensor | None = None
-        if isinstance(side, HiddenSide):
-            self.memory = memory.empty((block,), side.dtype, side.hidden.device)
-
-    def logits(self, taken: Tensor, columns: slice) -> Tensor:
-        """The side's block of logits for the rows taken, ``[n, k]``."""
-        if self.memory is None:
-            return self.side.logits(taken, columns, None)
-        n, k = len(taken), columns.stop - columns.start
-        return self.side.logits(taken, columns, self.memory[: n * k].view(n, k))
+# A chunk of hidden states leaves rows without a gradient out of its products where at most this share is left: copying
+# the others' logits together costs 16 bytes each, the products 4·D flops.
+COMPACT_BELOW = 0.75
 
 
 def usual_workspace(device: torch.device) -> tuple[int, int]:
@@ -136,7 +62,7 @@ def tiling(
     schedule: str,
     n: int,
     student: Side,
-    teacher: Side,
+    teacher: Side | None,
     gathered: bool,
     workspace_bytes: int | None,
     device: torch.device = CPU,
@@ -147,7 +73,9 @@ def tiling(
     """
     budget, min_tokens = usual_workspace(device) if workspace_bytes is None else (workspace_bytes, MIN_TOKENS)
     vocab_size = student.vocab_size
-    logit_bytes = student.block_bytes(gathered) + teacher.block_bytes(gathered) + student.gradient_bytes()
+    logit_bytes = student.block_bytes(gathered) + student.gradient_bytes()
+    if teacher is not None:
+        logit_bytes += teacher.block_bytes(gathered)
     if n == 0 or logit_bytes == 0:
         return Tiling(max(n, 1), vocab_size)
     logits = budget // logit_bytes
@@ -159,66 +87,179 @@ def tiling(
     return Tiling(-(-n // -(-n // tokens)), columns)
 
 
-def statistics(problem: Problem) -> RowStatistics:
-    """The statistics of every token, ``[N, 8]``; empty for those that are not visited."""
-    packed = RowStatistics.empty(len(problem.weights), problem.weights.dtype, problem.weights.device).packed
-    student_buffer, teacher_buffer = problem.buffers()
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a forward pass leaves of all N tokens; 0 (statistics: empty) for those that were not visited.
+
+    Args:
+        packed: ``[N, 8]`` the statistics.
+        gate: ``[N]`` how far it is open.
+        reverse, forward: ``[N]`` the halves, 0 where they have no weight.
+        loss: ``[N]`` c_r·R + c_f·F.
+    """
+
+    packed: Tensor
+    gate: Tensor
+    reverse: Tensor
+    forward: Tensor
+    loss: Tensor
+
+    @classmethod
+    def empty(cls, problem: Problem) -> Seen:
+        weights = problem.weights
+        packed = RowStatistics.empty(len(weights), weights.dtype, weights.device).packed
+        return cls(packed, *(torch.zeros_like(weights) for _ in range(4)))
+
+    def put(self, rows: Rows, packed: Tensor, gate: Tensor, terms: Terms | None) -> None:
+        """Of one chunk; without terms, its halves are not known yet."""
+        self.packed[rows], self.gate[rows] = packed, gate
+        if terms is not None:
+            self.reverse[rows], self.forward[rows], self.loss[rows] = terms.reverse, terms.forward, terms.loss
+
+
+def visit(problem: Problem) -> tuple[Seen, Terms]:
+    """The first visit of the recompute schedule: every slice of every chunk; what is seen, and the gradient's terms."""
+    figures = Figures.empty(problem, len(problem.weights))
+    blocks = problem.blocks()
     for rows in problem.chunks():
-        student_rows, teacher_rows = problem.student.take(rows), problem.teacher.take(rows)
-        chunk: RowStatistics | None = None
+        chunk, tokens = blocks.take(rows), problem.tokens.take(rows)
+        of_chunk = Figures.empty(problem, len(chunk.student))
         for columns in problem.slices():
-            student = student_buffer.logits(student_rows, columns)
-            teacher = teacher_buffer.logits(teacher_rows, columns)
-            part = RowStatistics(problem.functions.row_statistics(student, teacher, problem.transforms))
-            chunk = part if chunk is None else chunk.merge(part)
-        assert chunk is not None
-        packed[rows] = chunk.packed
+            of_chunk.see(problem, tokens, columns, *chunk.logits(columns), top_k=True)
+        if problem.objective.skews is not None:
+            for columns in problem.slices():
+                of_chunk.see_mixture(problem, *chunk.logits(columns))
+        figures.put(rows, of_chunk)
+    statistics = figures.known_statistics(problem.tokens)
+    gate = gate_of(problem, statistics, problem.tokens, problem.weights)
+    terms = figures.terms(problem, statistics, gate, problem.tokens, problem.weights)
+    return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
+
+
+def teacher_statistics(problem: Problem, visit: bool) -> RowStatistics:
+    """The teacher's half of every token's statistics, ``[N, 8]``; NaN for the student's, and for tokens not visited.
+    Without a visit there is what is known beforehand."""
+    packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
+    teacher = problem.teacher
+    if teacher is None or not visit:
+        return Figures(packed).known_statistics(problem.tokens)
+    buffer = Buffer(teacher, problem.block)
+    transforms = problem.transforms[3:] * 2
+    for rows in problem.chunks():
+        taken = teacher.take(rows)
+        of_chunk = RowStatistics.empty(len(taken), packed.dtype, packed.device)
+        for columns in problem.slices():
+            logits = buffer.logits(taken, columns)
+            of_chunk = of_chunk.merge(RowStatistics(problem.functions.row_statistics(logits, logits, transforms)))
+        of_chunk.packed[:, [0, 1, 5, 6, 7]] = torch.nan
+        packed[rows] = of_chunk.packed
     return RowStatistics(packed)
 
 
-def statistics_and_gradient(problem: Problem, gradient: StudentGradient) -> tuple[RowStatistics, Tensor]:
-    """The chunked schedule: statistics ``[N, 8]`` and gate ``[N]`` of every token, and the gradient of Σ w·L."""
-    packed = RowStatistics.empty(len(problem.weights), problem.weights.dtype, problem.weights.device).packed
-    gate = torch.zeros_like(problem.weights)
-    objective = problem.objective
-    student_buffer, teacher_buffer = problem.buffers()
+def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
+    """The chunked schedule: what is seen of every token, and the gradient of Σ w·L."""
+    seen = Seen.empty(problem)
+    blocks = problem.blocks()
     columns = slice(0, problem.student.vocab_size)
     for rows in problem.chunks():
-        student_rows = problem.student.take(rows)
-        student = student_buffer.logits(student_rows, columns)
-        teacher = teacher_buffer.logits(problem.teacher.take(rows), columns)
-        out = gradient.target(rows, columns, student)
-        packed[rows], gate[rows] = problem.functions.row_loss_and_gradient(
-            student,
-            teacher,
-            problem.weights[rows],
-            objective.gate_threshold,
-            list(objective.combination),
-            problem.transforms,
-            out,
-        )
-        gradient.begin(rows, student_rows)
+        chunk = blocks.take(rows)
+        student, teacher = chunk.logits(columns)
+        if problem.fused:
+            out = gradient.target(rows, columns, student)
+            packed, gate = problem.functions.row_loss_and_gradient(
+                student,
+                teacher,
+                problem.weights[rows],
+                problem.objective.gate_threshold(problem.student.vocab_size),
+                list(problem.objective.combination),
+                problem.transforms,
+                out,
+            )
+            seen.put(rows, packed, gate, None)
+            gradient.begin(rows, chunk.student)
+        else:
+            rows, taken, out = general_gradient(problem, chunk, student, teacher, gradient, seen)
+            gradient.begin(rows, taken)
         gradient.add(columns, out)
         gradient.end()
-    return RowStatistics(packed), gate
+    if not problem.fused:
+        return seen
+    terms = terms_of(problem.objective, RowStatistics(seen.packed), None, None, None, seen.gate, problem.tokens)
+    return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss)
+
+
+def general_gradient(
+    problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor, gradient: StudentGradient, seen: Seen
+) -> tuple[Rows, Tensor, Tensor]:
+    """A chunk under any objective: its rows that have a gradient, their hidden states, the gradient of their logits.
+
+    The logits are alive between the statistics and the gradient, so that whatever has to look at the numbers can.
+    """
+    rows, columns = chunk.rows, slice(0, problem.student.vocab_size)
+    tokens, weights = problem.tokens.take(rows), problem.weights[rows]
+    figures = Figures.empty(problem, len(weights))
+    figures.see(problem, tokens, columns, student, teacher, top_k=False)
+    if problem.objective.skews is not None:
+        figures.see_mixture(problem, student, teacher)
+    statistics = figures.known_statistics(tokens)
+    gate = gate_of(problem, statistics, tokens, weights)
+    figures.see_top_k(problem, student, teacher, gate)
+    terms = figures.terms(problem, statistics, gate, tokens, weights)
+    seen.put(rows, statistics.packed, gate, terms)
+
+    coefficients, own = scaled(terms.coefficients, terms.own, weights)
+    packed, taken = statistics.packed, chunk.student
+    if isinstance(problem.student, HiddenSide) and devices.on_host(weights.device):
+        # Rows without a gradient, such as clipped ones, are left out of the products.
+        alive = alive_rows(coefficients, own).nonzero().squeeze(1)
+        if len(alive) <= COMPACT_BELOW * len(weights):
+            rows = (torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)[alive]
+            student, teacher, packed, taken = student[alive], teacher[alive], packed[alive], taken[alive]
+            coefficients, own = coefficients.take(alive), None if own is None else own.take(alive)
+    out = gradient.target(rows, columns, student)
+    block_gradient(problem, student, teacher, 0, packed, coefficients, own, out)
+    return rows, taken, out
 
 
 def gradient_of(
-    problem: Problem, statistics: RowStatistics, coefficients: Coefficients, gradient: StudentGradient
+    problem: Problem, packed: Tensor, coefficients: Coefficients, own: Own | None, gradient: StudentGradient
 ) -> None:
     """The second visit of the recompute schedule: the gradient of rows with these statistics and coefficients."""
-    student_buffer, teacher_buffer = problem.buffers()
+    blocks = problem.blocks()
     for rows in problem.chunks():
-        student_rows, teacher_rows = problem.student.take(rows), problem.teacher.take(rows)
-        row_numbers = [statistics.packed[rows], *(numbers[rows] for numbers in coefficients)]
-        gradient.begin(rows, student_rows)
+        chunk = blocks.take(rows)
+        gradient.begin(rows, chunk.student)
+        of_rows = packed[rows], coefficients.take(rows), None if own is None else own.take(rows)
         for columns in problem.slices():
-            student = student_buffer.logits(student_rows, columns)
-            teacher = teacher_buffer.logits(teacher_rows, columns)
+            student, teacher = chunk.logits(columns)
             out = gradient.target(rows, columns, student)
-            problem.functions.row_gradient(student, teacher, *row_numbers, problem.transforms, out)
+            block_gradient(problem, student, teacher, columns.start, *of_rows, out)
             gradient.add(columns, out)
         gradient.end()
+
+
+def block_gradient(
+    problem: Problem,
+    student: Tensor,  # [n, k]
+    teacher: Tensor,  # [n, k]
+    start: int,
+    packed: Tensor,  # [n, 8]
+    coefficients: Coefficients,
+    own: Own | None,
+    out: Tensor,  # [n, k], may be the student's
+) -> None:
+    """The gradient of the block whose first column is ``start``: the row's form by the kernel, single columns here."""
+    skews, transforms = problem.objective.skews, problem.transforms
+    patch = None
+    if own is not None:
+        statistics = RowStatistics(packed)
+        patch = Patch.of(student, teacher, start, statistics, coefficients, own, skews, transforms)
+    if skews is None:
+        problem.functions.row_gradient(student, teacher, packed, *coefficients, transforms, out)
+    else:
+        problem.functions.row_mixture_gradient(student, teacher, packed, *coefficients, list(skews), transforms, out)
+    if patch is not None:
+        patch.write(out)
 
 
 def student_gradient(

@@ -91,6 +91,14 @@ class RowStatistics:
         q = e_t / self.teacher_sum.unsqueeze(1)
         return p, q, (s - t) - self.log_sum_ratio.unsqueeze(1)
 
+    def student_log_probs(self, student: Tensor) -> Tensor:
+        """log p of transformed logits ``[n, k]``, some columns of rows that this is the whole of."""
+        return (student - self.student_max.unsqueeze(1)) - self.student_sum.log().unsqueeze(1)
+
+    def teacher_log_probs(self, teacher: Tensor) -> Tensor:
+        """log q, likewise."""
+        return (teacher - self.teacher_max.unsqueeze(1)) - self.teacher_sum.log().unsqueeze(1)
+
     @classmethod
     def empty(cls, n: int, dtype: torch.dtype, device: torch.device) -> RowStatistics:
         """``n`` rows of which nothing has been seen yet: maxima −inf, sums 0. Merging with it changes nothing."""

@@ -16,7 +16,7 @@ from tests import interpreter
 interpreter.switch_on()  # before anything imports Triton
 
 # ruff: noqa: E402
-from eopd_kernels import EntropyGate, LMHead, Objective
+from eopd_kernels import EntropyGate, LMHead, Objective, TopKTeacher
 from eopd_kernels.backends import triton
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
@@ -59,17 +59,18 @@ class Case:
     """The arguments of one call of the loss. ``head=None`` means that the side is logits."""
 
     student: Tensor
-    teacher: Tensor
+    teacher: Any  # Tensor, or a TopKTeacher
     student_head: LMHead | None = None
     teacher_head: LMHead | None = None
     mask: Tensor | None = None
     objective: Objective = field(default_factory=lambda: Objective(gate=EntropyGate(2.0), alpha=0.7))
+    per_token: dict[str, Tensor] = field(default_factory=dict)  # token_ids, old_log_probs, gate, ...
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What follows student and teacher."""
         names = ("student_head", "teacher_head", "mask", "objective")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, **self.per_token}
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -90,7 +91,8 @@ class Case:
             assert weight is not None
             return LMHead(weight, cast(of.bias), scale=of.scale, softcap=of.softcap)
 
-        student, teacher = cast(self.student), cast(self.teacher)
+        student = cast(self.student)
+        teacher = self.teacher if isinstance(self.teacher, TopKTeacher) else cast(self.teacher)
         assert student is not None and teacher is not None
         return replace(
             self,

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from eopd_kernels import EntropyGate, Objective
-from eopd_kernels.objective import gradient_coefficients, open_gate, token_loss
+from eopd_kernels.objective import gradient_coefficients, open_gate
 from eopd_kernels.statistics import RowStatistics
+from eopd_kernels.terms import terms_of
+from eopd_kernels.tokens import Tokens
 from tests.test_statistics import pair
 
 
@@ -38,6 +40,8 @@ def test_the_gate_opens_strictly_above_the_threshold(statistics: RowStatistics) 
         (Objective(gate="always", alpha=0.5), None, (1.0, 0.5)),
         (Objective.reverse_kl(), (1.0, 0.0), None),
         (Objective.forward_kl(), None, (0.0, 1.0)),
+        (Objective(alpha=0.5, combine="blend", reverse_weight=3.0), (3.0, 0.0), (1.5, 0.5)),
+        (Objective(temperature=2.0, temperature_squared=True, alpha=0.5), (4.0, 0.0), (4.0, 2.0)),
     ],
 )
 def test_weights_of_the_halves(
@@ -46,14 +50,15 @@ def test_weights_of_the_halves(
     open_: tuple[float, float] | None,
     statistics: RowStatistics,
 ) -> None:
-    gate = open_gate(statistics, objective.gate_threshold)
+    gate = open_gate(statistics, objective.gate_threshold(40))
     assert closed is not None or (gate == 1).all()
     assert open_ is not None or (gate == 0).all()
     for value, expected in ((0.0, closed), (1.0, open_)):
         if expected is not None:
             c_r, c_f = objective.combination(torch.tensor([value]))
             assert (float(c_r), float(c_f)) == expected
-            loss = token_loss(statistics, torch.full((6,), value, dtype=torch.float64), objective.combination)
+            gates = torch.full((6,), value, dtype=torch.float64)
+            loss = terms_of(objective, statistics, None, None, None, gates, Tokens()).loss
             torch.testing.assert_close(loss, expected[0] * statistics.reverse_kl + expected[1] * statistics.forward_kl)
 
 
@@ -64,7 +69,8 @@ def test_a_half_of_weight_zero_is_left_out_even_where_it_is_infinite() -> None:
     objective = Objective.forward_kl()
     gate, upstream = torch.ones(3, dtype=torch.float64), torch.full((3,), 0.3, dtype=torch.float64)
     assert (statistics.reverse_kl == math.inf).all()
-    torch.testing.assert_close(token_loss(statistics, gate, objective.combination), statistics.forward_kl)
+    loss = terms_of(objective, statistics, None, None, None, gate, Tokens()).loss
+    torch.testing.assert_close(loss, statistics.forward_kl)
     a, b, c = gradient_coefficients(statistics, gate, objective.combination, upstream)
     assert (a == 0.3).all() and (b == 0).all() and (c == 0.3).all()
 

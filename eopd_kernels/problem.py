@@ -1,0 +1,135 @@
+"""Problem: one call of the loss as rows, and the blocks of logits that are taken of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import memory
+from .objective import Objective
+from .rows import RowFunctions
+from .sides import HiddenSide, Rows, Side
+from .tokens import Tokens
+
+
+class Tiling(NamedTuple):
+    """The shape of a block: at most so many tokens and so many entries of the vocabulary."""
+
+    tokens: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of the loss, as the schedules see it.
+
+    Args:
+        student: N rows.
+        teacher: likewise, or None where ``tokens`` hold the teacher's likeliest entries and nothing else is known.
+        weights: ``[N]`` in the compute dtype, 0 where masked.
+        index: ``[M]`` the tokens that count, or None where all N are visited.
+        objective: what is minimised.
+        tokens: what the caller said of each token.
+        functions: the backend's row functions.
+        tiling: the shape of a block.
+    """
+
+    student: Side
+    teacher: Side | None
+    weights: Tensor
+    index: Tensor | None
+    objective: Objective
+    tokens: Tokens
+    functions: RowFunctions
+    tiling: Tiling
+
+    @property
+    def transforms(self) -> list[float]:
+        of_student, of_teacher = self.objective.temperatures
+        teacher = self.student if self.teacher is None else self.teacher
+        return [*self.student.transform, of_student, *teacher.transform, of_teacher]
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernel can set the gate and take the gradient in the visit that finds the statistics."""
+        objective, tokens = self.objective, self.tokens
+        plain = all(half in ("full", "none") for half in (objective.reverse, objective.forward))
+        given = (tokens.gate, tokens.reverse_weights, tokens.forward_weights)
+        return plain and objective.hard_gate and self.teacher is not None and all(t is None for t in given)
+
+    def chunks(self) -> Iterator[Rows]:
+        """The chunks of tokens, none larger than the tiling says, all within one run of either side."""
+        if self.index is not None:
+            yield from (part for part in self.index.split(self.tiling.tokens) if len(part))
+            return
+        start, stop = 0, len(self.weights)
+        while start < stop:
+            ends = [start + self.tiling.tokens, stop]
+            ends += [(start // side.run + 1) * side.run for side in (self.student, self.teacher) if side is not None]
+            yield slice(start, min(ends))
+            start = min(ends)
+
+    def slices(self) -> Iterator[slice]:
+        """The slices of the vocabulary."""
+        size = self.student.vocab_size
+        for start in range(0, size, self.tiling.columns):
+            yield slice(start, min(start + self.tiling.columns, size))
+
+    @property
+    def block(self) -> int:
+        """The most logits of a block."""
+        return min(self.tiling.tokens, len(self.weights)) * self.tiling.columns
+
+    def blocks(self) -> Blocks:
+        """Memory for one block of each side."""
+        teacher = None if self.teacher is None else Buffer(self.teacher, self.block)
+        return Blocks(Buffer(self.student, self.block), teacher)
+
+
+class Buffer:
+    """Memory for one block of a side's logits, if its blocks need any."""
+
+    def __init__(self, side: Side, block: int) -> None:
+        self.side = side
+        self.memory: Tensor | None = None
+        if isinstance(side, HiddenSide):
+            self.memory = memory.empty((block,), side.dtype, side.hidden.device)
+
+    def logits(self, taken: Tensor, columns: slice) -> Tensor:
+        """The side's block of logits for the rows taken, ``[n, k]``."""
+        if self.memory is None:
+            return self.side.logits(taken, columns, None)
+        n, k = len(taken), columns.stop - columns.start
+        return self.side.logits(taken, columns, self.memory[: n * k].view(n, k))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Both sides' blocks of one chunk of tokens after another; the student's own for a teacher without logits."""
+
+    student: Buffer
+    teacher: Buffer | None
+
+    def take(self, rows: Rows) -> Chunk:
+        """The chunk of these tokens."""
+        teacher = self.teacher
+        return Chunk(self, rows, self.student.side.take(rows), None if teacher is None else teacher.side.take(rows))
+
+
+class Chunk(NamedTuple):
+    """The rows of one chunk of tokens."""
+
+    blocks: Blocks
+    rows: Rows
+    student: Tensor
+    teacher: Tensor | None
+
+    def logits(self, columns: slice) -> tuple[Tensor, Tensor]:
+        """A block of student and teacher logits ``[n, k]``."""
+        student = self.blocks.student.logits(self.student, columns)
+        if self.teacher is None or self.blocks.teacher is None:
+            return student, student
+        return student, self.blocks.teacher.logits(self.teacher, columns)

@@ -1,0 +1,118 @@
+"""Checks of what a caller says of each token, and of a teacher that is a few entries per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import devices
+from .arguments import described
+from .halves import Sampled, TopK
+from .objective import Objective
+from .sparse_teacher import TopKTeacher, entropy_lower_bound, present_entries
+from .tokens import Tokens
+
+
+def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:
+    """What a :class:`TopKTeacher` cannot be asked for is refused."""
+    if head is not None:
+        raise ValueError(f"teacher_head must be None with a TopKTeacher, got {described(head)}")
+    if not (objective.reverse == "none" or isinstance(objective.reverse, Sampled)):
+        raise ValueError(
+            "Objective.reverse must be 'sampled' or 'none' with a TopKTeacher, whose log-probabilities are known at "
+            f"a few entries only, got {objective.reverse!r}"
+        )
+    if not (objective.forward == "none" or isinstance(objective.forward, TopK)):
+        raise ValueError(
+            "Objective.forward must be 'top_k', a TopK or 'none' with a TopKTeacher, whose log-probabilities are known "
+            f"at a few entries only, got {objective.forward!r}"
+        )
+    if objective.temperatures[1] != 1:
+        raise ValueError(
+            "Objective.temperature must be 1 for the teacher with a TopKTeacher, whose log_probs are taken as they "
+            f"are, got {objective.temperatures[1]:g}"
+        )
+    if isinstance(objective.reverse, Sampled) and teacher.token_log_probs is None:
+        raise ValueError("Objective.reverse='sampled' with a TopKTeacher needs its token_log_probs, got None")
+
+
+def tokens_of(
+    given: Mapping[str, Tensor | None],
+    teacher: TopKTeacher | None,
+    objective: Objective,
+    weights: Tensor,
+    leading: torch.Size,
+    vocab_size: int,
+) -> Tokens:
+    """``[N, ...]`` in the compute dtype, with something harmless where the weight is 0.
+
+    Args:
+        given: ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights`` as they came.
+    """
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        kind = "integer" if name == "token_ids" else "real"
+        if not isinstance(tensor, Tensor) or tensor.is_complex():
+            raise TypeError(f"{name} must be a tensor of {kind} numbers or None, got {described(tensor)}")
+        if name == "token_ids" and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+            raise TypeError(f"token_ids must be an integer tensor, got {described(tensor)}")
+        if tensor.shape != leading:
+            raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
+    if isinstance(objective.reverse, Sampled):
+        for name in ("token_ids", "old_log_probs"):
+            if given[name] is None:
+                raise ValueError(f"Objective.reverse='sampled' needs {name}= of the leading shape, got None")
+    if isinstance(objective.forward, TopK) and teacher is None and objective.forward.k > vocab_size:
+        raise ValueError(f"TopK.k must be at most the vocabulary's {vocab_size} entries, got {objective.forward.k}")
+
+    unused = weights == 0
+
+    def numbers(tensor: Tensor | None) -> Tensor | None:
+        """``[N]`` in the compute dtype."""
+        return None if tensor is None else tensor.detach().to(weights.dtype).reshape(-1).masked_fill(unused, 0.0)
+
+    token_ids = given["token_ids"]
+    if token_ids is not None:
+        token_ids = token_ids.reshape(-1).long().masked_fill(unused, 0)
+        within_vocabulary("token_ids", token_ids, vocab_size)
+    tokens = {name: numbers(tensor) for name, tensor in given.items() if name != "token_ids"}
+    if teacher is None:
+        return Tokens(token_ids, **tokens)
+
+    k = teacher.ids.shape[-1]
+    ids = teacher.ids.reshape(-1, k).long()
+    log_probs = teacher.log_probs.detach().to(weights.dtype).reshape(-1, k)
+    present = present_entries(ids, log_probs, None if teacher.valid is None else teacher.valid.reshape(-1, k))
+    present = present & ~unused.unsqueeze(1)
+    ids = ids.masked_fill(~present, 0)
+    within_vocabulary("TopKTeacher.ids", ids, vocab_size)
+    log_probs = log_probs.masked_fill(~present, -torch.inf)
+    entropy = numbers(teacher.entropy)
+    if entropy is None:
+        entropy = entropy_lower_bound(log_probs, present)
+    return Tokens(
+        token_ids,
+        **tokens,
+        top_ids=ids,
+        top_log_probs=log_probs,
+        top_present=present,
+        teacher_entropy=entropy,
+        teacher_token_log_probs=numbers(teacher.token_log_probs),
+    )
+
+
+def within_vocabulary(name: str, ids: Tensor, vocab_size: int) -> None:
+    """Refuses entries outside the vocabulary: with a ValueError on a CPU; elsewhere, where looking would wait for the
+    device, with the device's own assertion."""
+    if ids.numel() == 0:
+        return
+    if not devices.on_host(ids.device):
+        torch._assert_async(((ids >= 0) & (ids < vocab_size)).all())
+        return
+    low, high = ids.aminmax()
+    if low < 0 or high >= vocab_size:
+        wrong = int(high if high >= vocab_size else low)
+        raise ValueError(f"{name} must be in [0, {vocab_size}) where they count, got {wrong}")

@@ -1,0 +1,352 @@
+"""Every objective, on every backend and schedule, against the reference: values and gradients."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from eopd_kernels import (
+    EntropyGate,
+    Objective,
+    QuantileGate,
+    RowStatistics,
+    Sampled,
+    Skewed,
+    TopK,
+    TopKTeacher,
+    entropy_aware_kl,
+    reference,
+)
+from tests.conftest import Case, make_case, relative_error, size
+from tests.test_oracle import assert_no_worse_than_plain
+
+REVERSES = ["full", Sampled(), Sampled(0.1, 0.4), Skewed(0.3), "none"]
+FORWARDS = [
+    "full",
+    TopK(5),
+    TopK(5, teacher="raw"),
+    TopK(5, student="renormalized"),
+    TopK(5, teacher="raw", student="renormalized"),
+    TopK(5, teacher="raw", tail=True),
+    Skewed(0.2),
+    "none",
+]
+HALVES = [pair for pair in itertools.product(REVERSES, FORWARDS) if pair != ("none", "none")]
+
+
+def confident(statistics: RowStatistics) -> Tensor:
+    """A user's own gate: where the teacher is surer than the student, by how much, looking across the batch."""
+    lead = statistics.student_entropy - statistics.teacher_entropy
+    return torch.nan_to_num((lead / lead.abs().nanmean()).clamp(0, 1))
+
+
+GATES = [
+    EntropyGate(2.0),
+    EntropyGate(2.0, of="student"),
+    EntropyGate(0.4, normalized=True),
+    EntropyGate(2.0, sharpness=1.5),
+    EntropyGate(0.4, normalized=True, sharpness=9.0),
+    QuantileGate(0.6),
+    QuantileGate(0.3, of="student"),
+    "always",
+    "never",
+    confident,
+]
+
+
+def case_of(objective: Objective, *, seed: int = 0, given: tuple[str, ...] = (), **options: Any) -> Case:
+    """A problem with everything per token that the objective needs, and what else is asked for."""
+    case = replace(make_case(seed, **options), objective=objective)
+    generator = torch.Generator().manual_seed(seed + 1)
+    leading = case.student.shape[:-1]
+    vocab_size = case.student.shape[-1] if case.student_head is None else len(case.student_head.weight)
+    per_token: dict[str, Tensor] = {}
+    if isinstance(objective.reverse, Sampled):
+        logits = reference.transformed_logits(case.student.double(), case.student_head, vocab_size, 1.0).detach()
+        log_p = torch.log_softmax(logits / objective.temperatures[0], 1)
+        y = torch.multinomial(log_p.exp(), 1, generator=generator)
+        noise = 0.3 * torch.randn(len(y), 1, generator=generator)
+        per_token["token_ids"] = y.view(leading)
+        per_token["old_log_probs"] = (log_p.gather(1, y) + noise).view(leading).float()
+        if case.mask is not None:
+            per_token["token_ids"].masked_fill_(~case.mask, -100)
+            per_token["old_log_probs"].masked_fill_(~case.mask, torch.nan)
+    for name in given:
+        per_token[name] = torch.rand(leading, generator=generator).clamp(0.2, 0.9).sub(0.2)
+    return replace(case, per_token=per_token)
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize(("reverse", "forward"), HALVES, ids=str)
+def test_every_pair_of_halves(reverse: Any, forward: Any, schedule: str, backend: str) -> None:
+    objective = Objective(gate=EntropyGate(2.0), alpha=0.7, reverse=reverse, forward=forward)
+    case = case_of(objective, masked=True, **size(backend))
+    assert_no_worse_than_plain(case, schedule=schedule, backend=backend, workspace_bytes=1)
+
+
+@pytest.mark.parametrize("combine", ["add", "switch", "blend"])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_gate(gate: Any, combine: str, backend: str) -> None:
+    objective = Objective(gate=gate, alpha=0.7, combine=combine)  # type: ignore[arg-type]
+    for student in ("logits", "hidden"):
+        case = case_of(objective, student=student, teacher="logits", masked=True, **size(backend))
+        assert_no_worse_than_plain(case, backend=backend)
+
+
+SIDES = st.sampled_from(["logits", "hidden"])
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    leading=st.sampled_from([(33,), (40,), (2, 35)]),
+    vocab_size=st.sampled_from([17, 130, 1025, 2500]),
+    student=SIDES,
+    teacher=SIDES,
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    gate=st.sampled_from(GATES),
+    halves=st.sampled_from(HALVES),
+    combine=st.sampled_from(["add", "switch", "blend"]),
+    temperature=st.sampled_from([1.0, 0.7, (2.0, 1.3)]),
+    given=st.sampled_from([(), ("gate",), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
+    masked=st.booleans(),
+    schedule=st.sampled_from(["auto", "recompute"]),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    workspace_bytes=st.sampled_from([1, 2**18, None]),
+)
+def test_any_options_together(
+    seed: int,
+    leading: tuple[int, ...],
+    vocab_size: int,
+    student: str,
+    teacher: str,
+    dtype: torch.dtype,
+    gate: Any,
+    halves: tuple[Any, Any],
+    combine: Any,
+    temperature: Any,
+    given: tuple[str, ...],
+    masked: bool,
+    schedule: str,
+    reduction: str,
+    workspace_bytes: int | None,
+) -> None:
+    objective = Objective(gate, 0.7, combine, temperature, *halves, reverse_weight=1.5)
+    options: dict[str, Any] = {"leading": leading, "vocab_size": vocab_size, "dtype": dtype}
+    options |= {"student": student, "teacher": teacher}
+    case = case_of(objective, seed=seed, given=given, masked=masked, **options)
+    if case.teacher_head is None and isinstance(halves[1], TopK):
+        # Among logits of 16 bits the k-th likeliest is seldom one: which of several is taken is not stated.
+        case = replace(case, teacher=make_case(seed, **{**options, "dtype": torch.float32}).teacher)
+    assert_no_worse_than_plain(case, reduction, schedule=schedule, workspace_bytes=workspace_bytes)
+
+
+SPARSE = [TopK(), TopK(teacher="raw"), TopK(student="renormalized"), TopK(teacher="raw", tail=True)]
+
+
+def sparse_teacher_of(case: Case, k: int, **options: Any) -> TopKTeacher:
+    """The teacher of ``case`` as a server hands it out: k entries of each token in no order, one of them missing."""
+    assert isinstance(case.teacher, Tensor)
+    leading = case.student.shape[:-1]
+    vocab_size = case.teacher.shape[-1] if case.teacher_head is None else len(case.teacher_head.weight)
+    z_t = reference.transformed_logits(case.teacher, case.teacher_head, vocab_size, 1.0)
+    log_probs, ids = torch.log_softmax(z_t, 1).topk(k, 1)
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(3))
+    ids, log_probs = ids[:, order], log_probs[:, order]
+    ids[::2, 1] = -1
+    log_probs[1::2, 2] = -torch.inf
+    return TopKTeacher(ids.view(*leading, k), log_probs.view(*leading, k), **options)
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("reverse", ["none", Sampled()], ids=str)
+@pytest.mark.parametrize("forward", SPARSE, ids=str)
+@pytest.mark.parametrize("student", ["logits", "hidden"])
+def test_a_teacher_of_a_few_entries(student: str, forward: TopK, reverse: Any, schedule: str, backend: str) -> None:
+    objective = Objective(gate=EntropyGate(1.0), alpha=0.7, reverse=reverse, forward=forward)
+    case = case_of(objective, student=student, masked=True, **size(backend))
+    leading = case.student.shape[:-1]
+    generator = torch.Generator().manual_seed(5)
+    for entropy in (None, 3 * torch.rand(leading, generator=generator)):
+        of_tokens = -2 * torch.rand(leading, generator=generator)
+        teacher = sparse_teacher_of(case, 6, entropy=entropy, token_log_probs=of_tokens)
+        sparse = replace(case, teacher=teacher, teacher_head=None)
+        assert_no_worse_than_plain(sparse, schedule=schedule, backend=backend, workspace_bytes=1)
+        out = entropy_aware_kl(sparse.student, teacher, **sparse.arguments)
+        assert out.teacher_entropy_is_lower_bound == (entropy is None)
+        assert 0.05 < out.gate.mean() < 0.95 and out.forward_kl[sparse.mask].isnan().all()
+
+
+@pytest.mark.parametrize("forward", SPARSE, ids=str)
+def test_a_served_teacher_equals_its_logits(forward: TopK) -> None:
+    """Where the server hands out what the top-k half would have found, and the entropy."""
+    objective = Objective(gate=EntropyGate(2.0), reverse="none", forward=replace(forward, k=9))
+    case = case_of(objective)
+    assert isinstance(case.teacher, Tensor)
+    dense = entropy_aware_kl(case.student, case.teacher, **case.arguments)
+    z_t = reference.transformed_logits(case.teacher, case.teacher_head, 611, 1.0)
+    log_probs, ids = torch.log_softmax(z_t, 1).topk(9, 1)
+    leading = case.student.shape[:-1]
+    teacher = TopKTeacher(ids.view(*leading, 9), log_probs.view(*leading, 9), entropy=dense.teacher_entropy)
+    served = entropy_aware_kl(case.student, teacher, **{**case.arguments, "teacher_head": None})
+    assert torch.equal(served.gate, dense.gate)
+    torch.testing.assert_close(served.loss, dense.loss, rtol=1e-5, atol=1e-6)
+    for one, two in zip(
+        torch.autograd.grad(served.loss, case.leaves), torch.autograd.grad(dense.loss, case.leaves), strict=True
+    ):
+        assert relative_error(one, two) < 1e-5
+
+
+def test_the_entropy_of_a_few_entries_is_a_lower_bound() -> None:
+    case = case_of(Objective(reverse="none", forward="top_k"))
+    truth = entropy_aware_kl(case.student, case.teacher, **case.arguments).teacher_entropy
+    bounds = []
+    for k in (1, 8, 64, 611):
+        teacher = TopKTeacher(*entries_of(case, k))
+        served = entropy_aware_kl(case.student, teacher, **{**case.arguments, "teacher_head": None})
+        bounds.append(served.teacher_entropy)
+        assert (bounds[-1] <= truth + 1e-5).all()
+    assert all((later > earlier).any() for earlier, later in itertools.pairwise(bounds))
+    torch.testing.assert_close(bounds[-1], truth, rtol=1e-4, atol=1e-5)
+
+
+def entries_of(case: Case, k: int) -> tuple[Tensor, Tensor]:
+    """The k likeliest entries of the teacher of ``case`` and their log-probabilities."""
+    assert isinstance(case.teacher, Tensor)
+    leading = case.student.shape[:-1]
+    z_t = reference.transformed_logits(case.teacher, case.teacher_head, 611, 1.0)
+    log_probs, ids = torch.log_softmax(z_t, 1).topk(k, 1)
+    return ids.view(*leading, k), log_probs.view(*leading, k)
+
+
+def loss_and_gradient(objective: Objective, case: Case, **options: Any) -> tuple[Tensor, Tensor]:
+    """The loss of every token and the gradient of the student's logits, which the case has."""
+    out = entropy_aware_kl(case.student, case.teacher, **{**case.arguments, "objective": objective}, **options)
+    (gradient,) = torch.autograd.grad(out.loss, case.student)
+    return out.loss.detach(), gradient
+
+
+@pytest.fixture
+def logits() -> Case:
+    return make_case(student="logits", teacher="logits", dtype=torch.float64, leading=(30,), vocab_size=211)
+
+
+def same(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], tolerance: float = 1e-10) -> None:
+    assert relative_error(one[0], two[0]) < tolerance and relative_error(one[1], two[1]) < tolerance
+
+
+def test_identities(logits: Case) -> None:
+    def of(objective: Objective) -> tuple[Tensor, Tensor]:
+        return loss_and_gradient(objective, logits)
+
+    same(of(Objective(gate="always", combine="switch")), of(Objective.forward_kl()))
+    same(of(Objective(gate="always", combine="blend")), of(Objective.forward_kl()))
+    same(of(Objective(gate="never", combine="switch")), of(Objective.reverse_kl()))
+    same(of(Objective(gate=EntropyGate(2.0), combine="blend")), of(Objective(gate=EntropyGate(2.0), combine="switch")))
+    for teacher, student, tail in (
+        ("renormalized", "full", False),
+        ("raw", "full", True),
+        ("raw", "renormalized", False),
+    ):
+        whole = TopK(211, teacher=teacher, student=student, tail=tail)  # type: ignore[arg-type]
+        same(of(Objective(gate="always", reverse="none", forward=whole)), of(Objective.forward_kl()))
+    same(of(Objective(gate="always", reverse=Skewed(0.0), forward=Skewed(0.0))), of(Objective.jeffreys()))
+    same(of(Objective.gkd(0.0)), of(Objective.forward_kl()))
+    same(of(Objective.gkd(1.0)), of(Objective.reverse_kl()))
+    same(of(Objective(gate=EntropyGate(2.0, sharpness=1e6))), of(Objective(gate=EntropyGate(2.0))), 1e-6)
+    same(of(Objective(gate=EntropyGate(0.4, normalized=True))), of(Objective(gate=EntropyGate(0.4 * 5.351858133))))
+    squared = of(Objective(temperature=2.0, temperature_squared=True))
+    plain = of(Objective(temperature=2.0))
+    same(squared, (4 * plain[0], 4 * plain[1]))
+    same(of(Objective(temperature=(2.0, 2.0))), plain)
+
+
+def test_blended_weights_add_up_to_one(logits: Case) -> None:
+    """L = (1 − αg)·R + αg·F lies between the halves on every token."""
+    objective = Objective(gate=EntropyGate(2.0, sharpness=2.0), alpha=0.8, combine="blend")
+    out = entropy_aware_kl(
+        logits.student, logits.teacher, **{**logits.arguments, "objective": objective}, reduction="none"
+    )
+    low, high = torch.minimum(out.reverse_kl, out.forward_kl), torch.maximum(out.reverse_kl, out.forward_kl)
+    assert ((out.loss >= low) & (out.loss <= high)).all()
+    expected = out.reverse_kl + 0.8 * out.gate * (out.forward_kl - out.reverse_kl)
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def test_the_ends_of_the_jsd(logits: Case) -> None:
+    tiny = 1e-6
+    forward, reverse = (loss_and_gradient(o, logits) for o in (Objective.forward_kl(), Objective.reverse_kl()))
+    low, high = loss_and_gradient(Objective.jsd(tiny), logits), loss_and_gradient(Objective.jsd(1 - tiny), logits)
+    same((low[0] / tiny, low[1] / tiny), forward, 1e-3)
+    same((high[0] / tiny, high[1] / tiny), reverse, 1e-3)
+    half = loss_and_gradient(Objective.jsd(0.5), logits)[0]
+    exchanged = replace(logits, student=logits.teacher.clone().requires_grad_(), teacher=logits.student.detach())
+    assert abs(half - loss_and_gradient(Objective.jsd(0.5), exchanged)[0]) < 1e-12
+    assert 0 < half < 0.6931471806
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_the_tail_bucket_is_a_divergence(logits: Case, tail: bool) -> None:
+    """Never negative, and nothing at the teacher; a raw top k without it is negative somewhere."""
+    objective = Objective(gate="always", reverse="none", forward=TopK(3, teacher="raw", tail=tail))
+    values = []
+    for noise in (0.0, 1e-4, 1e-2, 1.0, 5.0):
+        for dtype in (torch.float32, torch.float64):
+            generator = torch.Generator().manual_seed(4)
+            teacher = logits.teacher.to(dtype)
+            student = teacher + noise * torch.randn(teacher.shape, generator=generator).to(dtype)
+            out = entropy_aware_kl(student.requires_grad_(), teacher, objective=objective)
+            values.append(out.forward_half)
+            if noise == 0:
+                (gradient,) = torch.autograd.grad(out.loss, student)
+                zero = bool(out.forward_half.max() < 1e-6 and gradient.abs().max() < 1e-7)
+                assert zero or not tail
+    assert (torch.cat([v.double() for v in values]).min() >= 0) == tail
+
+
+def test_the_sampled_half_averages_to_the_full_gradient(logits: Case) -> None:
+    """Over y ~ p = p_old: Σ_y p(y)·(gradient at y) is the gradient of the full reverse KL."""
+    log_p = torch.log_softmax(logits.student.detach(), 1)
+    (exact,) = torch.autograd.grad(
+        entropy_aware_kl(logits.student, logits.teacher, objective=Objective.reverse_kl()).loss, logits.student
+    )
+    total = torch.zeros_like(exact)
+    for y in range(211):
+        ids = torch.full((30,), y)
+        out = entropy_aware_kl(
+            logits.student,
+            logits.teacher,
+            objective=Objective.on_policy_distillation(),
+            token_ids=ids,
+            old_log_probs=log_p[:, y],
+        )
+        (gradient,) = torch.autograd.grad(out.loss, logits.student)
+        total += log_p[:, y : y + 1].exp() * gradient
+    assert relative_error(total, exact) < 1e-10
+
+
+@pytest.mark.parametrize(("reverse", "forward"), HALVES, ids=str)
+def test_gradients_of_a_row_sum_to_zero(reverse: Any, forward: Any) -> None:
+    """A shift of all logits changes nothing."""
+    objective = Objective(gate=EntropyGate(2.0), reverse=reverse, forward=forward)
+    case = case_of(objective, student="logits", teacher="logits", dtype=torch.float64)
+    _, gradient = loss_and_gradient(objective, case)
+    assert gradient.abs().max() > 0
+    assert gradient.sum(-1).abs().max() < 1e-12 * gradient.abs().sum(-1).max()
+
+
+@pytest.mark.parametrize(("reverse", "forward"), HALVES, ids=str)
+def test_finite_differences(reverse: Any, forward: Any) -> None:
+    objective = Objective(gate="always", alpha=0.7, reverse=reverse, forward=forward)
+    case = case_of(objective, student="logits", teacher="logits", leading=(3,), vocab_size=11, dtype=torch.float64)
+
+    def loss(student: Tensor) -> Tensor:
+        return entropy_aware_kl(student, case.teacher, **case.arguments).loss
+
+    assert torch.autograd.gradcheck(loss, (case.student,))
