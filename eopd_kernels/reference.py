@@ -96,7 +96,7 @@ def entropy_aware_kl(
     halves = torch.where(c_r == 0, 0.0, reverse), torch.where(c_f == 0, 0.0, forward)
     figures = (teacher_entropy, student_entropy, forward_kl, reverse_kl, g, *halves)
     shown = [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in figures]
-    return EntropyAwareKLOutput(loss, *shown, isinstance(teacher, TopKTeacher) and teacher.entropy is None)  # type: ignore[call-arg]
+    return EntropyAwareKLOutput(loss, *shown, isinstance(teacher, TopKTeacher) and teacher.entropy is None)  # type: ignore[arg-type, call-arg]
 
 
 def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, temperature: float) -> Tensor:
