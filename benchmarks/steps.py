@@ -72,7 +72,13 @@ def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:
     transforms = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
     student = problem.student.detach()
     return lambda: functions.row_loss_and_gradient(
-        student, problem.teacher, weights, objective.gate_threshold, list(objective.combination), transforms, out
+        student,
+        problem.teacher,
+        weights,
+        objective.gate_threshold(student.shape[1]),
+        list(objective.combination),
+        transforms,
+        out,
     )
 
 

@@ -350,3 +350,24 @@ def test_finite_differences(reverse: Any, forward: Any) -> None:
         return entropy_aware_kl(student, case.teacher, **case.arguments).loss
 
     assert torch.autograd.gradcheck(loss, (case.student,))
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_heads_with_transforms(schedule: str, backend: str) -> None:
+    """A negative scale turns the teacher's order round: its top k are the smallest products."""
+    halves: list[Any] = [
+        (Sampled(), TopK(5)),
+        ("none", TopK(5, teacher="raw", tail=True)),
+        (Skewed(0.2), TopK(5)),
+    ]
+    for reverse, forward in halves:
+        objective = Objective(gate=EntropyGate(1.0), reverse=reverse, forward=forward, temperature=(1.3, 0.8))
+        case = make_case(masked=True, bias=True, **size(backend))
+        assert case.student_head is not None and case.teacher_head is not None
+        case.student_head.softcap, case.student_head.scale = 7.0, 0.6
+        case.teacher_head.softcap, case.teacher_head.scale = 11.0, -1.4
+        case = replace(case, objective=objective)
+        given = case_of(objective, masked=True, bias=True, **size(backend)).per_token
+        assert_no_worse_than_plain(
+            replace(case, per_token=given), schedule=schedule, backend=backend, workspace_bytes=1
+        )
