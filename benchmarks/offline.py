@@ -125,14 +125,17 @@ WHOLE_ROWS, SPLIT_ROWS = 512, 1
 def call(function: str, problem: Problem, rows: int) -> None:
     """One of the backend's functions, on uninitialised tensors."""
     student, teacher, out = problem.tensors(rows)
+    transforms = problem.transforms
+    statistics = torch.empty(rows, 8, dtype=problem.compute)
     per_row = torch.empty(rows, dtype=problem.compute)
-    if function == "row_statistics":
-        launch.row_statistics(student, teacher, problem.transforms)
-    elif function == "row_gradient":
-        statistics = torch.empty(rows, 8, dtype=problem.compute)
-        launch.row_gradient(student, teacher, statistics, per_row, per_row, per_row, problem.transforms, out)
-    else:
-        launch.row_loss_and_gradient(student, teacher, per_row, 0.8, [1.0, 0.0, 0.0, 1.0], problem.transforms, out)
+    after_the_sides = {
+        "row_statistics": (transforms,),
+        "row_gradient": (statistics, per_row, per_row, per_row, transforms, out),
+        "row_loss_and_gradient": (per_row, 0.8, [1.0, 0.0, 0.0, 1.0], transforms, out),
+        "row_mixture": (statistics, [0.1, 0.2], transforms),
+        "row_mixture_gradient": (statistics, per_row, per_row, per_row, [0.1, 0.2], transforms, out),
+    }
+    getattr(launch, function)(student, teacher, *after_the_sides[function])
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ CHOICE = [
     ("row_loss_and_gradient", Problem("fp64", "fp64", "fp64"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16", layout="odd"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), SPLIT_ROWS),
+    ("row_mixture", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
+    ("row_mixture_gradient", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
 ]
 
 
@@ -52,7 +54,7 @@ def every_call() -> Iterable[tuple[str, Problem, int]]:
         problems += [Problem(dtype, dtype, dtype, BOTH, layout) for layout in LAYOUTS]
     statistics: set[Problem] = set()
     for problem in problems:
-        for function in ("row_gradient", "row_loss_and_gradient"):
+        for function in ("row_gradient", "row_loss_and_gradient", "row_mixture_gradient"):
             yield function, problem, WHOLE_ROWS
         yield "row_loss_and_gradient", problem, SPLIT_ROWS
         same = replace(problem, out="fp32")  # no gradient there
@@ -60,6 +62,7 @@ def every_call() -> Iterable[tuple[str, Problem, int]]:
             statistics.add(same)
             yield "row_statistics", problem, WHOLE_ROWS
             yield "row_statistics", problem, SPLIT_ROWS
+            yield "row_mixture", problem, WHOLE_ROWS
 
 
 def measured(task: Task) -> list[Resources]:

@@ -178,14 +178,21 @@ struct ColumnCoefficients {
   Real self, ratio, other;
 };
 
-// `chain` is dz/dx where that is one number for the row.
+// Divided by the sums; a term that is not used is 0 even where they are not numbers. `chain` is dz/dx where that is one
+// number for the row.
+template <typename Real>
+EOPD_HD ColumnCoefficients<Real> over_sums(const RowStatistics<Real>& row, Real self, Real ratio, Real other,
+                                           Real chain) {
+  ratio = ratio == 0 ? Real(0) : ratio / row.student_sum;
+  other = other == 0 ? Real(0) : other / row.teacher_sum;
+  return {self / row.student_sum * chain, ratio * chain, other * chain};
+}
+
 template <typename Real>
 EOPD_HD ColumnCoefficients<Real> column_coefficients(const RowStatistics<Real>& row, const RowCoefficients<Real>& k,
                                                      Real chain) {
   const Real shift = k.b == 0 ? Real(0) : k.b * log_sum_ratio(row);
-  const Real other = k.c == 0 ? Real(0) : k.c / row.teacher_sum;
-  const Real ratio = k.b == 0 ? Real(0) : k.b / row.student_sum;
-  return {(k.a - shift) / row.student_sum * chain, ratio * chain, other * chain};
+  return over_sums(row, k.a - shift, k.b, k.c, chain);
 }
 
 // `has_ratio` and `has_other` say whether b and c are used: with b = 0 the log-ratio may be infinite, with c = 0 the
@@ -282,9 +289,7 @@ EOPD_HD MixtureStatistics<Real> normalised(const MixtureStatistics<Real>& sums, 
 template <typename Real>
 EOPD_HD ColumnCoefficients<Real> mixture_coefficients(const RowStatistics<Real>& row, const RowCoefficients<Real>& k,
                                                       Real chain) {
-  const Real other = k.c == 0 ? Real(0) : k.c / row.teacher_sum;
-  const Real ratio = k.b == 0 ? Real(0) : k.b / row.student_sum;
-  return {k.a / row.student_sum * chain, ratio * chain, other * chain};
+  return over_sums(row, k.a, k.b, k.c, chain);
 }
 
 // `has_reverse` and `has_forward` say whether b and c are used.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,19 +10,15 @@ from torch import Tensor
 
 from eopd_kernels.backends import cpu
 
-pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+pytestmark = [
+    pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable())),
+    pytest.mark.usefixtures("capability"),
+]
 
-CAPABILITIES = cpu.native().capabilities() if cpu.unavailable() is None else ()
 PLAIN = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
 TRANSFORMED = [1.3, 20.0, 0.7, 0.6, 0.0, 1.4]
 COMBINE = [0.9, -0.3, 0.2, 1.1]
 SIZES = [1, 7, 63, 2048, 2049, 5000]
-
-
-@pytest.fixture(params=CAPABILITIES, autouse=True)
-def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("EOPD_CPU_CAPABILITY", request.param)
-    yield request.param
 
 
 def logits(n: int, vocab_size: int, kl: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

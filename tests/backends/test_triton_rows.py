@@ -87,6 +87,9 @@ def test_nothing_is_written_beside_a_tensor(
     again = guarded((rows, vocab_size), compute, padding)
     a, b, c = (guarded.holding(k) for k in random_coefficients(rows, compute))
     backend.row_gradient(student, teacher, statistics, a, b, c, IDENTITY, again)
+    backend.row_mixture(student, teacher, statistics, [0.1, 0.4], IDENTITY)
+    mixed = guarded((rows, vocab_size), dtype, padding)
+    backend.row_mixture_gradient(student, teacher, statistics, a, b, c, [0.1, 0.4], IDENTITY, mixed)
     assert torch.equal(student, inputs[0]) and torch.equal(teacher, inputs[1])
 
 
@@ -113,6 +116,25 @@ def test_split_rows_are_the_same_rows(vocab_size: int, transforms: list[float]) 
             assert relative_error(split[one], out[one]) < 3e-6
             alone = TRITON.row_statistics(student[one], teacher[one], transforms)
             assert torch.equal(alone, part)
+
+
+@pytest.mark.parametrize("transforms", [IDENTITY, TRANSFORMS[3]], ids=["plain", "softcap"])
+@pytest.mark.parametrize("vocab_size", [3, 1024, 5003, 9000])
+def test_split_rows_have_the_same_mixture(vocab_size: int, transforms: list[float]) -> None:
+    student, teacher = block(5, vocab_size)
+    teacher[0, : vocab_size // 2] = -math.inf
+    statistics = TRITON.row_statistics(student, teacher, transforms)
+    coefficients, out = random_coefficients(5, torch.float32), torch.empty(5, vocab_size)
+    mixture = TRITON.row_mixture(student, teacher, statistics, [0.1, 0.4], transforms)
+    TRITON.row_mixture_gradient(student, teacher, statistics, *coefficients, [0.1, 0.4], transforms, out)
+    for row in range(5):
+        one = slice(row, row + 1)
+        sides, numbers = (student[one], teacher[one]), [k[one] for k in coefficients]
+        part = TRITON.row_mixture(*sides, statistics[one], [0.1, 0.4], transforms)
+        assert relative_error(part, mixture[one]) < 1e-6
+        split = torch.empty(1, vocab_size)
+        TRITON.row_mixture_gradient(*sides, statistics[one], *numbers, [0.1, 0.4], transforms, split)
+        assert torch.equal(split, out[one])
 
 
 @pytest.mark.parametrize("dead", [slice(0, 4096), slice(1024, 9000), slice(1, 9000)], ids=str)
@@ -186,6 +208,16 @@ REFUSALS: list[tuple[str, Callable[[Tensor, Tensor], Any]]] = [
     (
         "weights must be \\[3\\] of torch.float32",
         lambda s, t: backend.row_loss_and_gradient(s, t, torch.ones(4), 0.8, list(ADD), IDENTITY, torch.empty(3, 10)),
+    ),
+    (
+        "statistics must be \\[3, 8\\] of torch.float32",
+        lambda s, t: backend.row_mixture(s, t, torch.ones(3, 4), [0.1, 0.1], IDENTITY),
+    ),
+    (
+        "c must be \\[3\\] of torch.float32",
+        lambda s, t: backend.row_mixture_gradient(
+            s, t, torch.ones(3, 8), torch.ones(3), torch.ones(3), torch.ones(2), [0.1, 0.1], IDENTITY, s
+        ),
     ),
     (
         "out must have the student's shape",

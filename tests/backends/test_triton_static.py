@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = {"row_statistics", "merge_parts", "row_gradient", "row_loss_and_gradient"}
+KERNELS = {
+    "row_statistics",
+    "merge_parts",
+    "row_gradient",
+    "row_loss_and_gradient",
+    "row_mixture",
+    "row_mixture_gradient",
+}
 DEVICES = {"sm_80", "sm_90", "sm_100", "sm_120", "gfx942"}
 
 pytest.importorskip("triton")

@@ -17,10 +17,13 @@ def kernels_of(rows: int, first: int, vocab_size: int, dtype: torch.dtype) -> se
     student, teacher, out = torch.empty(3, first + rows, vocab_size, dtype=dtype)[:, first:].unbind()
     statistics = torch.empty(first + rows, 8)[first:]
     per_row = torch.empty(first + rows)[first:]
+    coefficients = (per_row, per_row, per_row)
     with compiling_for(DEVICES["sm_90"]) as compiled:
         launch.row_statistics(student, teacher, TRANSFORMS)
-        launch.row_gradient(student, teacher, statistics, per_row, per_row, per_row, TRANSFORMS, out)
+        launch.row_gradient(student, teacher, statistics, *coefficients, TRANSFORMS, out)
         launch.row_loss_and_gradient(student, teacher, per_row, 0.8, [1.0, 0.0, 0.0, 1.0], TRANSFORMS, out)
+        launch.row_mixture(student, teacher, statistics, [0.1, 0.2], TRANSFORMS)
+        launch.row_mixture_gradient(student, teacher, statistics, *coefficients, [0.1, 0.2], TRANSFORMS, out)
     return {id(kernel) for kernel in compiled}
 
 

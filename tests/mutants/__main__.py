@@ -19,10 +19,11 @@ from .catalogue import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
 # Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
-ROOMS = ["rows", "loss", "function", "oracle", "objective", "statistics", "head", "schedules", "inputs", "gpu_path"]
+ROOMS = "rows rows_mixture loss function oracle objective statistics head schedules inputs gpu_path".split()
 SUITE = [
     *(f"tests/test_{room}.py" for room in ROOMS),
     "tests/backends/test_cpu_capability.py",
+    "tests/backends/test_cpu_mixture.py",
     "tests/backends/test_triton_rows.py",
 ]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run

@@ -18,11 +18,13 @@ class Mutant(NamedTuple):
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
-PRODUCTS = "eopd_kernels/products.py"
+PRODUCTS, MIXTURE = "eopd_kernels/products.py", "eopd_kernels/mixture.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
 TRITON_MATH, VISITS = "eopd_kernels/backends/triton/row_math.py", "eopd_kernels/backends/triton/visits.py"
 NUMBERS, FUSED = "eopd_kernels/backends/triton/numbers.py", "eopd_kernels/backends/triton/loss_and_gradient_kernel.py"
-CONVERT, KERNELS = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp"
+MIXTURE_KERNEL = "eopd_kernels/backends/triton/mixture_kernel.py"
+CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/cpu/vector.h"
+MIXED_BLOCK = "csrc/cpu/mixture.h"
 
 MUTANTS = [
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
@@ -87,6 +89,14 @@ MUTANTS = [
     Mutant("torch: off by one column", TORCH, "out[rows, columns] = gradient", "out[rows, columns] = gradient.roll(1, 1)"),
     Mutant("torch: unused rows are not zeroed", TORCH, "torch.where(unused, 0.0, gradient)", "gradient"),
     Mutant("torch: sign of the teacher's term", TORCH, "log_ratio)) - weighted(c, q)", "log_ratio)) + weighted(c, q)"),
+    Mutant("mixture: shares mixed up", MIXTURE, "own / mixture, other / mixture", "other / mixture, own / mixture"),
+    Mutant("mixture: sign of the forward half's log-ratio", MIXTURE, "skewed(-log_ratio, skews.forward)", "skewed(log_ratio, skews.forward)"),
+    Mutant("mixture: the other's weight is rounded by itself", MIXTURE, "torch.tensor(skew, dtype=x.dtype).item()", "skew"),
+    Mutant("mixture: the smaller mass is the larger", MIXTURE, "torch.where(x > 0, 1.0, smaller)", "torch.where(x < 0, 1.0, smaller)"),
+    Mutant("mixture: no skew is not looked at", MIXTURE, "if skew == 0:", "if False:"),
+    Mutant("mixture: columns without mass are not guarded", MIXTURE, "weighted(p, reverse.log_ratio)", "p * reverse.log_ratio"),
+    Mutant("torch: the mixture's gradient forgets the share", TORCH, "reverse.log_ratio - reverse.own", "reverse.log_ratio"),
+    Mutant("torch: slices of the mixture are not added", TORCH, "packed[rows] += MixtureStatistics", "packed[rows] = MixtureStatistics"),
     Mutant("Triton: merge drops the rescaling of Z", TRITON_MATH, "c_s * student_sum,", "student_sum,"),
     Mutant("Triton: merge drops the shift of P", TRITON_MATH, "teacher_cross + teacher_sum * (d_t - d_s)", "teacher_cross"),
     Mutant("Triton: empty lanes are not guarded", TRITON_MATH, 'tl.where(maximum == float("-inf"), 0.0, maximum - merged_max)', "maximum - merged_max"),
@@ -101,6 +111,14 @@ MUTANTS = [
     Mutant("Triton: writes beside its row", VISITS, "converted(gradient, out.dtype.element_ty), mask=ragged < end)", "converted(gradient, out.dtype.element_ty), mask=ragged < end + 1)"),
     Mutant("Triton: parts overlap", NUMBERS, "tl.minimum(part * columns + columns, vocab_size)", "vocab_size"),
     Mutant("Triton: rows of weight 0 are read", FUSED, "tl.where(weight == 0, 0, vocab_size)", "vocab_size"),
+    Mutant("Triton: mixture without the other's weight", TRITON_MATH, "other = (1 - skew) * tl.where", "other = tl.where"),
+    Mutant("Triton: mixture overflows without a skew", TRITON_MATH, "tl.where(plain, x, log_ratio)", "log_ratio"),
+    Mutant("Triton: mixture's columns without mass are not guarded", TRITON_MATH, "per_lane(times_or_zero(exp_dt, forward_log))", "per_lane(exp_dt * forward_log)"),
+    Mutant("Triton: mixture's gradient forgets the share", TRITON_MATH, "reverse_log - reverse_own", "reverse_log"),
+    Mutant("Triton: the mixture's unused teacher term", TRITON_MATH, "other * times_or_zero(tl.exp(dt), forward_other)", "other * tl.exp(dt)"),
+    Mutant("Triton: skews exchanged", MIXTURE_KERNEL, "number(forward_skew, dtype), number(reverse_skew, dtype)", "number(reverse_skew, dtype), number(forward_skew, dtype)"),
+    Mutant("Triton: the mixture's ragged end is not summed", MIXTURE_KERNEL, "if begin + whole * tile < end:", "if False:"),
+    Mutant("Triton: the mixture's shares over the other sum", MIXTURE_KERNEL, "tl.sum(forward_share, 0) / t_sum", "tl.sum(forward_share, 0) / s_sum"),
     Mutant("C++: merge drops the rescaling of Z", ROW_MATH, "row.student_sum *= c_s;", ""),
     Mutant("C++: merge drops the shift of P", ROW_MATH, "row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s)", "row.teacher_cross"),
     Mutant("C++: merge forgets Q", ROW_MATH, "row.student_cross += part.student_cross;", ""),
@@ -108,15 +126,27 @@ MUTANTS = [
     Mutant("C++: guarded loop is not guarded", ROW_MATH, "exp_ds == zero ? zero : exp_ds * log_ratio", "exp_ds * log_ratio"),
     Mutant("C++: gradient of massless columns", ROW_MATH, "gradient = exp_ds == Value{} ? Value{} : gradient;", ""),
     Mutant("C++: sign of c", ROW_MATH, "gradient -= k.other * exp_dt", "gradient += k.other * exp_dt"),
-    Mutant("C++: a without the log-ratio's constant", ROW_MATH, "(k.a - shift) /", "k.a /"),
+    Mutant("C++: a without the log-ratio's constant", ROW_MATH, "k.a - shift, k.b", "k.a, k.b"),
     Mutant("C++: weight forgotten in b", ROW_MATH, "weight * c_r, weight * c_f}", "c_r, weight * c_f}"),
-    Mutant("C++: slope of the transform forgotten", ROW_MATH, "k.b / row.student_sum * chain", "k.b / row.student_sum"),
+    Mutant("C++: slope of the transform forgotten", ROW_MATH, "self / row.student_sum * chain,", "self / row.student_sum,"),
+    Mutant("C++: mixture: weights do not add up to 1", ROW_MATH, "return {own, 1 - own};", "return {own, Real(0.9999999) - own};"),
+    Mutant("C++: mixture: no skew is not looked at", ROW_MATH, "if (skew.own == 0) return {x, zero, one};", ""),
+    Mutant("C++: mixture: shares mixed up", ROW_MATH, "own / mixture, other / mixture}", "other / mixture, own / mixture}"),
+    Mutant("C++: mixture: columns without mass", ROW_MATH, "times_or_zero(column.exp_dt, forward.lambda)", "column.exp_dt * forward.lambda"),
+    Mutant("C++: mixture: sums over the other side's", ROW_MATH, "sums.forward_kl / row.teacher_sum", "sums.forward_kl / row.student_sum"),
+    Mutant("C++: mixture: gradient forgets the share", ROW_MATH, "reverse.lambda - reverse.own_share", "reverse.lambda"),
+    Mutant("C++: mixture: gradient of massless columns", ROW_MATH, "times_or_zero(column.exp_ds, factor)", "column.exp_ds * factor"),
+    Mutant("C++: mixture: log-ratio without the normalisers", MIXED_BLOCK, "(ds - dt) - row.log_sum_ratio", "ds - dt"),
+    Mutant("C++: mixture: skews exchanged", MIXED_BLOCK, "skew_of(Real(skews[0])), skew_of(Real(skews[1]))", "skew_of(Real(skews[1])), skew_of(Real(skews[0]))"),
+    Mutant("C++: mixture: ragged end is not summed", MIXED_BLOCK, "sum_of_lanes(wide.forward_kl) + narrow.forward_kl", "sum_of_lanes(wide.forward_kl)"),
+    Mutant("C++: mixture: unused terms are computed", KERNELS, "mixture_gradient_block(mixed, column_k, k.b != 0,", "mixture_gradient_block(mixed, column_k, true,"),
+    Mutant("C++: logarithm: last coefficient", VECTOR, "e * f + 0x1.555554p-2f", "e * f + 0x1.555p-2f"),
     Mutant("C++: ragged end is not summed", BLOCK, "for (; v < count; ++v) add(narrow, Real{}, v);", ""),
     Mutant("C++: suspicious blocks are not repeated", BLOCK, "if (!(trace - trace == 0))", "if (false)"),
     Mutant("C++: kept exponentials are not recentred", BLOCK, "k.self *= student_factor;", ""),
     Mutant("C++: bf16 is cut, not rounded", CONVERT, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
     Mutant("C++: gate inverted", KERNELS, "teacher_entropy(of_row) > gate_threshold ? 1 : 0", "teacher_entropy(of_row) > gate_threshold ? 0 : 1"),
     Mutant("C++: rows of weight 0 are read", KERNELS, "if (weight != 0) {", "{"),
-    Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform, row, column, count, scratch.teacher);\n    const int64_t next", "load_block(problem.teacher, problem.student_transform, row, column, count, scratch.teacher);\n    const int64_t next"),
+    Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform,", "load_block(problem.teacher, problem.student_transform,"),
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
 ]  # fmt: skip

@@ -92,7 +92,7 @@ def row_mixture(
     student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
 ) -> Tensor:
     """The four numbers of every row, ``[n, 4]``; those of a row's parts add up."""
-    plan = Plan.of(student, teacher, transforms, [])
+    plan = Plan.of(student, teacher, transforms, [], mixture=True)
     mixture = statistics.new_empty(plan.rows * plan.parts, 4)
     with on(student.device):
         plan.launch(
@@ -113,7 +113,7 @@ def row_mixture_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
-    plan = Plan.of(student, teacher, transforms, [out])
+    plan = Plan.of(student, teacher, transforms, [out], mixture=True)
     with on(student.device):
         plan.launch(
             row_mixture_gradient_kernel,
@@ -168,13 +168,20 @@ class Plan:
     parts: int
 
     @classmethod
-    def of(cls, student: Tensor, teacher: Tensor, transforms: Sequence[float], outs: Sequence[Tensor]) -> Plan:
+    def of(
+        cls,
+        student: Tensor,
+        teacher: Tensor,
+        transforms: Sequence[float],
+        outs: Sequence[Tensor],
+        mixture: bool = False,
+    ) -> Plan:
         matrices = [student, teacher, *outs]
         processor = processor_of(student.device)
         vector = widest_vector(max(m.element_size() for m in matrices), processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
         student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
-        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, processor)
+        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, mixture, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])
