@@ -3,21 +3,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """One change: ``original`` occurs exactly once in ``file`` and becomes ``broken``."""
-
-    name: str
-    file: str
-    original: str
-    broken: str
-
+from .mutant import Mutant
+from .objectives import MUTANTS as OBJECTIVES
 
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
+PROBLEM, FIGURES = "eopd_kernels/problem.py", "eopd_kernels/figures.py"
 PRODUCTS, MIXTURE = "eopd_kernels/products.py", "eopd_kernels/mixture.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
 TRITON_MATH, VISITS = "eopd_kernels/backends/triton/row_math.py", "eopd_kernels/backends/triton/visits.py"
@@ -27,10 +19,11 @@ CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/c
 MIXED_BLOCK = "csrc/cpu/mixture.h"
 
 MUTANTS = [
+    *OBJECTIVES,
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
-    Mutant("alpha forgotten", OBJECTIVE, "Combine(1.0, 0.0, 0.0, self.alpha)", "Combine(1.0, 0.0, 0.0, 1.0)"),
-    Mutant("switch keeps reverse KL", OBJECTIVE, "Combine(1.0, -1.0, 0.0,", "Combine(1.0, 0.0, 0.0,"),
+    Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
+    Mutant("switch keeps reverse KL", OBJECTIVE, '"switch": -rho', '"switch": 0.0'),
     Mutant("sign of a", OBJECTIVE, "c_f - weighted(c_r,", "c_f + weighted(c_r,"),
     Mutant("factor 2 in b", OBJECTIVE, "(a, upstream * c_r,", "(a, 2 * upstream * c_r,"),
     Mutant("c without the gate", OBJECTIVE, "upstream * c_f)", "upstream)"),
@@ -51,7 +44,7 @@ MUTANTS = [
     Mutant("vocabulary off by one", INPUTS, "        return student\n    if isinstance(vocab_size", "        return student - 1\n    if isinstance(vocab_size"),
     Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
     Mutant("teacher's grad accepted", INPUTS, "tensor is not None and tensor.requires_grad:", "False:"),
-    Mutant("gradient of the sum for the mean", FUNCTION, "weights=token_weights / denominator", "weights=token_weights"),
+    Mutant("gradient of the sum for the mean", FUNCTION, "weights=problem.weights / denominator", "weights=problem.weights"),
     Mutant("backward forgets the fp16 denominator", FUNCTION, "factor = upstream if deferred is None else upstream / deferred", "factor = upstream"),
     Mutant("fp16 gradients are divided in forward", FUNCTION, "denominator if problem.student.gradient_dtype == torch.float16 else None", "None"),
     Mutant("backward forgets upstream", FUNCTION, "g if g is None else g.mul_(factor)", "g"),
@@ -66,15 +59,15 @@ MUTANTS = [
     Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),
     Mutant("small chunks on a GPU", SCHEDULES, "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS"),
     Mutant("a GPU upcasts what it multiplies", SIDES, "self.hidden[rows].to(self.gradient_dtype)", "self.hidden[rows].to(self.dtype)"),
-    Mutant("recompute forgets the weights", FUNCTION, "token_weights * factor.reshape(-1)", "(token_weights != 0) * factor.reshape(-1)"),
+    Mutant("recompute forgets the weights", FUNCTION, "else weights * factor.reshape(-1)", "else (weights != 0) * factor.reshape(-1)"),
     Mutant("retained gradients are scaled in place", FUNCTION, "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
-    Mutant("loss without weights", FUNCTION, "weighted(token_weights, token_loss(", "weighted((token_weights != 0).to(token_weights.dtype), token_loss("),
+    Mutant("loss without weights", FUNCTION, "weighted(token_weights, seen.loss)", "weighted((token_weights != 0).to(seen.loss.dtype), seen.loss)"),
     Mutant("double backward is silent", FUNCTION, "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
     Mutant("outputs keep masked tokens", LOSS, "figure.masked_fill(masked, 0.0)", "figure"),
-    Mutant("last token of a batch is not visited", SCHEDULES, "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),
-    Mutant("slices are not merged", SCHEDULES, "else chunk.merge(part)", "else part"),
+    Mutant("last token of a batch is not visited", PROBLEM, "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),
+    Mutant("slices are not merged", FIGURES, "RowStatistics(self.packed).merge(part).packed", "part.packed"),
     Mutant("chunks ignore the budget", SCHEDULES, "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),
-    Mutant("teacher's transform for both", SCHEDULES, "[*self.student.transform, temperature,", "[*self.teacher.transform, temperature,"),
+    Mutant("teacher's transform for both", PROBLEM, "[*self.student.transform, of_student,", "[*teacher.transform, of_student,"),
     Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
     Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient", "self.bias[columns] = gradient"),
     Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :].zero_()", "pass"),
@@ -91,7 +84,7 @@ MUTANTS = [
     Mutant("torch: sign of the teacher's term", TORCH, "log_ratio)) - weighted(c, q)", "log_ratio)) + weighted(c, q)"),
     Mutant("mixture: shares mixed up", MIXTURE, "own / mixture, other / mixture", "other / mixture, own / mixture"),
     Mutant("mixture: sign of the forward half's log-ratio", MIXTURE, "skewed(-log_ratio, skews.forward)", "skewed(log_ratio, skews.forward)"),
-    Mutant("mixture: the other's weight is rounded by itself", MIXTURE, "torch.tensor(skew, dtype=x.dtype).item()", "skew"),
+    Mutant("mixture: the other's weight is rounded by itself", MIXTURE, "skew if x.dtype == torch.float64 else float(np.float32(skew))", "skew"),
     Mutant("mixture: the smaller mass is the larger", MIXTURE, "torch.where(x > 0, 1.0, smaller)", "torch.where(x < 0, 1.0, smaller)"),
     Mutant("mixture: no skew is not looked at", MIXTURE, "if skew == 0:", "if False:"),
     Mutant("mixture: columns without mass are not guarded", MIXTURE, "weighted(p, reverse.log_ratio)", "p * reverse.log_ratio"),
