@@ -14,7 +14,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .catalogue import MUTANTS, Mutant
+from .catalogue import MUTANTS
+from .mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]

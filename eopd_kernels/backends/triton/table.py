@@ -40,8 +40,8 @@ LOAD_BYTES = 16
 # 48 and 60.6 with 8, 90 and 59.4 with 16, 237 and 61.8 with 32; sm_100: 52 and 58.3, 80 and 55.4, 140 and 54.9. On
 # gfx942, 16 spill scalar registers (10) and 8 do not. Half the registers are twice the programs that hide a load.
 LANE_COLUMNS = 8
-# A column of a skewed divergence holds twice the numbers. row_mixture_gradient with both softcaps, 8 columns: in fp32 80
-# registers and 8 to 16 bytes spilled on sm_80 and sm_120, in fp64 76 bytes on gfx942; 4: 40 to 51 registers, none spilled.
+# A column of a skewed divergence holds twice the numbers. row_mixture_gradient with both softcaps, 8 columns: in fp32
+# 80 registers and 8 to 16 bytes spilled on sm_80 and sm_120, in fp64 76 bytes on gfx942; 4: 40 to 51 registers, none.
 MIXTURE_LANE_COLUMNS = 4
 # With a softcap's tanh, fp64 and singly loaded columns take more registers than the compilers like to give: for one
 # more resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. Allowed all registers, or two waves, neither spills.
