@@ -184,7 +184,7 @@ def targets(level: Level, dtype: str) -> list[Case]:
     )
 
     def of_hidden(tokens: int, names: Iterable[str], dtype: str = dtype) -> Case:
-        return random(TARGETS, level, tokens, level.vocab, level.dim, names, dtype)
+        return random_hidden(TARGETS, level, tokens, level.vocab, level.dim, names, dtype)
 
     made = [
         logits,
@@ -195,7 +195,7 @@ def targets(level: Level, dtype: str) -> list[Case]:
     return made if dtype == "bf16" else [*made, of_hidden(level.tokens, (OURS, PLAIN, DX_BF16, DX_FP32), "bf16")]
 
 
-def random(
+def random_hidden(
     group: str, level: Level, tokens: int, vocab: int, dim: int, names: Iterable[str], dtype: str = "fp32"
 ) -> Case:
     """Random hidden states, student and teacher of one size."""
@@ -275,7 +275,7 @@ def growth(level: Level, dtype: str) -> list[Case]:
     shapes += [(GROWTH_VOCAB, level.growth_tokens, vocab) for vocab in level.vocabs]
     return [
         replace(
-            random(group, level, tokens, vocab, level.growth_dim, names, dtype),
+            random_hidden(group, level, tokens, vocab, level.growth_dim, names, dtype),
             error_tokens=0,
             seconds=level.seconds / 2,
             patience=level.patience / 5,
@@ -290,7 +290,7 @@ def divergences(level: Level) -> list[Case]:
     names = (*GATED, *REVERSE)
     made = []
     for noise in level.noises:
-        case = random(DIVERGENCE, level, 128, level.growth_vocab, level.growth_dim, names)
+        case = random_hidden(DIVERGENCE, level, 128, level.growth_vocab, level.growth_dim, names)
         source = partial(hidden_problem, 128, level.growth_vocab, level.growth_dim, noise=noise)
         made.append(replace(case, name=f"random, noise {noise:g}, {case.name}", source=source, seconds=0.0))
     for damage in level.damages:

@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .implementations import FLOOR, OURS
-from .matrix import DIVERGENCE, GROWTH_TOKENS, GROWTH_VOCAB, REAL
+from .implementations import FLOOR, OURS_REVERSE, PRODUCTS
+from .matrix import DIVERGENCE, GROWTH_TOKENS, GROWTH_VOCAB, REAL, REVERSE
 from .records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers, and a marker each for those who see none.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C510A", "#5E3C99")
-MARKERS = "osD^vPX*<>"
+# Okabe and Ito's colours, told apart by colour-blind readers, and a marker each for those who see none; the same in
+# every plot.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F")
+MARKERS = "osD^vP*"
+STYLES = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate((*REVERSE, PRODUCTS))}
+END = "X"  # where one ran last
 Point = tuple[float, float]
-NAMES = ("memory", "time", "error")
 
 
 def draw(records: Sequence[Record], folder: Path, stem: str) -> list[Path]:
@@ -53,42 +55,56 @@ def memory(records: Sequence[Record], path: Path) -> list[Path]:
 
 
 def time(records: Sequence[Record], path: Path) -> list[Path]:
-    """Seconds of loss and gradients against the number of tokens."""
+    """Seconds of loss and gradients against the number of tokens, and of each token: flat where time is linear."""
     mine = [r for r in records if r.group == GROWTH_TOKENS]
     if not mine:
         return []
-    figure, axes = panel(1)
+    figure, axes = panel(2)
     curves(axes[0], mine, lambda r: (r.tokens, r.time.median if r.time else 0))
     label(axes[0], f"Loss, dX and dW: {shape(mine, GROWTH_TOKENS)}", "tokens N", "seconds (median)")
+    curves(axes[1], mine, lambda r: (r.tokens, 1e6 * r.time.median / r.tokens if r.time else 0))
+    label(axes[1], "The same for each token", "tokens N", "microseconds per token (median)")
     return save(figure, axes, path)
 
 
 def error(records: Sequence[Record], path: Path) -> list[Path]:
-    """The relative error of both gradients against the reverse KL of the problem."""
+    """The relative error of both gradients against the divergence of the problem."""
     mine = [r for r in records if r.group in (DIVERGENCE, REAL) and r.divergence and r.objective == "reverse"]
     if not mine:
         return []
     figure, axes = panel(2)
-    curves(axes[0], mine, lambda r: (r.divergence or 0, r.student_error or 0))
-    label(axes[0], "Reverse KL: gradient of the hidden states", "reverse KL (nats)", "relative error of dX, to fp64")
-    curves(axes[1], mine, lambda r: (r.divergence or 0, r.weight_error or 0))
-    label(axes[1], "Reverse KL: gradient of the head", "reverse KL (nats)", "relative error of dW, to fp64")
+    distance = "mean reverse KL of the problem (nats)"
+    dots(axes[0], mine, lambda r: (r.divergence or 0, r.student_error or 0))
+    label(axes[0], "Gradient of the hidden states", distance, "relative error of dX, to fp64")
+    dots(axes[1], mine, lambda r: (r.divergence or 0, r.weight_error or 0))
+    label(axes[1], "Gradient of the head", distance, "relative error of dW, to fp64")
     return save(figure, axes, path)
 
 
 def curves(axes: Axes, records: Sequence[Record], point: Callable[[Record], Point]) -> None:
     """A line per implementation; one that failed ends in a cross where it ran last."""
-    for number, name in enumerate(dict.fromkeys(r.implementation for r in records)):
+    for name, (colour, marker) in STYLES.items():
         mine = [r for r in records if r.implementation == name]
         points = sorted(p for r in mine if not r.failure and min(p := point(r)) > 0)
         if not points:
             continue
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        width = 2.4 if name.startswith(OURS) else 1.3
+        width = 2.4 if name == OURS_REVERSE else 1.3
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=width, label=name)
         if any(r.failure.startswith("out of") for r in mine):
             x, y = points[-1]
-            axes.plot(x, y, color=colour, marker="x", markersize=13, markeredgewidth=2.4, linestyle="none")
+            axes.plot(x, y, color=colour, marker=END, markersize=13, markeredgewidth=2.4, linestyle="none")
+
+
+def dots(axes: Axes, records: Sequence[Record], point: Callable[[Record], Point]) -> None:
+    """A dot per case, filled where the data is real: unlike problems do not lie on one curve."""
+    for name, (colour, marker) in STYLES.items():
+        for real in (True, False):
+            mine = [r for r in records if r.implementation == name and r.case.startswith("random") != real]
+            points = [p for r in mine if not r.failure and min(p := point(r)) > 0]
+            if points:
+                (line,) = axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=7)
+                line.set(linestyle="none", markerfacecolor=colour if real else "none")
+                line.set_label(f"{name}, {'real data' if real else 'random data'}")
 
 
 def shape(records: Sequence[Record], group: str) -> str:
@@ -101,7 +117,7 @@ def shape(records: Sequence[Record], group: str) -> str:
 def panel(count: int) -> tuple[Figure, list[Axes]]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, count, figsize=(6.0 * count + (1.5 if count == 1 else 0), 5.2), squeeze=False)
+    figure, axes = plt.subplots(1, count, figsize=(6.0 * count, 5.2), squeeze=False)
     return figure, list(axes[0])
 
 
@@ -121,13 +137,13 @@ def save(figure: Figure, axes: Sequence[Axes], path: Path) -> list[Path]:
     from matplotlib.lines import Line2D
 
     handles = {text: line for at in axes for line, text in zip(*at.get_legend_handles_labels(), strict=True)}
-    if any(line.get_marker() == "x" for at in axes for line in at.get_lines()):
+    if any(line.get_marker() == END for at in axes for line in at.get_lines()):
         handles["beyond this: out of memory or time"] = Line2D(
-            [], [], color="#444444", marker="x", markersize=10, markeredgewidth=2.4, linestyle="none"
+            [], [], color="#444444", marker=END, markersize=10, markeredgewidth=2.4, linestyle="none"
         )
-    columns = 3 if len(axes) > 1 else 2
+    columns = 1 + len(axes)
     rows = -(-len(handles) // columns)
-    bottom = 0.055 * rows + 0.02
+    bottom = 0.04 * rows + 0.02
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, bottom, 1, 1))
     figure.savefig(path.with_suffix(".png"), dpi=110, facecolor="white")

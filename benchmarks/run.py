@@ -13,7 +13,6 @@ import torch
 from .case import Case
 from .machine import available_memory
 from .measure import Sample, fresh_process, progress, rounds
-from .problems import HiddenProblem, Problem
 from .records import Record
 from .truth import OBJECTIVES, first_tokens, truth
 from .worker import Failed, Room, Worker, reason, save, truth_file
@@ -57,22 +56,14 @@ def prepare(case: Case, folder: Path) -> Given:
     if not case.error_tokens:
         return Given(gradient_bytes, None)
     few = first_tokens(problem, case.error_tokens)
-    objectives = {i.objective for i in case.implementations if i.loss is not None and i.objective in OBJECTIVES}
-    for objective in objectives:
+    computed = {i.objective for i in case.implementations if i.loss is not None and i.objective in OBJECTIVES}
+    for objective in computed | {"reverse"}:
         exact = truth(few, objective)
-        torch.save((exact.loss, exact.gradients, case.error_tokens), truth_file(folder, objective))
-    return Given(gradient_bytes, mean_reverse_kl(few))
-
-
-def mean_reverse_kl(problem: Problem) -> float:
-    with torch.no_grad():
-        if isinstance(problem, HiddenProblem):
-            student = problem.student.double() @ problem.student_weight.double().t()
-            teacher = problem.teacher.double() @ problem.teacher_weight.double().t()
-        else:
-            student, teacher = problem.student.double(), problem.teacher.double()
-        log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
-        return float(OBJECTIVES["reverse"](log_p, log_q).mean())
+        if objective == "reverse":
+            divergence = float(exact.loss)
+        if objective in computed:
+            torch.save((exact.loss, exact.gradients, case.error_tokens), truth_file(folder, objective))
+    return Given(gradient_bytes, divergence)
 
 
 def measure(case: Case, room: Room, given: Given) -> list[Record]:

@@ -74,16 +74,24 @@ def error(value: float | None) -> str:
 
 
 def growth_table(records: Sequence[Record], group: str) -> str:
-    """Time and memory by size, an implementation per line."""
+    """Time and memory by size, an implementation per line, and by how much they grow."""
     of_size = (lambda r: r.tokens) if group == GROWTH_TOKENS else (lambda r: r.vocab)
     mine = [r for r in records if r.group == group]
     sizes = sorted({of_size(r) for r in mine})
     lines = []
     for name in dict.fromkeys(r.implementation for r in mine):
         found = {of_size(r): r for r in mine if r.implementation == name}
-        lines.append([name, *(growth_cell(found[size]) if size in found else "–" for size in sizes)])
+        ran = [found[size] for size in sizes if size in found]
+        grown = [growth([r.time for r in ran]), growth([r.memory for r in ran])]
+        lines.append([name, *(growth_cell(found[size]) if size in found else "–" for size in sizes), *grown])
     letter = "N" if group == GROWTH_TOKENS else "V"
-    return markdown_table(("what", *(f"{letter}={size:,}" for size in sizes)), lines)
+    return markdown_table(("what", *(f"{letter}={size:,}" for size in sizes), "time grows", "memory grows"), lines)
+
+
+def growth(values: Sequence[Sample | None]) -> str:
+    """From the first size to the last that was run."""
+    known = [value.median for value in values if value is not None]
+    return f"{known[-1] / known[0]:.3g}x" if known and known[0] else "–"
 
 
 def growth_cell(record: Record) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +30,8 @@ from .truth import Errors, Truth, errors, first_tokens
 # A step that is shorter than this is repeated in its turn, the first time unmeasured: caches and threads were others'.
 SHORT = 0.1
 REPEATS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,6 @@ class Host:
         return timed(step)
 
     def peak_bytes(self, step: Step) -> int:
-        if isinstance(step, Prepared):
-            step.prepare()
         return peak_memory(step)
 
 
@@ -134,6 +134,8 @@ def serve(connection: Connection, implementation: Implementation, room: Room) ->
         connection.send((False, None))
         while True:
             connection.send((False, answers[connection.recv()]()))
+            if room.device == "cuda":
+                torch.cuda.empty_cache()  # the next process may need it
     except EOFError:  # the caller has gone
         return
     except BaseException as error:  # a peer may fail in any way, and what failed is part of the report
@@ -148,15 +150,14 @@ def prepare(implementation: Implementation, room: Room) -> Mapping[str, Callable
         limit_memory(room.memory)
     problem = load(room.folder / "problem.pt", meter.device)
     if not implementation.compiles:
-        meter.seconds(
-            implementation.step(tiny(problem))
-        )  # thread pools and the products' own buffers are there from now on
+        # Thread pools and the products' own buffers are there from now on.
+        measured(meter.seconds, implementation.step(tiny(problem)))
     step = implementation.step(problem)
 
     def peak() -> int:
         if implementation.compiles:
             step()
-        return meter.peak_bytes(step)
+        return measured(meter.peak_bytes, step)
 
     return {
         "peak": peak,
@@ -177,14 +178,19 @@ def measured_errors(implementation: Implementation, problem: Problem, folder: Pa
 
 
 def turn(meter: Meter, step: Step) -> float:
-    """Seconds of a step. On a GPU nothing is kept: another process may need the memory before the next turn."""
-    first = meter.seconds(step)
+    """Seconds of a step."""
+    first = measured(meter.seconds, step)
     if meter.device.type == "cpu" and first > SHORT:
         return first
-    seconds = statistics.median(meter.seconds(step) for _ in range(REPEATS))
-    if meter.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return seconds
+    return statistics.median(measured(meter.seconds, step) for _ in range(REPEATS))
+
+
+def measured(measure: Callable[[Step], T], step: Step) -> T:
+    """What a step uses up is laid out before."""
+    if isinstance(step, Prepared):
+        step.prepare()
+        return measure(step.step)
+    return measure(step)
 
 
 def save(problem: Problem, path: Path) -> None:
@@ -245,7 +251,9 @@ def limit_memory(most: int) -> None:
 def reason(error: BaseException, memory: int) -> str:
     """One line for a table."""
     text = next(iter(str(error).strip().splitlines()), "").replace("|", "/")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory: all of the GPU's"
+    if isinstance(error, MemoryError) or "allocate memory" in text:
         return f"out of memory: more than {memory / MIB / 1024:.1f} GiB"
     if type(error).__name__ == "PackageNotFoundError":
         return f"not installed: {str(error).rpartition(' ')[2]}"
