@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from . import plots
 from .case import Case
 from .machine import ENVIRONMENTS, description, imitate
@@ -29,6 +31,9 @@ OUT = Path("bench-report")
 
 def main() -> int:
     arguments = parse(sys.argv[1:])
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU: nothing was run", file=sys.stderr)
+        return 2
     if arguments.capability:
         imitate(arguments.capability, MODULE)
     level = "quick" if arguments.quick else "full" if arguments.full else "usual"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F")
 MARKERS = "osD^vP*"
 STYLES = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate((*REVERSE, PRODUCTS))}
-END = "X"  # where one ran last
+END = "x"  # where one ran last
 Point = tuple[float, float]
 
 
@@ -92,7 +92,7 @@ def curves(axes: Axes, records: Sequence[Record], point: Callable[[Record], Poin
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=width, label=name)
         if any(r.failure.startswith("out of") for r in mine):
             x, y = points[-1]
-            axes.plot(x, y, color=colour, marker=END, markersize=13, markeredgewidth=2.4, linestyle="none")
+            axes.plot(x, y, color=colour, marker=END, markersize=12, markeredgewidth=2.4, linestyle="none")
 
 
 def dots(axes: Axes, records: Sequence[Record], point: Callable[[Record], Point]) -> None:

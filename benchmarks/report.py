@@ -75,10 +75,10 @@ def front_page(folder: Path, stem: str, images: str) -> str:
     """The short table, with when and where, and one plot."""
     records, facts = read(folder / f"{stem}.csv"), read_facts(folder / f"{stem}.json")
     level = facts["level"]
-    case = next((r.case for r in records if r.group == TARGETS and r.student_dim), "")
-    source = f"{case}; {facts['date']}, {facts['CPU']}, {facts['command']}:"
+    mine = tables.main_case(records, level)
     parts = [QUICK_LABEL] if level == "quick" else []
-    parts += [source, tables.front_table(records, level)]
+    parts += [f"{record.case}; {facts['date']}, {facts['CPU']}, {facts['command']}:" for record in mine[:1]]
+    parts += [tables.front_table(mine)]
     if (folder / f"{stem}-memory.png").exists():
         parts.append(f"![{CAPTIONS['memory']}]({images}/{stem}-memory.png)")
     return "\n\n".join(parts)

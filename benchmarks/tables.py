@@ -102,10 +102,14 @@ def growth_cell(record: Record) -> str:
     return f"{spent}, {memory.median:,.0f} MiB" if memory is not None else spent
 
 
-def front_table(records: Sequence[Record], level: str) -> str:
-    """The case with every peer, for a front page. Where a peer is the better one, its figure is bold."""
+def main_case(records: Sequence[Record], level: str) -> list[Record]:
+    """The case with every peer."""
     tokens = LEVELS[level].main_tokens
-    mine = [r for r in records if r.group == TARGETS and r.tokens == tokens and r.student_dim]
+    return [r for r in records if r.group == TARGETS and r.tokens == tokens and r.student_dim]
+
+
+def front_table(mine: Sequence[Record]) -> str:
+    """One case for a front page. Where a peer is the better one, its figure is bold."""
     lines = []
     for record in mine:
         own = ours_beside(record, mine)
