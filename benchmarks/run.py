@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .case import Case
+from .implementations import Implementation
 from .machine import available_memory
 from .measure import Sample, fresh_process, progress, rounds
 from .records import Record
@@ -83,24 +84,12 @@ def measure(case: Case, room: Room, given: Given) -> list[Record]:
                 if why := implementation.refusal(room.device):
                     raise Failed(why)
                 workers[name] = Worker(implementation, room, START_SECONDS)
-                peak = workers[name].ask("peak", case.limit)
-                found = workers[name].ask("errors", case.limit) if case.error_tokens else None
+                records[name] = observed(workers[name], implementation, case, given)
             except Failed as failure:
                 failed(name, failure)
                 continue
-            if implementation.loss is not None:
-                of_results = given.gradient_bytes if implementation.prepare is None else 0
-                records[name] = replace(records[name], peak_bytes=peak, gradient_bytes=of_results)
-                progress(f"  {name}: {records[name].memory} beyond inputs and gradients")
-            if found is not None:
-                records[name] = replace(
-                    records[name],
-                    error_tokens=min(case.error_tokens, case.tokens),
-                    divergence=given.divergence,
-                    loss_error=found.loss,
-                    student_error=found.student,
-                    weight_error=found.weight,
-                )
+            memory = records[name].memory
+            progress(f"  {name}: {f'{memory} beyond inputs and gradients' if memory else 'ready'}")
 
         def clock(name: str) -> float | None:
             try:
@@ -116,6 +105,26 @@ def measure(case: Case, room: Room, given: Given) -> list[Record]:
     finally:
         end(workers.values())
     return list(records.values())
+
+
+def observed(worker: Worker, implementation: Implementation, case: Case, given: Given) -> Record:
+    """All but the times."""
+    record = case.record(implementation)
+    peak = worker.ask("peak", case.limit)
+    if implementation.loss is not None:
+        of_results = given.gradient_bytes if implementation.prepare is None else 0
+        record = replace(record, peak_bytes=peak, gradient_bytes=of_results)
+    found = worker.ask("errors", case.limit) if case.error_tokens else None
+    if found is None:
+        return record
+    return replace(
+        record,
+        error_tokens=min(case.error_tokens, case.tokens),
+        divergence=given.divergence,
+        loss_error=found.loss,
+        student_error=found.student,
+        weight_error=found.weight,
+    )
 
 
 def end(workers: Iterable[Worker]) -> None:
