@@ -41,8 +41,8 @@ def main() -> int:
     file, facts_file = arguments.out / f"{stem}.csv", arguments.out / f"{stem}.json"
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.again:
-        file.unlink(missing_ok=True)
-    elif file.exists() and (begun := read_facts(facts_file).get("level")) != level:
+        forget(file, arguments.only)
+    if file.exists() and (begun := read_facts(facts_file).get("level")) != level:
         print(f"{file} has a run of level {begun!r}: give another --out, or --again to begin anew", file=sys.stderr)
         return 2
     if not file.exists():
@@ -70,7 +70,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("bench-report"), metavar="FOLDER", help="default: bench-report"
     )
-    parser.add_argument("--again", action="store_true", help="begin anew instead of going on with what FOLDER has")
+    parser.add_argument(
+        "--again", action="store_true", help="measure what FOLDER has already (with --only: of those groups)"
+    )
     parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
     parser.add_argument("--memory", type=float, metavar="GIB", help="what one process may allocate; default: 3/4")
     arguments = parser.parse_args(words)
@@ -97,6 +99,14 @@ def measure(wanted: Sequence[Case], device: str, file: Path, memory: int | None)
         append(file, records)
         expected += case.cost
         print(f"\n{case.group}: {case.name}\n\n{case_table(records)}\n", flush=True)
+
+
+def forget(file: Path, groups: Sequence[str] | None) -> None:
+    """Takes the lines of these groups out of the file; None: all."""
+    kept = [record for record in read(file) if groups and record.group not in groups]
+    file.unlink(missing_ok=True)
+    if kept:
+        append(file, kept)
 
 
 def clock(seconds: float) -> str:

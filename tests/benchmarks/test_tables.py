@@ -155,6 +155,10 @@ def test_a_run_goes_on_where_it_stopped(
     assert ran == [first, second, second]
     assert {r.case for r in read(tmp_path / "cpu.csv")} == {first, second} and (tmp_path / "cpu.md").exists()
     assert "2 of 2 cases are" not in capsys.readouterr().err and main() == 0 and len(ran) == 3
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--again", "--only", "models", "--out", str(tmp_path)])
+    assert main() == 0 and len(ran) == 4 and len({r.case for r in read(tmp_path / "cpu.csv")}) == 3
+    monkeypatch.setattr(sys, "argv", [*options, "--again"])
+    assert main() == 0 and len(ran) == 6 and len({r.case for r in read(tmp_path / "cpu.csv")}) == 3
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--full", "--out", str(tmp_path)])
     assert main() == 2 and "--again" in capsys.readouterr().err
 
