@@ -70,9 +70,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("bench-report"), metavar="FOLDER", help="default: bench-report"
     )
-    parser.add_argument(
-        "--again", action="store_true", help="measure what FOLDER has already (with --only: of those groups)"
-    )
+    parser.add_argument("--again", action="store_true", help="measure anew what FOLDER has of these groups")
     parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
     parser.add_argument("--memory", type=float, metavar="GIB", help="what one process may allocate; default: 3/4")
     arguments = parser.parse_args(words)
