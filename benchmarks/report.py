@@ -44,7 +44,7 @@ def report(folder: Path, stem: str, images: str) -> str:
         mine = [record for record in records if record.group == group]
         if mine:
             parts += [f"### {TITLES[group]}", *section(group, mine, level), *pictures(folder, stem, images, group)]
-    parts += ["### Errors beside the best peer's", "Ours; the smallest of the peers.", tables.best_peer_table(records)]
+    parts += ["### Errors beside the best peer's", tables.best_peer_table(records)]
     return block(facts, parts)
 
 

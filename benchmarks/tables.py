@@ -147,7 +147,7 @@ def error_ratio(theirs: Record, ours: Record) -> str:
 
 def best_peer_table(records: Sequence[Record]) -> str:
     """The errors of ours beside the smallest of any peer with the same objective, in every case that has both."""
-    lines = []
+    lines, smaller, compared = [], 0, 0
     for ours in records:
         if ours.implementation not in (*ALL_OURS, INPLACE) or ours.student_error is None or ours.failure:
             continue
@@ -162,8 +162,11 @@ def best_peer_table(records: Sequence[Record]) -> str:
             kl = "–" if ours.divergence is None else f"{ours.divergence:.2e}"
             errors = [pair(ours, peers, field) for field in ("loss_error", "student_error", "weight_error")]
             lines.append([ours.case, ours.implementation, kl, *errors])
+            compared += sum(cell != "–" for cell in errors)
+            smaller += sum(cell != "–" and "**" not in cell for cell in errors)
     header = ("case", "what", "reverse KL, nats", "loss", "dX or dlogits", "dW")
-    return markdown_table(header, lines) if lines else UNKNOWN
+    summary = f"Ours is no larger than the smallest of the peers in {smaller} of {compared} (else the peer's is bold):"
+    return f"{summary}\n\n{markdown_table(header, lines)}" if lines else UNKNOWN
 
 
 def pair(ours: Record, peers: Iterable[Record], field: str) -> str:

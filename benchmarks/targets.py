@@ -98,6 +98,8 @@ def row(goal: Goal, ours: Record, peer: Record) -> Row:
         return Row(case, against, goal.target, None, ours_value or ours.failure, peer_value or peer.failure)
     if goal.against is None:
         return Row(case, against, goal.target, ours_value, ours_value)
+    if 0 in (*ours_value.values, *peer_value.values):  # memory too small to be seen: there is no ratio
+        return Row(case, against, goal.target, None, ours_value, peer_value)
     return compared(case, against, goal.target, ours_value, peer_value)
 
 

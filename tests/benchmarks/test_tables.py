@@ -85,6 +85,14 @@ def test_targets_name_both_objectives_and_failures(records: list[Record]) -> Non
     assert "| – | out of memory" not in ratio_table(made) and "out of memory: more than 3.0 GiB |" in ratio_table(made)
 
 
+def test_no_ratio_to_memory_that_is_not_seen(records: list[Record]) -> None:
+    unseen = [replace(r, peak_bytes=0) if r.implementation == OURS else r for r in records]
+    made = {(row.against, row.target.kind if row.target else ""): row for row in rows(goals(QUICK), unseen)}
+    found = made["plain PyTorch (gated)", "less memory"]
+    assert found.reached is None and found.met is None and str(found.ours) == "0.00 MiB"
+    assert tables.case_table(unseen) and tables.front_table(unseen)
+
+
 def test_the_front_page_shows_where_a_peer_is_better(records: list[Record]) -> None:
     found = {cells[0]: cells for cells in lines(tables.front_table(tables.main_case(records, "quick")))}
     assert found[PLAIN] == [PLAIN, "gated", "3.00x faster", "10.00x less", "2.00"]
@@ -94,7 +102,9 @@ def test_the_front_page_shows_where_a_peer_is_better(records: list[Record]) -> N
 
 
 def test_the_best_peer_s_errors_stand_beside_ours(records: list[Record]) -> None:
-    gated, reverse = lines(tables.best_peer_table(records))
+    summary, table = tables.best_peer_table(records).split("\n\n")
+    assert "in 3 of 6 " in summary
+    gated, reverse = lines(table)
     assert gated[3] == f"1.0e-06; 2.0e-06 ({PLAIN})" and reverse[3] == f"1.0e-06; **5.0e-07 ({TRL})**"
 
 
