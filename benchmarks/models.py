@@ -1,4 +1,4 @@
-"""The heads of models in use, and random problems of their shapes."""
+"""The heads of models in use."""
 
 from __future__ import annotations
 
