@@ -25,6 +25,8 @@ CASE_HEADER = (
 # The front page shows the lines of the case with every peer.
 FRONT_HEADER = ("against", "compared", "time", "memory beyond inputs and gradients", "error of dW, theirs / ours")
 UNKNOWN = "not measured"
+# Whose gradient is the same, though the loss is not.
+NEAREST = {"soft cross-entropy": "forward"}
 
 
 def target_tables(records: Sequence[Record], level: str) -> list[str]:
@@ -41,9 +43,9 @@ def case_table(records: Sequence[Record]) -> str:
 
 
 def ours_beside(record: Record, records: Iterable[Record]) -> Record | None:
-    """Ours of the same objective in the same case; where there is none, floors among them, the first of ours."""
+    """Ours of the same objective or gradient in the case; where there is none, floors among them, the first of ours."""
     ran = {r.objective: r for r in records if r.implementation in ALL_OURS and not r.failure}
-    return ran.get(record.objective, next(iter(ran.values()), None))
+    return ran.get(NEAREST.get(record.objective, record.objective), next(iter(ran.values()), None))
 
 
 def cells(record: Record, ours: Record | None) -> list[str]:
