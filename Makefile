@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types mutants bench traffic gpu clean
+.PHONY: help demo test lint types mutants bench bench-dev traffic gpu clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch goes first and pinned, so that no other requirement picks another build of it. A source that changed is
 # rebuilt by the editable install (ninja: only what changed).
@@ -38,8 +38,11 @@ types: $(BIN)/installed ## mypy
 mutants: $(BIN)/installed ## break the package in many ways and show that the tests notice each
 	$(BIN)/python -m tests.mutants
 
-bench: $(BIN)/installed ## the ratios of docs/benchmarks.md
-	$(BIN)/python -m benchmarks.ratios
+bench: $(BIN)/installed ## time, memory and error beside every peer that is installed, about an hour
+	$(BIN)/python -m benchmarks
+
+bench-dev: $(BIN)/installed ## kernels and the whole loss, compared with the last commit that this was run on
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-compare
 
 traffic: $(BIN)/installed ## bytes per logit and flops per token beside installed peers, counted without a GPU
 	$(BIN)/python -m benchmarks.traffic

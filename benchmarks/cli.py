@@ -1,4 +1,4 @@
-"""What both commands have in common: their options, and where the result goes."""
+"""The options of a command that writes one block of a page, and where its result goes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from .page import block, replace_block
 QUICK_LABEL = "**Quick run: small shapes and few rounds. These are not the published figures.**"
 
 
-def parse(module: str, summary: str, cases: Sequence[str], *, front_page: bool = False) -> argparse.Namespace:
-    """The options; with ``--capability`` the command continues in a new process that is restricted to it.
-
-    ``front_page``: whether the command has a short table for the README, too.
-    """
+def parse(module: str, summary: str, cases: Sequence[str]) -> argparse.Namespace:
+    """The options; with ``--capability`` the command continues in a new process that is restricted to it."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=summary)
     parser.add_argument("--only", action="append", choices=cases, metavar="CASE", help=f"of {', '.join(cases)}")
     parser.add_argument("--quick", action="store_true", help="small shapes, half a minute; not the published figures")
@@ -27,10 +24,8 @@ def parse(module: str, summary: str, cases: Sequence[str], *, front_page: bool =
     parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
-    if front_page:
-        parser.add_argument("--summary", type=Path, metavar="PAGE", help="replace the short table of this page")
     arguments = parser.parse_args()
-    if (arguments.write or (front_page and arguments.summary)) and (arguments.quick or arguments.only):
+    if arguments.write and (arguments.quick or arguments.only):
         parser.error("what is written is of whole runs only: leave out --quick and --only")
     if arguments.capability:
         imitate(arguments.capability, module)

@@ -14,6 +14,7 @@ import torch
 import eopd_kernels
 from eopd_kernels.backends import cpu
 
+from .gpu.device import Cuda
 from .measure import THREADS
 
 # All of these are read when a process starts, or at the first product.
@@ -38,13 +39,14 @@ def imitate(capability: str, module: str) -> None:
 def command(module: str) -> str:
     """What to type to repeat the run; where its measurements were kept says nothing to others."""
     words = sys.argv[1:]
-    if "--json" in words:
-        at = words.index("--json")
-        del words[at : at + 2]
+    for option in ("--json", "--out"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
     return shlex.join(["python", "-m", module, *words])
 
 
-def description(module: str, capability: str | None, load: float) -> dict[str, str]:
+def description(module: str, capability: str | None, load: float, device: str = "cpu") -> dict[str, str]:
     """Everything one needs to compare a figure with one's own; ``load``: the system's average before the run."""
     reason = cpu.unavailable()
     ours = cpu.description() if reason is None else f"plain-torch backend, {reason}"
@@ -52,14 +54,26 @@ def description(module: str, capability: str | None, load: float) -> dict[str, s
         "command": f"`{command(module)}`",
         "date": datetime.date.today().isoformat(),
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores ({', '.join(instruction_sets())})",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "threads": f"{THREADS}; load average before the run {load:.1f}",
         "torch": f"{torch.__version__}, kernels for {torch.backends.cpu.get_cpu_capability()}",
         "eopd_kernels": f"{eopd_kernels.__version__}, {ours}",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+    if device == "cuda":
+        described |= Cuda().facts()
     if capability is not None:
         described["restricted by"] = ", ".join(f"`{k}={v}`" for k, v in ENVIRONMENTS[capability].items())
     return described
+
+
+def available_memory() -> int:
+    """Bytes that processes can still take; all there are where the system does not tell."""
+    path = Path("/proc/meminfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_model() -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -59,25 +60,38 @@ def significant(value: float) -> str:
 
 
 def interleaved(steps: Mapping[str, Step], seconds: float) -> dict[str, Sample]:
-    """Times A B C A B C ... after one warm-up each, in rounds until ``seconds`` have gone: at least 3, at most 40.
-
-    A round of more than a minute stays the only one.
-    """
+    """Times steps of this process in :func:`rounds` after one warm-up each."""
     torch.set_num_threads(THREADS)
     for name, step in steps.items():
         progress(f"  warm-up: {name} {timed(step):.3f} s")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    begin = time.perf_counter()
-    for done in range(MOST_ROUNDS):
-        elapsed = time.perf_counter() - begin
-        least = 1 if elapsed > LONG_ROUND else LEAST_ROUNDS
-        if done >= least and elapsed > seconds:
-            break
-        for name, step in steps.items():
-            times[name].append(timed(step))
+    times = rounds({name: partial(timed, step) for name, step in steps.items()}, seconds)
     for name, values in times.items():
         progress(f"  {name}: {Sample(tuple(values), 's')}, {len(values)} rounds")
     return {name: Sample(tuple(values), "s") for name, values in times.items()}
+
+
+def rounds(
+    clocks: Mapping[str, Callable[[], float | None]], seconds: float, patience: float = LONG_ROUND
+) -> dict[str, list[float]]:
+    """Asks clocks in turn, A B C A B C ..., until ``seconds`` have gone: at least 3 rounds, at most 40.
+
+    Rounds that have taken more than ``patience`` seconds are enough, be there only one. A clock that answers None has
+    failed: it is asked no more and has no times, while the others go on.
+    """
+    times: dict[str, list[float]] = {name: [] for name in clocks}
+    begin = time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        elapsed = time.perf_counter() - begin
+        least = 1 if elapsed > patience else LEAST_ROUNDS
+        if not times or (done >= least and elapsed > seconds):
+            break
+        for name in list(times):
+            value = clocks[name]()
+            if value is None:
+                del times[name]
+            else:
+                times[name].append(value)
+    return times
 
 
 def timed(step: Step) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 NOISE = 0.3
 # Above log Σ exp of all the other logits, so that the token takes nearly all the mass.
@@ -20,6 +21,11 @@ class LogitsProblem:
     student: Tensor
     teacher: Tensor
 
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What a gradient is taken of."""
+        return (self.student,)
+
 
 @dataclass(frozen=True, eq=False)
 class HiddenProblem:
@@ -29,6 +35,14 @@ class HiddenProblem:
     teacher: Tensor
     student_weight: Tensor
     teacher_weight: Tensor
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What a gradient is taken of."""
+        return (self.student, self.student_weight)
+
+
+Problem = LogitsProblem | HiddenProblem
 
 
 def logits_problem(n: int, vocab_size: int) -> LogitsProblem:
@@ -40,15 +54,27 @@ def logits_problem(n: int, vocab_size: int) -> LogitsProblem:
     return LogitsProblem(student.requires_grad_(), teacher)
 
 
-def hidden_problem(n: int, vocab_size: int, dim: int, dtype: torch.dtype = torch.float32) -> HiddenProblem:
+def hidden_problem(
+    n: int,
+    vocab_size: int,
+    dim: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    teacher_dim: int | None = None,
+    noise: float = NOISE,
+) -> HiddenProblem:
+    """``teacher_dim``: ``dim`` or more; ``noise``: how far the teacher is from the student."""
     generator = torch.Generator().manual_seed(0)
     student_weight = torch.randn(vocab_size, dim, generator=generator) / dim**0.5
     student = torch.randn(n, dim, generator=generator) * row_scales(n, generator)
     sure = torch.arange(0, n, 2)
     # A head's row has a norm near 1, so that adding it PEAK times lifts its own logit by about PEAK.
     student[sure] += PEAK * student_weight[torch.randint(vocab_size, sure.shape, generator=generator)]
-    teacher = student + NOISE * torch.randn(n, dim, generator=generator)
-    teacher_weight = student_weight + 0.1 * NOISE * torch.randn(vocab_size, dim, generator=generator) / dim**0.5
+    wider = (teacher_dim or dim) - dim
+    # Dimensions that the student does not have hold noise alone, and the logits stay near the student's.
+    teacher = pad(student, (0, wider)) + noise * torch.randn(n, dim + wider, generator=generator)
+    teacher_weight = torch.randn(vocab_size, dim + wider, generator=generator).mul_(0.1 * noise / dim**0.5)
+    teacher_weight[:, :dim] += student_weight
     return HiddenProblem(
         student.to(dtype).requires_grad_(),
         teacher.to(dtype),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from .measure import Sample
 
@@ -32,27 +32,29 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One line. ``reached`` has the target's unit; ``peer`` is None where the target is absolute."""
+    """One line. ``reached`` has the target's unit; ``peer`` is None where the target is absolute.
+
+    A side that has failed is the words that say why, and then nothing is reached.
+    """
 
     case: str
     against: str
     target: Target | None
-    reached: Sample
-    ours: Sample
-    peer: Sample | None = None
+    reached: Sample | None
+    ours: Sample | str
+    peer: Sample | str | None = None
 
     @property
     def met(self) -> bool | None:
-        return None if self.target is None else self.target.met(self.reached)
+        return None if self.target is None or self.reached is None else self.target.met(self.reached)
 
     def cells(self) -> list[str]:
         verdict = {None: "–", True: "yes", False: "**no**"}[self.met]
-        target = "–" if self.target is None else str(self.target)
-        peer = "–" if self.peer is None else str(self.peer)
-        return [self.case, self.against, target, str(self.reached), verdict, str(self.ours), peer]
+        return [self.case, self.against, words(self.target), words(self.reached), verdict, *map(words, self.sides)]
 
-    def record(self) -> dict[str, Any]:
-        return {**asdict(self), "met": self.met}
+    @property
+    def sides(self) -> tuple[Sample | str, Sample | str | None]:
+        return self.ours, self.peer
 
 
 def compared(case: str, against: str, target: Target | None, ours: Sample, peer: Sample) -> Row:
@@ -64,25 +66,20 @@ def compared(case: str, against: str, target: Target | None, ours: Sample, peer:
 HEADER = ("case", "against", "target", "reached", "met", "ours, median (min–max)", "peer, median (min–max)")
 
 
+def words(value: object) -> str:
+    """A cell; a dash for what there is not."""
+    return "–" if value is None else str(value)
+
+
 def ratio_table(rows: Iterable[Row]) -> str:
     return markdown_table(HEADER, [row.cells() for row in rows])
-
-
-def summary_table(rows: Iterable[Row]) -> str:
-    """What a newcomer asks, in three columns, for a front page: how it compares with plain PyTorch, and its memory."""
-    lines = []
-    for row in rows:
-        if row.target is not None and (row.target.kind == "MiB" or row.against.startswith("plain PyTorch")):
-            unit = "" if row.target.kind == "MiB" else f" {row.target.kind}"
-            lines.append([row.case, row.against, f"{row.reached}{unit}"])
-    return markdown_table(("what", "against", "median (min–max)"), lines)
 
 
 def bound_table(rows: Iterable[Row]) -> str:
     """Rows without a target: one thing in units of another."""
     header = ("what", "in units of", "ratio", "median (min–max)", "of the unit")
     return markdown_table(
-        header, [[row.case, row.against, str(row.reached), str(row.ours), str(row.peer)] for row in rows]
+        header, [[row.case, row.against, words(row.reached), words(row.ours), words(row.peer)] for row in rows]
     )
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eopd_kernels import LMHead, Objective, entropy_aware_kl
+from eopd_kernels import memory as fresh_memory
 from eopd_kernels.rows import choose
 from eopd_kernels.schedules import tiling
 from eopd_kernels.sides import HiddenSide
 
-from . import plain
-from .problems import HiddenProblem, LogitsProblem
+from .problems import HiddenProblem, LogitsProblem, Problem
 
 Step = Callable[[], object]
+# Of raw logits: scale, softcap (none) and temperature of either side.
+TRANSFORMS = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,13 @@ class Prepared:
         return self.step()
 
 
-def plain_logits(problem: LogitsProblem, *, compiled: bool = False) -> Step:
-    """The plain loss of logits and its gradient, as it is or under torch.compile."""
-
-    loss = torch.compile(plain.logits_loss, fullgraph=True, dynamic=False) if compiled else plain.logits_loss
-    return lambda: gradients(loss(problem.student, problem.teacher), problem.student)
-
-
-def fused_logits(problem: LogitsProblem) -> Step:
-    """entropy_aware_kl of logits, forward and backward."""
-    return lambda: gradients(entropy_aware_kl(problem.student, problem.teacher).loss, problem.student)
+def of_loss(loss: Callable[[Any], Tensor], problem: Problem) -> Step:
+    """A loss of the problem and its gradients by the problem's leaves, forward and backward."""
+    return lambda: gradients(loss(problem), *problem.leaves)
 
 
 def inplace_logits(problem: LogitsProblem) -> Step:
-    """The same with ``inplace=True``: the gradient overwrites the logits, which are laid out anew before each step."""
+    """entropy_aware_kl with ``inplace=True``: the gradient overwrites the logits, laid out anew before each step."""
     values = problem.student.detach()
     leaf = torch.zeros((), requires_grad=True)
     memory = torch.zeros_like(values)
@@ -64,12 +60,35 @@ def inplace_logits(problem: LogitsProblem) -> Step:
     return Prepared(prepare, step)
 
 
-def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:
-    """The row function behind it, into an output that exists already."""
+def add(problem: LogitsProblem) -> Step:
+    """Two reads and one write for each logit, into memory that exists already."""
+    a, b, c = problem.student.detach(), problem.teacher, torch.zeros_like(problem.teacher)
+    return lambda: torch.add(a, b, out=c)
+
+
+def first_touch(problem: LogitsProblem) -> Step:
+    """A new tensor of the gradient's size, filled."""
+    return lambda: torch.empty_like(problem.teacher).fill_(1)
+
+
+def first_touch_in_huge_pages(problem: LogitsProblem) -> Step:
+    """The same in the memory that the loss asks for."""
+    teacher = problem.teacher
+    return lambda: fresh_memory.empty(teacher.shape, teacher.dtype, teacher.device).fill_(1)
+
+
+def scale_in_place(problem: LogitsProblem) -> Step:
+    """What an upstream gradient other than 1 adds."""
+    gradient, factor = torch.zeros_like(problem.teacher), problem.teacher.new_tensor(0.999)
+    return lambda: gradient.mul_(factor)
+
+
+def row_kernel(problem: LogitsProblem) -> Step:
+    """The row function behind the loss, into an output that exists already."""
+    out = torch.zeros_like(problem.teacher)
     functions = choose("auto", problem.student.device)
     objective = Objective()
-    weights = torch.ones(len(problem.student))
-    transforms = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    weights = problem.teacher.new_ones(len(problem.student))
     student = problem.student.detach()
     return lambda: functions.row_loss_and_gradient(
         student,
@@ -77,39 +96,20 @@ def row_kernel(problem: LogitsProblem, out: Tensor) -> Step:
         weights,
         objective.gate_threshold(student.shape[1]),
         list(objective.combination),
-        transforms,
+        TRANSFORMS,
         out,
     )
 
 
-def plain_hidden(problem: HiddenProblem) -> Step:
-    """The plain loss of hidden states, and the gradients of the student's hidden states and head."""
-    sides = (problem.student, problem.teacher, problem.student_weight, problem.teacher_weight)
-    return lambda: gradients(plain.hidden_loss(*sides), problem.student, problem.student_weight)
+def products(problem: HiddenProblem, tokens: int | None = None) -> Step:
+    """The four matrix products of the loss and nothing else, a chunk of tokens at a time, all buffers there already.
 
-
-def fused_hidden(problem: HiddenProblem, workspace_bytes: int | None = None) -> Step:
-    """entropy_aware_kl of hidden states, forward and backward."""
-    student_head, teacher_head = LMHead(problem.student_weight), LMHead(problem.teacher_weight)
-
-    def step() -> list[Tensor]:
-        output = entropy_aware_kl(
-            problem.student,
-            problem.teacher,
-            student_head=student_head,
-            teacher_head=teacher_head,
-            workspace_bytes=workspace_bytes,
-        )
-        return gradients(output.loss, problem.student, problem.student_weight)
-
-    return step
-
-
-def products(problem: HiddenProblem, tokens: int) -> Step:
-    """The four matrix products of the loss and nothing else, a chunk of tokens at a time, all buffers there already."""
+    ``tokens``: of a chunk; default: as many as entropy_aware_kl takes.
+    """
+    tokens = chunk_tokens(problem) if tokens is None else tokens
     student, student_weight = problem.student.detach(), problem.student_weight.detach()
     (n, _), vocab_size = student.shape, len(student_weight)
-    student_logits, teacher_logits = torch.empty(tokens, vocab_size), torch.empty(tokens, vocab_size)
+    student_logits, teacher_logits = student.new_empty(2, tokens, vocab_size)
     grad_hidden, grad_weight = torch.zeros_like(student), torch.zeros_like(student_weight)
 
     def step() -> None:
@@ -124,10 +124,15 @@ def products(problem: HiddenProblem, tokens: int) -> Step:
     return step
 
 
+def unchunked_products(problem: HiddenProblem) -> Step:
+    """The same for all tokens at once."""
+    return products(problem, len(problem.student))
+
+
 def grad_hidden_product(problem: HiddenProblem, tokens: int, dtype: torch.dtype) -> Step:
     """The product behind dX for a chunk of tokens, in this dtype."""
     weight = problem.student_weight.detach().to(dtype)
-    grad_logits = torch.ones(tokens, len(weight), dtype=dtype)
+    grad_logits = weight.new_ones(tokens, len(weight))
     return lambda: grad_logits @ weight
 
 
@@ -135,8 +140,8 @@ def chunk_tokens(problem: HiddenProblem, workspace_bytes: int | None = None) -> 
     """The tokens that entropy_aware_kl takes at a time."""
     student = HiddenSide(problem.student, LMHead(problem.student_weight), len(problem.student_weight))
     teacher = HiddenSide(problem.teacher, LMHead(problem.teacher_weight), len(problem.teacher_weight))
-    n = len(problem.student)
-    return tiling("chunked", n, student, teacher, gathered=False, workspace_bytes=workspace_bytes).tokens
+    n, device = len(problem.student), problem.student.device
+    return tiling("chunked", n, student, teacher, False, workspace_bytes, device).tokens
 
 
 def gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:

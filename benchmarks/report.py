@@ -1,0 +1,98 @@
+"""``python -m benchmarks.report``: docs/benchmarks.md and the README's table and plot, from the CSV beside them.
+
+Nothing is measured here, and nothing on those pages that is a figure is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import plots, tables
+from .cli import QUICK_LABEL
+from .matrix import DIVERGENCE, GROUPS, GROWTH_TOKENS, GROWTH_VOCAB, MODELS, REAL, TARGETS
+from .page import block, replace_block
+from .records import Record, read, read_facts
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE, FRONT_PAGE = ROOT / "docs" / "benchmarks", ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+# The results that have a place on the page, and the one that stands on the front page.
+STEMS = ("cpu", "cpu-avx2", "cuda")
+FRONT = "cpu"
+TITLES = {
+    TARGETS: "What it must reach",
+    MODELS: "Heads of models",
+    REAL: "Real hidden states",
+    GROWTH_TOKENS: "More tokens",
+    GROWTH_VOCAB: "Larger vocabularies",
+    DIVERGENCE: "From a student near its teacher to one far from it",
+}
+CAPTIONS = {
+    "memory": "Peak memory against tokens × vocabulary",
+    "time": "Time against tokens",
+    "error": "Relative error of the gradients against the reverse KL",
+}
+
+
+def report(folder: Path, stem: str, images: str) -> str:
+    """The results of ``folder`` as Markdown; ``images``: where the page finds its plots."""
+    records, facts = read(folder / f"{stem}.csv"), read_facts(folder / f"{stem}.json")
+    level = facts.pop("level")
+    parts = [QUICK_LABEL] if level == "quick" else []
+    for group in GROUPS:
+        mine = [record for record in records if record.group == group]
+        if mine:
+            parts += [f"### {TITLES[group]}", *section(group, mine, level), *pictures(folder, stem, images, group)]
+    parts += ["### Errors beside the best peer's", tables.best_peer_table(records)]
+    return block(facts, parts)
+
+
+def section(group: str, records: Sequence[Record], level: str) -> list[str]:
+    if group in (GROWTH_TOKENS, GROWTH_VOCAB):
+        return [tables.growth_table(records, group)]
+    parts = tables.target_tables(records, level) if group == TARGETS else []
+    for title, lines in tables.case_titles(records).items():
+        parts += [f"{title}{known_divergence(lines)}:", tables.case_table(lines)]
+    return parts
+
+
+def known_divergence(records: Sequence[Record]) -> str:
+    for record in records:
+        if record.divergence is not None:
+            return f" (errors of the first {record.error_tokens} tokens, mean reverse KL {record.divergence:.3g} nats)"
+    return ""
+
+
+def pictures(folder: Path, stem: str, images: str, group: str) -> list[str]:
+    shown = {GROWTH_TOKENS: ("time",), GROWTH_VOCAB: ("memory",), DIVERGENCE: ("error",)}.get(group, ())
+    return [
+        f"![{CAPTIONS[name]}]({images}/{stem}-{name}.png)" for name in shown if (folder / f"{stem}-{name}.png").exists()
+    ]
+
+
+def front_page(folder: Path, stem: str, images: str) -> str:
+    """The short table, with when and where, and one plot."""
+    records, facts = read(folder / f"{stem}.csv"), read_facts(folder / f"{stem}.json")
+    level = facts["level"]
+    mine = tables.main_case(records, level)
+    parts = [QUICK_LABEL] if level == "quick" else []
+    parts += [f"{record.case}; {facts['date']}, {facts['CPU']}, {facts['command']}:" for record in mine[:1]]
+    parts += [tables.front_table(mine)]
+    if (folder / f"{stem}-memory.png").exists():
+        parts.append(f"![{CAPTIONS['memory']}]({images}/{stem}-memory.png)")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__).parse_args()
+    for stem in STEMS:
+        if (RESULTS / f"{stem}.csv").exists():
+            plots.draw(read(RESULTS / f"{stem}.csv"), RESULTS, stem)
+            replace_block(PAGE, f"results {stem}", report(RESULTS, stem, "benchmarks"))
+    if (RESULTS / f"{FRONT}.csv").exists():
+        replace_block(FRONT_PAGE, "figures", front_page(RESULTS, FRONT, "docs/benchmarks"))
+
+
+if __name__ == "__main__":
+    main()

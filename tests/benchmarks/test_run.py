@@ -1,0 +1,122 @@
+"""The harness: who fails gets a line that says why, memory that is known is seen, turns alternate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.implementations import HIDDEN, OURS, PLAIN, PRODUCTS
+from benchmarks.measure import LEAST_ROUNDS, MIB, rounds
+from benchmarks.problems import HiddenProblem, hidden_problem, logits_problem
+from benchmarks.records import append, read
+from benchmarks.run import run
+from benchmarks.truth import errors, first_tokens, truth
+from benchmarks.worker import load, save, tiny
+from tests.benchmarks import fakes
+from tests.benchmarks.fakes import FAKES, HELD, case
+
+# The system counts pages in batches of some per thread.
+BATCHES = MIB
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run") / "log"
+
+
+def test_whoever_fails_gets_a_line_and_the_others_their_figures(log: Path) -> None:
+    records = {r.implementation: r for r in run(case(*FAKES, limit=4.0), "cpu", log)}
+    assert list(records) == list(FAKES)
+    failures = {name: r.failure for name, r in records.items() if r.failure}
+    assert failures.pop("greedy").startswith("out of memory: more than ")
+    assert failures == {
+        "broken": "RuntimeError: wants a / GPU",
+        "breaking at the third": "RuntimeError: wants a / GPU",
+        "dying": "the process ended with status 7",
+        "sleeping": "out of time: more than 4 s",
+        "missing": "not installed: no-such-package",
+        "for GPUs": "for GPUs only",
+    }
+    assert all(records[name].seconds == () and records[name].peak_bytes is None for name in failures)
+    for name in ("small", "holding"):
+        assert len(records[name].seconds) >= LEAST_ROUNDS and min(records[name].seconds) > 0
+    gradients = 4 * (fakes.TOKENS + fakes.VOCAB) * fakes.DIM
+    assert records["small"].gradient_bytes == gradients
+    small, holding = records["small"].peak_bytes, records["holding"].peak_bytes
+    assert small is not None and small < 16 * MIB
+    assert holding is not None and HELD - BATCHES <= holding < HELD + 16 * MIB
+
+
+def test_without_inputs_every_line_says_so(log: Path) -> None:
+    given = replace(case("small", "broken"), source=fakes.no_problem)
+    records = run(given, "cpu", log)
+    assert [r.failure for r in records] == ["no inputs: ValueError: there are no inputs"] * 2
+
+
+def test_ours_is_measured_beside_the_floor(log: Path) -> None:
+    given = replace(case("small"), implementations=tuple(HIDDEN[name] for name in (PRODUCTS, OURS, PLAIN)))
+    products, ours, plain = run(given, "cpu", log)
+    assert products.seconds and products.peak_bytes is None and products.student_error is None
+    for record in (ours, plain):
+        assert record.seconds and record.peak_bytes is not None and record.error_tokens == 4
+        assert record.loss_error is not None and record.loss_error < 1e-4
+        assert record.student_error is not None and 0 < record.student_error < 1e-3
+        assert record.weight_error is not None and 0 < record.weight_error < 1e-3
+        assert record.divergence is not None and record.divergence > 0
+
+
+def test_a_clock_that_fails_leaves_the_others_in_turn() -> None:
+    seen: list[str] = []
+
+    def clock(name: str) -> float | None:
+        seen.append(name)
+        return None if name == "B" and seen.count("B") == 2 else 1.0
+
+    times = rounds({name: lambda name=name: clock(name) for name in "ABC"}, seconds=0)  # type: ignore[misc]
+    assert "".join(seen) == "ABC" + "ABC" + "AC" * (LEAST_ROUNDS - 2)
+    assert list(times) == ["A", "C"] and {len(values) for values in times.values()} == {LEAST_ROUNDS}
+
+
+def test_long_rounds_are_not_repeated() -> None:
+    assert len(rounds({"A": lambda: 1.0}, seconds=0, patience=-1)["A"]) == 1
+
+
+@pytest.mark.parametrize("problem", [hidden_problem(6, 40, 8, torch.bfloat16), logits_problem(6, 40)], ids=["h", "l"])
+def test_a_problem_comes_back_from_its_file(problem: HiddenProblem, tmp_path: Path) -> None:
+    save(problem, tmp_path / "problem.pt")
+    loaded = load(tmp_path / "problem.pt", torch.device("cpu"))
+    assert type(loaded) is type(problem) is type(tiny(loaded))
+    for name, side in vars(problem).items():
+        assert torch.equal(getattr(loaded, name), side) and getattr(loaded, name).requires_grad == side.requires_grad
+
+
+def test_records_come_back_from_the_csv(tmp_path: Path) -> None:
+    record = replace(
+        case("small").record(FAKES["small"]), seconds=(0.25, 0.5), peak_bytes=12, gradient_bytes=3, loss_error=1e-7
+    )
+    failed = replace(case("broken").record(FAKES["broken"]), failure='a "quoted", failure')
+    append(tmp_path / "a.csv", [record])
+    append(tmp_path / "a.csv", [failed])
+    assert read(tmp_path / "a.csv") == [record, failed] and read(tmp_path / "none.csv") == []
+
+
+def test_truth_is_that_of_autograd_and_errors_are_relative() -> None:
+    problem = first_tokens(hidden_problem(70, 40, 8), 50)
+    assert isinstance(problem, HiddenProblem)
+    exact = truth(problem, "reverse")
+    wide = HiddenProblem(*(side.detach().double() for side in vars(problem).values()))
+    for leaf in wide.leaves:
+        leaf.requires_grad_()
+    log_p, log_q = (
+        (x @ w.t()).log_softmax(-1)
+        for x, w in ((wide.student, wide.student_weight), (wide.teacher, wide.teacher_weight))
+    )
+    loss = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    loss.backward()
+    gradients = [leaf.grad for leaf in wide.leaves if leaf.grad is not None]
+    assert errors(loss, gradients, exact) == pytest.approx((0, 0, 0), abs=1e-12)
+    found = errors(loss * 1.5, [1.25 * gradients[0], 0.5 * gradients[1]], exact)
+    assert found == pytest.approx((0.5, 0.25, 0.5))
