@@ -14,7 +14,8 @@ def formula(objective: Objective) -> str:
     forward = half_term(forward_coefficient(objective, gated), "F", objective.forward)
     total = " + ".join(term for term in (reverse, forward) if term) or "0"
     factor = objective.loss_factor
-    lines = [f"L = {total}" if factor == 1 else f"L = {factor:g}·({total})"]
+    inner = f"({total})" if " + " in total else total
+    lines = [f"L = {total}" if factor == 1 else f"L = {factor:g}·{inner}"]
     if reverse:
         lines.append(f"  R = {reverse_formula(objective.reverse)}")
     if forward:

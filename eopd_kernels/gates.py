@@ -71,7 +71,7 @@ class QuantileGate:
 
     Args:
         quantile: the share of valid tokens whose gate stays shut, in [0, 1]. Default 0.8: the fifth with the highest
-            entropy is open (as in arXiv 2506.01939, "forking tokens").
+            entropy is open (the share of arXiv 2506.01939, whose entropy is the student's).
         of: ``"teacher"`` (default) or ``"student"``.
 
     Raises:

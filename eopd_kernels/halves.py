@@ -17,7 +17,7 @@ class Sampled:
     its gradient is that of the full reverse KL.
 
     Args:
-        clip_low: ε_low in [0, 1). Default 0.2, as in PPO.
+        clip_low: ε_low in [0, 1]. Default 0.2, as in PPO.
         clip_high: ε_high ≥ 0. Default 0.2.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,30 @@ class LMHead:
         if self.scale == 0:
             raise ValueError("LMHead.scale must not be 0")
         self.softcap = None if softcap is None else finite("LMHead.softcap", softcap, above=0.0)
+
+    @classmethod
+    def from_model(cls, model: Any) -> LMHead:
+        """The head of a transformers causal language model: applied to its last hidden state it gives its logits.
+
+        Reads the model's class and config for a logit scale (Cohere, Falcon-H1, Granite, ...) and a final softcap
+        (Gemma, ...); nothing of transformers is imported. The weight is the model's own parameter, tied or not, so that
+        gradients reach it; call this again after the model's output layer was replaced or resized.
+
+        Args:
+            model: anything with ``get_output_embeddings()`` and a ``config``, also inside torch.compile, data
+                parallelism or PEFT.
+
+        Raises:
+            TypeError: ``model`` is not such a model.
+            ValueError: its logits cannot be expressed, or what happens to them is not known: no output embeddings, an
+                adapter on the output layer, a quantised or sharded weight, a layer before it, an encoder-decoder, or a
+                class that is not known here whose config has a field like ``logit_scale``. The message says which, and
+                what to do instead.
+        """
+        from .model_head import parts_of
+
+        weight, bias, scale, softcap = parts_of(model)
+        return cls(weight, bias, scale=scale, softcap=softcap)
 
     def __repr__(self) -> str:
         return (

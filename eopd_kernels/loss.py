@@ -169,8 +169,8 @@ class EntropyAwareKLLoss(nn.Module):
     Args:
         objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes: as there.
 
-    ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items``; it returns
-    an :class:`EntropyAwareKLOutput`.
+    ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
+    old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
     """
 
     def __init__(

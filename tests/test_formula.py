@@ -25,6 +25,7 @@ def mine(statistics: RowStatistics) -> Tensor:
         (Objective.forward_kl(), ["L = F"]),
         (Objective.jsd(0.3), ["L = 0.7·R + 0.3·F", "R = KL(p ‖ 0.7·p + 0.3·q)", "F = KL(q ‖ 0.3·q + 0.7·p)"]),
         (Objective(temperature=2.0, temperature_squared=True), ["L = 4·(R + g·F)"]),
+        (Objective(temperature=2.0, temperature_squared=True, gate="always", reverse="none"), ["L = 4·F"]),
         (Objective(reverse=Sampled(0.1, 0.3), forward="none"), ["L = R", "clip(r, 0.9, 1.3)"]),
         (
             Objective(forward=TopK(8, teacher="raw", tail=True)),
