@@ -13,7 +13,7 @@ from torch import Tensor
 from . import devices
 from .head import LMHead, compute_dtype, described, tensors_of
 from .objective import Objective
-from .rows import RowFunctions, choose
+from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -129,6 +129,12 @@ def checked(
 
     dtype = compute_dtype(student, teacher, student_weight, student_bias, teacher_weight, teacher_bias)
     weights = token_weights(student, mask, labels, ignore_index, dtype)
+    compared = common_vocabulary(width(student, student_head), width(teacher, teacher_head), vocab_size)
+    blocks = Logits(
+        compared,
+        student.dtype if student_head is None else dtype,
+        teacher.dtype if teacher_head is None else dtype,
+    )
     return Call(
         student,
         teacher,
@@ -141,8 +147,8 @@ def checked(
             reduction,
             resolve_schedule(schedule, reduction),
             check_inplace(inplace, student, student_head, resolve_schedule(schedule, reduction)),
-            choose(backend, student.device),
-            common_vocabulary(width(student, student_head), width(teacher, teacher_head), vocab_size),
+            choose(backend, student.device, blocks),
+            compared,
             check_workspace(workspace_bytes),
             transform(student_head),
             transform(teacher_head),

@@ -11,13 +11,16 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from benchmarks import emulation
 from tests import interpreter
 
 interpreter.switch_on()  # before anything imports Triton
+if not torch.cuda.is_available():
+    emulation.switch_on()
 
 # ruff: noqa: E402
 from eopd_kernels import EntropyGate, LMHead, Objective
-from eopd_kernels.backends import triton
+from eopd_kernels.backends import cuda, triton
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
 
@@ -145,7 +148,8 @@ def make_case(
 def size(backend: str) -> dict[str, Any]:
     """The size of ``make_case`` on a backend: a row takes Triton's interpreter 20 ms, so there it has fewer of them,
     and longer ones, because a tile holds 1,024 columns."""
-    if backend == "triton" and triton.takes(torch.device("cpu")):
+    slow = {"triton": triton, "cuda": cuda}.get(backend)
+    if slow is not None and slow.takes(torch.device("cpu")):
         return {"leading": (3, 4), "vocab_size": 1300}
     return {}
 

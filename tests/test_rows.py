@@ -226,10 +226,11 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice) -
 def test_a_nan_stays_in_its_row(functions: RowFunctions, combine: Combine) -> None:
     for side, column in ((0, 0), (0, 4000), (1, 17), (1, 5002)):
         blocks = block(4, 5003)
-        clean = functions.row_statistics(*blocks, IDENTITY)
-        blocks[side][2, column] = math.nan
         out = torch.empty(4, 5003)
         weights = torch.ones(4)
+        clean, _ = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
+        blocks[side][2, column] = math.nan
+        out = torch.empty(4, 5003)
         packed, gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
         statistics = RowStatistics(packed)
         assert statistics.reverse_kl[2].isnan() and statistics.forward_kl[2].isnan()
@@ -279,7 +280,7 @@ def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])
 def test_an_unknown_backend_is_refused(name: str) -> None:
-    known = r"\('cpu', 'triton', 'torch'\)"
+    known = r"\('cpu', 'cuda', 'triton', 'torch'\)"
     with pytest.raises(ValueError, match=rf"backend must be 'auto' or one of {known}, got"):
         choose(name, torch.device("cpu"))
 
