@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from benchmarks import emulation
+from benchmarks.cuda import emulation
 from tests import interpreter
 
 interpreter.switch_on()  # before anything imports Triton
@@ -23,6 +23,7 @@ from eopd_kernels import EntropyGate, LMHead, Objective
 from eopd_kernels.backends import cuda, triton
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
+from tests.canaries import Guarded, guarded_tensors
 
 # The problems are small: a second thread would only wait. Tests of threading set the number they need.
 torch.set_num_threads(1)
@@ -55,6 +56,13 @@ def backend(request: pytest.FixtureRequest) -> str:
     if size(request.param) and request.node.get_closest_marker("many_rows"):
         pytest.skip("a row takes Triton's interpreter 20 ms")
     return request.param
+
+
+@pytest.fixture
+def guarded() -> Iterator[Guarded]:
+    """Makes tensors between canaries, and checks them when the test is over."""
+    with guarded_tensors() as guard:
+        yield guard
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ setup.py neither builds it nor ships it.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "emulation"
 VARIABLE = "EOPD_CUDA_EMULATION"
 # The kernels' own pragmas are nvcc's, and setjmp does not go with the checks of a hardened longjmp.
@@ -85,3 +87,26 @@ def digest(sources: Path, command: tuple[str, ...]) -> str:
     for path in files:
         state.update(f"{path.relative_to(sources)}\n".encode() + path.read_bytes())
     return state.hexdigest()[:16]
+
+
+def variant(folder: Path, file: str, changed: str, flags: Sequence[str] = ()) -> Path:
+    """A module of sources in which ``file`` of csrc/cuda has become ``changed``, for float32 logits alone."""
+    sources = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", sources)
+    for path in (sources / "cuda").glob("launchers_*.cu"):
+        if path.stem != "launchers_32_32":
+            path.write_text(
+                f'#include "launchers.h"\n'
+                f"namespace eopd::cuda {{ extern const Launchers {path.stem}; const Launchers {path.stem}{{}}; }}\n"
+            )
+    (sources / "cuda" / file).write_text(changed)
+    return build(sources, flags=flags)
+
+
+def loaded(module: Path) -> ModuleType:
+    """A module beside the one that the backend uses; pybind11 hands out one of each full name."""
+    spec = importlib.util.spec_from_file_location(f"{module.parent.name}._cuda", module)
+    assert spec is not None and spec.loader is not None
+    result = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(result)
+    return result
