@@ -14,19 +14,19 @@ namespace eopd::cuda {
 
 enum class Kept : int { nothing = 0, shared = 1, registers = 2 };
 
-// Groups under way per thread. 768 threads of a multiprocessor with 32 bytes in each of 3 are 72 KB, where latency times
+// Groups under way per thread. 640 threads of a multiprocessor with 32 bytes in each of 3 are 60 KB, where latency times
 // bandwidth is some 20 KB on an H100 and 43 KB on a B200 (0.8 us; data sheets, not measured); a deeper ring would take
 // shared memory from the streaming kernel.
 constexpr int groups_ahead = 3;
 constexpr int ring_groups = groups_ahead + 1;
 
-// What a CTA is compiled for. Two CTAs of 384 threads leave a thread 80 registers; 512 left it 64, and it spilled.
-// Where registers keep the teacher, two of 192 leave it 168, 100 of them for 25 vectors: V = 153,600 in fp32 on a cluster
-// of 8, twice that on 16. 16-bit logits take more registers to compute with, and 22 vectors hold V = 270,336.
-constexpr int usual_threads = 384;
+// What a CTA is compiled for. Two of 320 threads leave a thread 96 registers; 384 left it 80, 512 left it 64, and both
+// spilled. Where registers keep the teacher, two of 192 leave it 168, 100 of them for 25 vectors: V = 153,600 in fp32 on
+// a cluster of 8, twice that on 16. Groups of 8 columns take more registers to compute with, and spilled beside 25.
+constexpr int usual_threads = 320;
 constexpr int threads_with_registers = 192;
-template <typename Bits>
-constexpr int vectors_in_registers = Bits::bytes == 4 ? 25 : 22;
+template <typename Sides>
+constexpr int vectors_in_registers = Sides::columns == 4 ? 25 : 24;
 
 // Shared memory as slots of a group each; the vectors of a group lie apart, so that neighbouring threads touch neighbouring
 // 16 bytes.
@@ -97,9 +97,6 @@ __host__ __device__ __forceinline__ int most_groups(int columns, int parts) {
   return (columns / Sides::columns + parts - 1) / parts;
 }
 
-template <typename Sides, Kept kept>
-class OnChip;
-
 // nothing and shared: the ring and the whole part differ in the number of slots, and in what a second visit has to do.
 template <typename Sides, Kept kept>
 class OnChip {
@@ -147,11 +144,15 @@ class OnChip {
   Slots<Sides, true> slots_;
 };
 
+// Registers have no index, so a loop over them would have to be unrolled: 25 times the code of a group, 370 KB of it. Here
+// they turn: the loop's body is a chunk of groups at a fixed place, and once per chunk all of them move on by one chunk,
+// 20 moves a group.
 template <typename Sides>
 class OnChip<Sides, Kept::registers> {
  public:
   static constexpr int threads = threads_with_registers, blocks_per_multiprocessor = 2;
-  static constexpr int most = vectors_in_registers<typename Sides::Teacher> / Sides::teacher_vectors;
+  static constexpr int chunk = (Sides::columns == 4 ? 5 : 4) / Sides::teacher_vectors;
+  static constexpr int chunks = vectors_in_registers<Sides> / Sides::teacher_vectors / chunk, most = chunks * chunk;
 
   static int64_t shared_bytes(int columns, int parts, int) {
     return int64_t(16) * most_groups<Sides>(columns, parts) * Slots<Sides, false>::vectors;
@@ -162,24 +163,23 @@ class OnChip<Sides, Kept::registers> {
 
   template <typename Function>
   __device__ __forceinline__ void visit(const Slice<Sides>& slice, Function function) {
-#pragma unroll
-    for (int i = 0; i < groups_ahead; ++i) fetch(slice, i);
-#pragma unroll
-    for (int i = 0; i < most; ++i) {
-      if (i + groups_ahead < most) {
-        fetch(slice, i + groups_ahead);
-      } else {
-        hardware::close_copies();
-      }
-      hardware::wait_for_copies<groups_ahead>();
-      use(slice, i, function);
+    fetch_chunk(slice, 0);
+#pragma unroll 1
+    for (int first = 0; first < most; first += chunk) {
+      turn();  // the chunk that was fetched to the front is the last one now
+      hardware::wait_for_copies<0>();
+      fetch_chunk(slice, first + chunk);
+      use_chunk(slice, first, most - chunk, function);
     }
   }
 
   template <typename Function>
   __device__ __forceinline__ void visit_again(const Slice<Sides>& slice, Function function) {
-#pragma unroll
-    for (int i = 0; i < most; ++i) use(slice, i, function);
+#pragma unroll 1
+    for (int first = 0; first < most; first += chunk) {
+      use_chunk(slice, first, 0, function);
+      turn();
+    }
   }
 
  private:
@@ -187,25 +187,45 @@ class OnChip<Sides, Kept::registers> {
     return i * hardware::threads_per_block() + hardware::thread_index();
   }
 
-  __device__ __forceinline__ void fetch(const Slice<Sides>& slice, int i) {
-    const int group = group_of(i);
-    slots_.fetch(slice, group, group);
-    if (group >= slice.groups) return;
-    const int column = slice.first_column + group * Sides::columns;
-    if (slice.teacher_aligned) {
+  // The thread's groups from `first` on, the teacher's into the front; none beyond the last chunk, whose front is in use.
+  __device__ __forceinline__ void fetch_chunk(const Slice<Sides>& slice, int first) {
+    if (first >= most) return;
 #pragma unroll
-      for (int j = 0; j < Sides::teacher_vectors; ++j)
-        teacher_[i].vector[j] =
-            hardware::load_logits(slice.teacher + int64_t(column) * Sides::Teacher::bytes + 16 * j);
-    } else {
-      teacher_[i] = Sides::Teacher::template gather<Sides::columns>(slice.teacher, column, slice.block.teacher.dtype);
+    for (int i = 0; i < chunk; ++i) {
+      const int group = group_of(first + i);
+      slots_.fetch(slice, group, group);
+      if (group < slice.groups) teacher_[i] = teacher_group(slice, group);
     }
   }
 
+  __device__ __forceinline__ typename Sides::TeacherGroup teacher_group(const Slice<Sides>& slice, int group) {
+    const int column = slice.first_column + group * Sides::columns;
+    if (!slice.teacher_aligned)
+      return Sides::Teacher::template gather<Sides::columns>(slice.teacher, column, slice.block.teacher.dtype);
+    typename Sides::TeacherGroup teacher;
+#pragma unroll
+    for (int j = 0; j < Sides::teacher_vectors; ++j)
+      teacher.vector[j] = hardware::load_logits(slice.teacher + int64_t(column) * Sides::Teacher::bytes + 16 * j);
+    return teacher;
+  }
+
+  // The same groups, the teacher's from where they are.
   template <typename Function>
-  __device__ __forceinline__ void use(const Slice<Sides>& slice, int i, Function function) {
-    const int group = group_of(i);
-    if (group < slice.groups) function(slice.first_column + group * Sides::columns, slots_.student(group), teacher_[i]);
+  __device__ __forceinline__ void use_chunk(const Slice<Sides>& slice, int first, int where, Function function) {
+#pragma unroll
+    for (int i = 0; i < chunk; ++i) {
+      const int group = group_of(first + i);
+      if (group < slice.groups)
+        function(slice.first_column + group * Sides::columns, slots_.student(group), teacher_[where + i]);
+    }
+  }
+
+  __device__ __forceinline__ void turn() {
+    typename Sides::TeacherGroup front[chunk];
+#pragma unroll
+    for (int i = 0; i < chunk; ++i) front[i] = teacher_[i];
+#pragma unroll
+    for (int i = 0; i < most; ++i) teacher_[i] = i + chunk < most ? teacher_[i + chunk] : front[i + chunk - most];
   }
 
   Slots<Sides, false> slots_;

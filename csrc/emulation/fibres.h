@@ -1,7 +1,7 @@
 // A cluster of CTAs on one CPU thread: a fibre per CUDA thread, switched at barriers and shuffles, in a shuffled order.
 //
-// Between two switches a fibre runs alone, so that a missing barrier shows as a fibre that reads what another has not
-// written yet, under some seed. Shared memory is a heap block per CTA, of exactly the size that the launch asks for, full
+// Unfair on purpose: a CTA, and in it a warp, goes as far as it can before the next one gets its turn. A missing barrier
+// then shows, under some seed, as a fibre that reads what another has not written yet, or what is not there any more. Shared memory is a heap block per CTA, of exactly the size that the launch asks for, full
 // of NaN when a CTA begins and when it has ended.
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <utility>
@@ -86,22 +87,16 @@ class Cluster {
     index = of_index, count = of_count, size = of_size, threads = of_threads;
     body_ = &body;
     prepare(shared_bytes);
-    std::mt19937_64 random(seed);
-    std::vector<int> order(size * threads);
-    for (int i = 0; i < size * threads; ++i) order[i] = i;
+    random_.seed(seed);
+    left_ = size * threads;
     current() = this;
-    for (size_t left = order.size(); left > 0;) {
-      std::shuffle(order.begin(), order.end(), random);
+    std::vector<int> order(size);
+    std::iota(order.begin(), order.end(), 0);
+    while (left_ > 0) {
+      std::shuffle(order.begin(), order.end(), random_);
       bool progress = false;
-      for (const int i : order) {
-        Fibre& fibre = *fibres_[i];
-        if (fibre.done || (fibre.awaited != nullptr && fibre.awaited->generation == fibre.generation)) continue;
-        fibre.awaited = nullptr;
-        enter(fibre);
-        progress = true;
-        if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
-        if (fibre.done) --left;
-      }
+      for (const int rank : order)
+        while (advance_cta(rank)) progress = true;
       if (!progress) throw std::runtime_error("deadlock: threads wait at barriers that others will not reach");
     }
   }
@@ -123,6 +118,34 @@ class Cluster {
 
  private:
   static constexpr size_t stack_bytes = 256 << 10;
+
+  // Each warp until all of its threads wait for others, or have ended; whether any thread did anything.
+  bool advance_cta(int rank) {
+    std::vector<int> order(threads / warp_size);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_);
+    bool progress = false;
+    for (const int warp : order)
+      while (advance_warp(rank * threads + warp * warp_size)) progress = true;
+    return progress;
+  }
+
+  bool advance_warp(int first) {
+    int order[warp_size];
+    std::iota(order, order + warp_size, first);
+    std::shuffle(order, order + warp_size, random_);
+    bool progress = false;
+    for (const int i : order) {
+      Fibre& fibre = *fibres_[i];
+      if (fibre.done || (fibre.awaited != nullptr && fibre.awaited->generation == fibre.generation)) continue;
+      fibre.awaited = nullptr;
+      enter(fibre);
+      progress = true;
+      if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+      if (fibre.done) --left_;
+    }
+    return progress;
+  }
 
   void prepare(int64_t shared_bytes) {
     ctas.clear();
@@ -217,6 +240,8 @@ class Cluster {
 #else
   jmp_buf scheduler_;
 #endif
+  std::mt19937_64 random_;
+  int left_ = 0;  // fibres that have not ended
   Barrier barrier_;
   Fibre* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;

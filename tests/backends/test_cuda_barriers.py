@@ -18,7 +18,7 @@ from tests.test_rows import IDENTITY, block
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
 KERNELS = emulation.ROOT / "csrc" / "cuda"
-BARRIER = re.compile(r"hardware::(block_barrier|cluster_barrier|wait_for_copies<groups_ahead>)\(\);")
+BARRIER = re.compile(r"hardware::(block_barrier|cluster_barrier|wait_for_copies<\w+>)\(\);")
 SEEDS = range(8)
 
 
@@ -31,7 +31,12 @@ def barriers() -> Iterator[tuple[str, int]]:
 
 def test_they_are_found() -> None:
     found = [BARRIER.match((KERNELS / name).read_text(), at)[1] for name, at in barriers()]  # type: ignore[index]
-    assert sorted(found) == ["block_barrier", *2 * ["cluster_barrier"], *2 * ["wait_for_copies<groups_ahead>"]]
+    assert sorted(found) == [
+        "block_barrier",
+        *2 * ["cluster_barrier"],
+        "wait_for_copies<0>",
+        "wait_for_copies<groups_ahead>",
+    ]
 
 
 @pytest.mark.parametrize(("file", "position"), list(barriers()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -51,16 +52,17 @@ def test_two_clusters_share_a_multiprocessor_of_an_h100(vocab_size: int, itemsiz
 
 
 def test_the_smallest_sufficient_cluster_is_taken() -> None:
-    assert resident(Row(1000, 4, 4), H100) == Plan(SHARED, 1, 384)
-    assert resident(Row(32_000, 4, 4), H100) == Plan(SHARED, 4, 384)
-    assert resident(Row(151_936, 2, 2), H100) == Plan(SHARED, 8, 384)
+    assert resident(Row(1000, 4, 4), H100) == Plan(SHARED, 1, 320)
+    assert resident(Row(32_000, 4, 4), H100) == Plan(SHARED, 4, 320)
+    assert resident(Row(151_936, 2, 2), H100) == Plan(SHARED, 8, 320)
 
 
 def test_registers_keep_a_side_where_shared_memory_is_short() -> None:
-    assert resident(Row(151_936, 4, 4), H100) == Plan(REGISTERS, 8, 192)
-    assert resident(Row(262_144, 4, 4), H100) == Plan(REGISTERS, 16, 192)
-    # One cluster at a time is better than a second visit.
     assert resident(Row(128_256, 4, 4), RTX) == Plan(REGISTERS, 8, 192)
+    assert resident(Row(262_144, 4, 4), H100) == Plan(REGISTERS, 16, 192)
+    # 16 CTAs are not granted everywhere.
+    assert resident(Row(151_936, 4, 4), H100) == Plan(SHARED, 16, 320)
+    assert resident(Row(151_936, 4, 4), replace(H100, largest_cluster=8)) == Plan(REGISTERS, 8, 192)
 
 
 def test_what_no_cluster_keeps_is_streamed() -> None:
@@ -71,8 +73,8 @@ def test_what_no_cluster_keeps_is_streamed() -> None:
 
 
 def test_few_rows_are_split() -> None:
-    assert streaming(8192, 151_936, H100) == Plan(NOTHING, 1, 384)
-    assert streaming(1, 151_936, H100) == Plan(NOTHING, 8, 384)
-    assert streaming(40, 151_936, H100) == Plan(NOTHING, 2, 384)
-    assert streaming(1, 5000, H100) == Plan(NOTHING, 1, 384)
-    assert streaming(1, 151_936, A100) == Plan(NOTHING, 1, 384)
+    assert streaming(8192, 151_936, H100) == Plan(NOTHING, 1, 320)
+    assert streaming(1, 151_936, H100) == Plan(NOTHING, 8, 320)
+    assert streaming(40, 151_936, H100) == Plan(NOTHING, 2, 320)
+    assert streaming(1, 5000, H100) == Plan(NOTHING, 1, 320)
+    assert streaming(1, 151_936, A100) == Plan(NOTHING, 1, 320)

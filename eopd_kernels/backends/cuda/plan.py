@@ -12,16 +12,16 @@ from typing import Any
 
 # csrc/cuda/on_chip.cuh.
 NOTHING, SHARED, REGISTERS = 0, 1, 2
-KEPT = {NOTHING: "streaming", SHARED: "shared memory", REGISTERS: "registers"}
-THREADS = {NOTHING: 384, SHARED: 384, REGISTERS: 192}
-# Vectors of the teacher that a thread keeps in registers, by the bytes of a logit.
-VECTORS_IN_REGISTERS = {4: 25, 2: 22}
+KEPT = {NOTHING: "nothing", SHARED: "shared memory", REGISTERS: "shared memory and registers"}
+THREADS = {NOTHING: 320, SHARED: 320, REGISTERS: 192}
+# Vectors of the teacher that a thread keeps in registers, by the columns of a group.
+VECTORS_IN_REGISTERS = {4: 25, 8: 24}
 VECTOR_BYTES = 16
 # csrc/cuda/merge.cuh: partial rows of 32 warps and twice of the CTA.
 SCRATCH_BYTES = (32 + 2) * 32
-# Clusters of up to 8 CTAs can be launched everywhere; 16 leave more of a GPC's multiprocessors idle, so they come last.
-# A side in registers comes after what shared memory can do alone, because its code is unrolled 25 times.
-PREFERENCES = [(SHARED, 1), (SHARED, 2), (SHARED, 4), (SHARED, 8), (REGISTERS, 8), (SHARED, 16), (REGISTERS, 16)]
+# The smallest cluster that will do: a barrier of fewer CTAs, and more rows side by side. More than 8 CTAs are not
+# granted everywhere. A side in registers comes last, because there the registers leave room for 12 warps only.
+PREFERENCES = [*((SHARED, cluster) for cluster in (1, 2, 4, 8, 16)), (REGISTERS, 8), (REGISTERS, 16)]
 # A cluster per row: the hardware hands them out as others end, more evenly than any fixed share of rows. Beyond this
 # many, a cluster takes every so manieth row.
 MOST_CLUSTERS = 2**16
@@ -84,7 +84,7 @@ class Plan:
         if self.kept != REGISTERS:
             return True
         vectors = row.group_columns * row.teacher_bytes // VECTOR_BYTES
-        return row.groups(self.cluster) <= VECTORS_IN_REGISTERS[row.teacher_bytes] // vectors * self.threads
+        return row.groups(self.cluster) <= VECTORS_IN_REGISTERS[row.group_columns] // vectors * self.threads
 
     def per_multiprocessor(self, row: Row, device: Device) -> int:
         """CTAs that share a multiprocessor, 0 where the row does not fit. Registers allow two: __launch_bounds__."""
