@@ -156,7 +156,7 @@ def table(found: Iterable[Kernel]) -> str:
     for one in found:
         lines.setdefault((one.name, one.logits, one.kept), {})[one.architecture] = one
     architectures = sorted({a for line in lines.values() for a in line}, key=lambda a: int(re.sub(r"\D", "", a)))
-    columns = ("most", "stack", "16-byte loads", "16-byte stores", "distributed loads", "instructions")
+    columns = ("most registers", "stack", "16-byte loads", "16-byte stores", "distributed loads", "instructions")
     rows = []
     for (name, logits, kept), line in sorted(lines.items()):
         there = [one for one in line.values() if one.exists]

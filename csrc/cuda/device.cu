@@ -7,16 +7,14 @@ namespace {
 
 __global__ void nothing() {}
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
+void check_that_kernels_run() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, nothing), "compiled for other architectures");
 }
 
 // Beyond 8 it depends on how a device's multiprocessors are grouped.
-int largest_cluster(int device) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor, device) < 9) return 1;
-  const OnDevice on_device(device);
+int largest_cluster(int major) {
+  if (major < 9) return 1;
   check(cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(16);
@@ -35,6 +33,8 @@ int device_count() {
 }
 
 DeviceProperties properties_of(int device) {
+  const OnDevice on_device(device);
+  check_that_kernels_run();
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   return {properties.name,
@@ -42,7 +42,7 @@ DeviceProperties properties_of(int device) {
           properties.minor,
           properties.multiProcessorCount,
           properties.maxThreadsPerBlock,
-          largest_cluster(device),
+          largest_cluster(properties.major),
           int64_t(properties.sharedMemPerBlockOptin),
           int64_t(properties.sharedMemPerMultiprocessor),
           int64_t(properties.reservedSharedMemPerBlock)};

@@ -12,7 +12,7 @@ struct DeviceProperties {
   int64_t shared_per_block, shared_per_multiprocessor, shared_reserved;  // bytes; the last is what each CTA costs on top
 };
 
-// Throws std::runtime_error with the driver's reason where there is none.
+// Both throw std::runtime_error with the reason: no driver, or kernels that were not compiled for this device.
 int device_count();
 DeviceProperties properties_of(int device);
 

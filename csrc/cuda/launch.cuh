@@ -24,7 +24,9 @@ struct Shape {
 namespace eopd::cuda {
 
 inline void check(cudaError_t status, const std::string& what) {
-  if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // it has been seen
+  throw std::runtime_error(what + ": " + cudaGetErrorString(status));
 }
 
 // The device of a launch while it is made. The runtime is this library's own, but shares the driver's contexts.

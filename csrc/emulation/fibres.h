@@ -49,7 +49,7 @@ struct Cta {
   void poison() { std::memset(shared.get(), 0xff, shared_bytes); }
 };
 
-// A copy that has been begun; it arrives when it is waited for, and not before.
+// A copy that has been begun and has not arrived yet.
 struct Copy {
   void* to;
   const void* from;
@@ -104,6 +104,7 @@ class Cluster {
   Fibre& fibre() { return *running_; }
   Cta& cta() { return ctas[running_->rank]; }
   Barrier& barrier() { return barrier_; }
+  bool toss() { return random_() & 1; }
 
   // Blocks the running fibre until all of a barrier's threads have come.
   void wait(Barrier& barrier) {

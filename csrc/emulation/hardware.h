@@ -123,13 +123,21 @@ void store_number(Real* to, Real number) {
   *to = number;
 }
 
-// ---- Asynchronous copies: they arrive when they are waited for -----------------------------------------------------
+// ---- Asynchronous copies: they arrive at once or when they are waited for, as the seed has it -----------------------
+
+inline void arrive(const emulation::Copy& copy) {
+  std::memcpy(copy.to, copy.from, 16);
+  counters().logit_bytes += 16;
+  ++counters().vector_loads;
+}
 
 inline void begin_copy(Vector16* to, const void* from) {
   check_alignment(to, 16, "asynchronous copy");
   check_alignment(from, 16, "asynchronous copy");
   Fibre& fibre = here().fibre();
-  fibre.copies.push_back({to, from, fibre.open_group});
+  const emulation::Copy copy{to, from, fibre.open_group};
+  if (here().toss()) return arrive(copy);
+  fibre.copies.push_back(copy);
 }
 
 inline void close_copies() { ++here().fibre().open_group; }
@@ -139,11 +147,7 @@ void wait_for_copies() {
   Fibre& fibre = here().fibre();
   const auto under_way = [&](const emulation::Copy& copy) { return copy.group >= fibre.open_group - groups; };
   const auto first_left = std::find_if(fibre.copies.begin(), fibre.copies.end(), under_way);
-  for (auto copy = fibre.copies.begin(); copy != first_left; ++copy) {
-    std::memcpy(copy->to, copy->from, 16);
-    counters().logit_bytes += 16;
-    ++counters().vector_loads;
-  }
+  std::for_each(fibre.copies.begin(), first_left, arrive);
   fibre.copies.erase(fibre.copies.begin(), first_left);
 }
 

@@ -37,6 +37,10 @@ def unavailable() -> str | None:
         return "there is no CUDA device"
     if emulation() is None and torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA"
+    try:
+        device_on(0 if emulation() is not None else torch.cuda.current_device())  # a context on no other device
+    except RuntimeError as error:
+        return f"the CUDA kernels do not run on this device ({error}); TORCH_CUDA_ARCH_LIST names others for a build"
     return None
 
 
