@@ -14,11 +14,12 @@ struct Settings {
   uint64_t seed = 0;
 };
 
-// The device that takes the place of one. 64 threads are the fewest with a second warp. A CTA holds rows of 1,300 columns
-// in float32 and a cluster of 8 rows of 11,000, so that the tests' vocabularies need every cluster size.
+// The device that takes the place of one. 64 threads are the fewest with a second warp. A CTA has so little shared memory
+// that the tests' vocabularies need clusters: of 2 for 611 columns in float32, 4 for 1,300, 16 for 5,003. What the ring of
+// the streaming kernel takes is not counted against it.
 struct Device {
   int major = 9, minor = 0, multiprocessors = 8;
-  int64_t shared_per_block = 12 << 10, shared_per_multiprocessor = 26 << 10, shared_reserved = 1 << 10;
+  int64_t shared_per_block = 4 << 10, shared_per_multiprocessor = 10 << 10, shared_reserved = 1 << 10;
   int threads_per_block = 64, largest_cluster = 16;
 };
 
