@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types mutants bench bench-dev traffic gpu clean
+.PHONY: help demo test lint types mutants sanitize bench bench-dev traffic gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ types: $(BIN)/installed ## mypy
 
 mutants: $(BIN)/installed ## break the package in many ways and show that the tests notice each
 	$(BIN)/python -m tests.mutants
+
+sanitize: $(BIN)/installed ## the CUDA kernels on a CPU under ASan and UBSan, a few minutes
+	$(BIN)/python -m tests.sanitize
 
 bench: $(BIN)/installed ## time, memory and error beside every peer that is installed, about an hour
 	$(BIN)/python -m benchmarks

@@ -1,19 +1,24 @@
-"""Builds the native kernels: a small build.ninja per compiler, so that the build is parallel and incremental.
+"""Builds the native extensions: a small build.ninja each, so that the build is parallel and incremental.
 
-EOPD_BUILD_CPU = auto (default): without a working C++ compiler the package installs without them.
-                 1: a failure is an error, and so is a warning.    0: they are not built.
+EOPD_BUILD_CPU, EOPD_BUILD_CUDA = auto (default): what cannot be built is left out, and the package installs without it.
+                                  1: a failure is an error, and so is a warning.    0: it is not built.
+TORCH_CUDA_ARCH_LIST            = the GPUs to compile for, default 8.0;9.0a;10.0a;12.0+PTX. No GPU and no CUDA build of
+                                  torch is asked for.
 What happened is recorded in eopd_kernels/_build.json, where the package looks for the reason why a backend is missing.
 """
 
+import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -27,9 +32,22 @@ if X86:
     avx512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
     INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
 
+NVCC_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra".split()
+ARCHITECTURES = "8.0;9.0a;10.0a;12.0+PTX"
+
 
 class BuildError(Exception):
     """Why a backend cannot be built, in one sentence."""
+
+
+class Recipe(NamedTuple):
+    """One extension: objects as (name, source, flags), and what is remembered of its build."""
+
+    compiler: list[str]
+    flags: list[str]
+    link: list[str]
+    objects: list[tuple[str, str, list[str]]]
+    facts: dict[str, Any]
 
 
 def find_compiler() -> list[str]:
@@ -48,13 +66,62 @@ def has_openmp(compiler: list[str]) -> bool:
         return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def ninja_file(compiler: list[str], flags: list[str], target: Path) -> str:
-    """One object per source, the CPU kernels one per instruction set."""
-    sources: list[tuple[str, str, list[str]]] = [("bindings", "bindings.cpp", []), ("dispatch", "cpu/dispatch.cpp", [])]
-    sources += [(n, "cpu/kernels.cpp", [*f, f"-DEOPD_INSTRUCTION_SET={n}"]) for n, f in INSTRUCTION_SETS.items()]
+def find_nvcc() -> str:
+    """In CUDA_HOME, on the PATH, or from the pip package nvidia-cuda-nvcc."""
+    if "CUDA_HOME" in os.environ:
+        candidates = [str(Path(os.environ["CUDA_HOME"], "bin", "nvcc"))]
+    else:
+        spec = importlib.util.find_spec("nvidia")
+        folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+        candidates = ["nvcc", *(str(path) for folder in folders for path in sorted(folder.glob("*/bin/nvcc")))]
+    for candidate in candidates:
+        if found := shutil.which(candidate):
+            return found
+    raise BuildError(f"no nvcc found (looked for {', '.join(candidates)})")
+
+
+def gencode(architectures: str) -> list[str]:
+    """nvcc's words for a list like "8.0;9.0a;12.0+PTX"."""
+    flags = []
+    for name in re.split(r"[;,\s]+", architectures.strip("; ")):
+        match = re.fullmatch(r"(\d+)\.?(\d[af]?)(\+PTX)?", name)
+        if match is None:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST may hold architectures like {ARCHITECTURES}, got {name!r}")
+        number = match[1] + match[2]
+        code = f"[sm_{number},compute_{number}]" if match[3] else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
+def cpu_recipe(strict: bool) -> Recipe:
+    """The CPU kernels, an object per instruction set."""
+    compiler = find_compiler()
+    openmp = has_openmp(compiler)
+    flags = [*CFLAGS, *(["-Werror"] if strict else []), *(["-fopenmp"] if openmp else [])]
+    flags += ["-DEOPD_X86_KERNELS"] if X86 else []
+    link = ["-bundle", "-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-shared", "-Wl,-s"]
+    objects: list[tuple[str, str, list[str]]] = [("bindings", "bindings.cpp", []), ("dispatch", "cpu/dispatch.cpp", [])]
+    objects += [(n, "cpu/kernels.cpp", [*f, f"-DEOPD_INSTRUCTION_SET={n}"]) for n, f in INSTRUCTION_SETS.items()]
+    facts = {"compiler": shlex.join(compiler), "openmp": openmp, "instruction_sets": list(INSTRUCTION_SETS)}
+    return Recipe(compiler, flags, link, objects, facts)
+
+
+def cuda_recipe(strict: bool) -> Recipe:
+    """The CUDA kernels. CUDA's runtime is linked in, so that no library is looked for."""
+    nvcc, host = find_nvcc(), find_compiler()
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES
+    flags = [*NVCC_FLAGS, *gencode(architectures), *(["-Werror=all-warnings", "-Xcompiler=-Werror"] if strict else [])]
+    sources = sorted(path for path in (ROOT / "csrc" / "cuda").iterdir() if path.suffix in (".cpp", ".cu"))
+    objects: list[tuple[str, str, list[str]]] = [(path.stem, f"cuda/{path.name}", []) for path in sources]
+    link = ["-shared", "-cudart=static", "-Xlinker=-s"]
+    facts = {"compiler": nvcc, "architectures": architectures}
+    return Recipe([nvcc, "-ccbin", host[-1]], flags, link, objects, facts)
+
+
+def ninja_file(recipe: Recipe, flags: list[str], target: Path) -> str:
     lines = [
-        f"cxx = {shlex.join(compiler)}",
-        f"flags = {shlex.join(flags)}",
+        f"cxx = {shlex.join(recipe.compiler)}",
+        f"flags = {shlex.join([*recipe.flags, *flags])}",
         "rule compile",
         "  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -63,59 +130,63 @@ def ninja_file(compiler: list[str], flags: list[str], target: Path) -> str:
         "  command = $cxx $flags $more $in -o $out",
     ]
     escape = str.maketrans({"$": "$$", " ": "$ ", ":": "$:"})
-    for name, source, more in sources:
+    for name, source, more in recipe.objects:
         path = str(ROOT / "csrc" / source).translate(escape)
         lines += [f"build {name}.o: compile {path}", f"  more = {shlex.join(more)}"]
-    link = ["-bundle", "-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-shared", "-Wl,-s"]
-    objects = " ".join(f"{name}.o" for name, _, _ in sources)
-    lines += [f"build {str(target).translate(escape)}: link {objects}", f"  more = {shlex.join(link)}"]
+    objects = " ".join(f"{name}.o" for name, _, _ in recipe.objects)
+    lines += [f"build {str(target).translate(escape)}: link {objects}", f"  more = {shlex.join(recipe.link)}"]
     return "\n".join(lines) + "\n"
+
+
+PARTS = {
+    "cpu": ("eopd_kernels._native", cpu_recipe, "the native CPU kernels"),
+    "cuda": ("eopd_kernels._cuda", cuda_recipe, "the CUDA kernels"),
+}
 
 
 class NinjaBuild(build_ext):
     outputs: tuple[str, ...] = ()
 
     def run(self) -> None:
-        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        record = target.parent / "_build.json"
-        record.write_text(json.dumps({"cpu": self.build_cpu(target)}, indent=2) + "\n")
-        self.outputs = tuple(str(path) for path in (target, record) if path.exists())
+        record = Path(self.get_ext_fullpath("eopd_kernels._native")).resolve().with_name("_build.json")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({part: self.build_part(part) for part in PARTS}, indent=2) + "\n")
+        targets = [Path(self.get_ext_fullpath(module)).resolve() for module, _, _ in PARTS.values()]
+        self.outputs = tuple(str(path) for path in (*targets, record) if path.exists())
 
-    def build_cpu(self, target: Path) -> dict[str, object]:
-        wanted = os.environ.get("EOPD_BUILD_CPU", "auto")
+    def build_part(self, part: str) -> dict[str, object]:
+        module, recipe, name = PARTS[part]
+        target = Path(self.get_ext_fullpath(module)).resolve()
+        switch = f"EOPD_BUILD_{part.upper()}"
+        wanted = os.environ.get(switch, "auto")
         if wanted not in ("0", "1", "auto"):
-            raise SystemExit(f"EOPD_BUILD_CPU is {wanted!r}; allowed are 0, 1 and auto")
+            raise SystemExit(f"{switch} is {wanted!r}; allowed are 0, 1 and auto")
         try:
             if wanted == "0":
-                raise BuildError("left out by EOPD_BUILD_CPU=0")
-            return {"built": True, **self.compile(target, ["-Werror"] if wanted == "1" else [])}
+                raise BuildError(f"left out by {switch}=0")
+            return {"built": True, **self.compile(recipe(wanted == "1"), target, Path(self.build_temp, part))}
         except BuildError as reason:
             if wanted == "1":
-                raise SystemExit(f"EOPD_BUILD_CPU=1: {reason}") from None
+                raise SystemExit(f"{switch}=1: {reason}") from None
             target.unlink(missing_ok=True)
-            print(f"the native CPU kernels are not built: {reason}")
+            print(f"{name} are not built: {reason}")
             return {"built": False, "reason": str(reason)}
 
-    def compile(self, target: Path, flags: list[str]) -> dict[str, object]:
+    def compile(self, recipe: Recipe, target: Path, folder: Path) -> dict[str, object]:
         import ninja
         import pybind11
 
-        compiler = find_compiler()
-        openmp = has_openmp(compiler)
-        flags = [*CFLAGS, *flags, *(["-fopenmp"] if openmp else []), *(["-DEOPD_X86_KERNELS"] if X86 else [])]
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
-        flags += [part for include in includes for part in ("-isystem", include)]
-        folder = Path(self.build_temp)
+        flags = [part for include in includes for part in ("-isystem", include)]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(compiler, flags, target))
+        (folder / "build.ninja").write_text(ninja_file(recipe, flags, target))
         command = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(done.stdout)
         if done.returncode != 0:
-            errors = [line for line in done.stdout.splitlines() if "error:" in line] or ["ninja failed"]
-            raise BuildError(f"{shlex.join(compiler)} could not compile them: {errors[0]}")
-        return {"compiler": shlex.join(compiler), "openmp": openmp, "instruction_sets": list(INSTRUCTION_SETS)}
+            errors = [line for line in done.stdout.splitlines() if re.search(r"error\b", line)] or ["ninja failed"]
+            raise BuildError(f"{shlex.join(recipe.compiler)} could not compile them: {errors[0]}")
+        return recipe.facts
 
     def get_outputs(self) -> list[str]:
         return list(self.outputs)
@@ -124,4 +195,5 @@ class NinjaBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("eopd_kernels._native", sources=[])], cmdclass={"build_ext": NinjaBuild})
+EXTENSIONS = [Extension(module, sources=[]) for module, _, _ in PARTS.values()]
+setup(ext_modules=EXTENSIONS, cmdclass={"build_ext": NinjaBuild})

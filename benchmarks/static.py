@@ -1,8 +1,8 @@
-"""``python -m benchmarks.static``: what the Triton kernels take of each GPU, read from their machine code.
+"""``python -m benchmarks.static``: what the kernels take of each GPU, read from their machine code.
 
-Needs no GPU. Compiles a covering choice of dtypes and options; ``--all`` every pair of dtypes, and every option with a
-dtype of each size. Ends with status 1 where a kernel spills, wants more shared memory than there is, or loads 16-bit
-logits one by one.
+Needs no GPU. Compiles Triton's for a covering choice of dtypes and options; ``--all`` every pair of dtypes, and every
+option with a dtype of each size. The CUDA kernels are read from the built extension. Ends with status 1 where a kernel
+spills, wants more shared memory or registers than there are, or loads 16-bit logits one by one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import triton
 
+from .cuda import machine_code
 from .measure import progress
 from .offline import DEVICES, DTYPES, LAYOUTS, SPLIT_ROWS, WHOLE_ROWS, Problem, Resources, resources
 from .page import replace_block
@@ -99,28 +100,45 @@ def spread(values: Sequence[int]) -> str:
     return f"{most:,}" if least == most else f"{least:,}–{most:,}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="every pair of dtypes and every option, five minutes")
-    parser.add_argument("--device", action="append", choices=list(DEVICES), help="instead of all of them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
-    arguments = parser.parse_args()
-    calls = list(every_call()) if arguments.all else CHOICE
-    tasks = [(*call, device) for device in arguments.device or DEVICES for call in calls]
+def triton_kernels(everything: bool, devices: Sequence[str]) -> dict[Resources, None]:
+    """Each kernel of each call once, in order."""
+    calls = list(every_call()) if everything else CHOICE
+    tasks = [(*call, device) for device in devices for call in calls]
     unique: dict[Resources, None] = {}
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
         for done, found in enumerate(pool.map(measured, tasks), 1):
             unique.update(dict.fromkeys(found))
             progress(f"{done} of {len(tasks)}")
-    print(table(unique))
+    return unique
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every pair of dtypes and every option, five minutes")
+    parser.add_argument("--device", action="append", choices=list(DEVICES), help="instead of all of them")
+    parser.add_argument("--only", choices=["triton", "cuda"], help="instead of both")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
+    arguments = parser.parse_args()
+    unique: dict[Resources, None] = {}
+    tables, unsound = [], []
+    if arguments.only != "cuda":
+        unique = triton_kernels(arguments.all, arguments.device or list(DEVICES))
+        tables.append(f"Triton {triton.__version__}\n\n{table(unique)}")
+        unsound += [f"{row}" for row in unique if not row.sound]
+    if arguments.only != "triton":
+        missing = machine_code.why_not()
+        kernels = [] if missing else machine_code.kernels()
+        tables.append(f"No CUDA kernels: {missing}." if missing else f"CUDA C++\n\n{machine_code.table(kernels)}")
+        unsound += [f"{kernel}: {', '.join(kernel.problems)}" for kernel in kernels if kernel.problems]
+    text = "\n\n".join(tables)
+    print(text)
     if arguments.write:
-        replace_block(arguments.write, "static", f"Triton {triton.__version__}\n\n{table(unique)}")
+        replace_block(arguments.write, "static", text)
     if arguments.json:
         arguments.json.write_text(json.dumps([{**asdict(row), "sound": row.sound} for row in unique], indent=1))
-    unsound = [row for row in unique if not row.sound]
-    for row in unsound:
-        print(f"unsound: {row}")
+    for line in unsound:
+        print(f"unsound: {line}")
     return 1 if unsound else 0
 
 

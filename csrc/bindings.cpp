@@ -1,33 +1,13 @@
 // eopd_kernels._native: addresses, sizes and strides in, nothing of torch. The Python side has checked them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <stdexcept>
-#include <string>
-#include <tuple>
-
+#include "arguments.h"
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using namespace eopd;
 using namespace eopd::cpu;
-
-using MatrixArgument = std::tuple<uintptr_t, int, int64_t>;  // address, dtype code, row stride in elements
-using Transforms = std::array<double, 6>;  // student scale, softcap, temperature, then the teacher's
-
-Matrix matrix_of(const MatrixArgument& argument) {
-  const auto [address, dtype, row_stride] = argument;
-  if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype codes are 0 to 3, got " + std::to_string(dtype));
-  return {reinterpret_cast<void*>(address), static_cast<DType>(dtype), row_stride};
-}
-
-template <typename Pointer>
-Pointer pointer_of(uintptr_t address) {
-  return reinterpret_cast<Pointer>(address);
-}
 
 Problem problem_of(const MatrixArgument& student, const MatrixArgument& teacher, int64_t rows, int64_t columns,
                    const Transforms& t, int threads) {

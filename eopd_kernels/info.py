@@ -7,8 +7,8 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cpu, triton
-from .rows import BACKENDS
+from .backends import cuda
+from .rows import BACKENDS, automatic
 
 
 def lines() -> list[str]:
@@ -23,14 +23,20 @@ def lines() -> list[str]:
         report.append(
             f"  {name:<8}" + (f"available: {backend.description()}" if reason is None else f"not available: {reason}")
         )
-    on_cpu = "cpu" if cpu.unavailable() is None else "torch"
-    on_gpu = "triton" if triton.unavailable() is None and triton.takes(torch.device("cuda")) else "torch"
+    on_cpu, on_gpu = automatic(torch.device("cpu")), automatic(torch.device("cuda"))
     report += [
         "",
-        f"backend='auto' takes {on_cpu!r} for CPU tensors, {on_gpu!r} for CUDA and ROCm tensors "
+        f"backend='auto' takes {on_cpu!r} for CPU tensors, {gpu_choice(on_gpu)} for CUDA and ROCm tensors "
         "and 'torch' for tensors on other devices.",
     ]
     return report
+
+
+def gpu_choice(otherwise: str) -> str:
+    """What ``automatic`` depends on where it depends on the logits."""
+    if cuda.unavailable() is not None or not cuda.takes(torch.device("cuda")):
+        return repr(otherwise)
+    return f"'cuda' where a row fits on the chip (sm_90 and newer, no fp64), else {otherwise!r},"
 
 
 if __name__ == "__main__":

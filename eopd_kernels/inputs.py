@@ -15,7 +15,7 @@ from .arguments import described
 from .gates import needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
-from .rows import RowFunctions, choose
+from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
@@ -156,6 +156,11 @@ def checked(
     teacher_width = None if dense is None else width(dense, teacher_head)
     compared = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
     schedule = resolve_schedule(schedule, reduction, objective, gate is not None)
+    blocks = Logits(
+        compared,
+        student.dtype if student_head is None else dtype,
+        dtype if dense is None or teacher_head is not None else dense.dtype,
+    )
     return Call(
         student,
         dense,
@@ -169,7 +174,7 @@ def checked(
             reduction,
             schedule,
             check_inplace(inplace, student, student_head, schedule),
-            choose(backend, student.device),
+            choose(backend, student.device, blocks),
             compared,
             check_workspace(workspace_bytes),
             transform(student_head),

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import cpu, triton
+from .backends import cpu, cuda, triton
 from .backends import torch as torch_backend
 from .head import compute_dtype
 
@@ -78,25 +78,42 @@ def _fake_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     return student.new_empty(student.shape[0], 8, dtype=compute_dtype(student, teacher))
 
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "torch": torch_backend}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "torch": torch_backend}
 FUNCTIONS = {name: register(name, backend) for name, backend in BACKENDS.items()}
 
 
-def choose(backend: str, device: torch.device) -> RowFunctions:
-    """The row functions for tensors on ``device``.
+class Logits(NamedTuple):
+    """What the kernels will be given: the width of the rows, and the dtype of either side."""
 
-    ``"auto"`` takes the native kernels for CPU tensors where they were built, Triton's for CUDA and ROCm tensors where
-    it is installed, and plain torch everywhere else.
+    vocab_size: int
+    student: torch.dtype
+    teacher: torch.dtype
+
+
+def automatic(device: torch.device, logits: Logits | None = None) -> str:
+    """What ``backend="auto"`` means for tensors on ``device``.
+
+    On a CPU the native kernels, where they were built. On a GPU the CUDA kernels where they keep a row of these logits
+    on the chip and so read it once (sm_90 or newer, no fp64); otherwise, and where ``logits`` are not known, Triton's.
+    Plain torch everywhere else.
+    """
+    if device.type == "cpu":
+        return "cpu" if cpu.unavailable() is None else "torch"
+    if device.type != "cuda":
+        return "torch"
+    if logits is not None and cuda.unavailable() is None and cuda.takes(device) and cuda.reads_once(device, *logits):
+        return "cuda"
+    return "triton" if triton.unavailable() is None and triton.takes(device) else "torch"
+
+
+def choose(backend: str, device: torch.device, logits: Logits | None = None) -> RowFunctions:
+    """The row functions for tensors on ``device``; ``"auto"`` is :func:`automatic`.
 
     Raises:
         ValueError: the name is unknown, the backend is not available here, or it does not take this device's tensors.
     """
     if backend == "auto":
-        if device.type == "cpu" and cpu.unavailable() is None:
-            backend = "cpu"
-        else:
-            on_gpu = device.type == "cuda" and triton.unavailable() is None and triton.takes(device)
-            backend = "triton" if on_gpu else "torch"
+        backend = automatic(device, logits)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
     reason = BACKENDS[backend].unavailable()
@@ -104,6 +121,8 @@ def choose(backend: str, device: torch.device) -> RowFunctions:
         raise ValueError(f"backend={backend!r} is not available: {reason}")
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' takes CPU tensors, got tensors on {device}")
+    if backend == "cuda" and not cuda.takes(device):
+        raise ValueError(f"backend='cuda' takes CUDA tensors, not ROCm's, got tensors on {device}")
     if backend == "triton" and not triton.takes(device):
         raise ValueError(
             "backend='triton' takes CUDA and ROCm tensors, and CPU tensors under TRITON_INTERPRET=1 only, "

@@ -11,15 +11,19 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from benchmarks.cuda import emulation
 from tests import interpreter
 
 interpreter.switch_on()  # before anything imports Triton
+if not torch.cuda.is_available():
+    emulation.switch_on()
 
 # ruff: noqa: E402
 from eopd_kernels import EntropyGate, LMHead, Objective, TopKTeacher
 from eopd_kernels.backends import triton
 from eopd_kernels.head import tensors_of
 from eopd_kernels.rows import BACKENDS
+from tests.canaries import Guarded, guarded_tensors
 
 # The problems are small: a second thread would only wait. Tests of threading set the number they need.
 torch.set_num_threads(1)
@@ -49,9 +53,16 @@ def backend(request: pytest.FixtureRequest) -> str:
     reason = BACKENDS[request.param].unavailable()
     if reason is not None:
         pytest.skip(f"backend {request.param!r} is not available: {reason}")
-    if size(request.param) and request.node.get_closest_marker("many_rows"):
-        pytest.skip("a row takes Triton's interpreter 20 ms")
+    if request.node.get_closest_marker("many_rows") and request.param in ("triton", "cuda"):
+        pytest.skip("thousands of rows take Triton's interpreter, or emulated CUDA, minutes")
     return request.param
+
+
+@pytest.fixture
+def guarded() -> Iterator[Guarded]:
+    """Makes tensors between canaries, and checks them when the test is over."""
+    with guarded_tensors() as guard:
+        yield guard
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import pytest
 
 import eopd_kernels
 from eopd_kernels import info
-from eopd_kernels.backends import cpu
+from eopd_kernels.backends import cpu, cuda
 
 
 def test_it_names_every_backend() -> None:
@@ -26,6 +26,13 @@ def test_it_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     assert "backend='auto' takes 'torch' for CPU tensors" in report
     with pytest.raises(ValueError, match="backend='cpu' is not available: no C\\+\\+ compiler found"):
         eopd_kernels.entropy_aware_kl(*(2 * [eopd_kernels.info.torch.zeros(2, 3)]), backend="cpu")  # type: ignore[attr-defined]
+
+
+def test_it_explains_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reason, expected in (("no nvcc found", "'torch'"), (None, "'cuda' where a row fits on the chip")):
+        monkeypatch.setattr(cuda, "unavailable", lambda reason=reason: reason)
+        monkeypatch.setattr(cuda, "takes", lambda device: True)
+        assert f"CPU tensors, {expected}" in info.lines()[-1]
 
 
 def test_every_public_name_has_a_docstring() -> None:

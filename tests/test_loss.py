@@ -185,8 +185,9 @@ def test_views_need_no_care(layout: str, schedule: str, backend: str) -> None:
         out = entropy_aware_kl(student, teacher, objective=Objective(gate=EntropyGate(1.0)), **options)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(out.loss, leaf, torch.tensor(-0.7))
         results.append((out.loss, out.reverse_kl, gradient))
+    # A GPU's threads share a row out by its alignment, so that its sums are rounded otherwise.
     for strided, plain in zip(*results, strict=True):
-        assert relative_error(strided, plain) < 1e-6
+        assert relative_error(strided, plain) < (3e-6 if backend == "cuda" else 1e-6)
 
 
 def test_a_nan_in_one_row_stays_there(backend: str) -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cuda.occupancy import DEVICES
+from eopd_kernels import LMHead, entropy_aware_kl, inputs
 from eopd_kernels.objective import Coefficients, Combine, gradient_coefficients, open_gate
-from eopd_kernels.rows import BACKENDS, FUNCTIONS, RowFunctions, choose
+from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
 from eopd_kernels.statistics import RowStatistics
 from tests.conftest import logits_like, relative_error
 
@@ -226,10 +228,11 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice) -
 def test_a_nan_stays_in_its_row(functions: RowFunctions, combine: Combine) -> None:
     for side, column in ((0, 0), (0, 4000), (1, 17), (1, 5002)):
         blocks = block(4, 5003)
-        clean = functions.row_statistics(*blocks, IDENTITY)
-        blocks[side][2, column] = math.nan
         out = torch.empty(4, 5003)
         weights = torch.ones(4)
+        clean, _ = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
+        blocks[side][2, column] = math.nan
+        out = torch.empty(4, 5003)
         packed, gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
         statistics = RowStatistics(packed)
         assert statistics.reverse_kl[2].isnan() and statistics.forward_kl[2].isnan()
@@ -279,7 +282,7 @@ def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])
 def test_an_unknown_backend_is_refused(name: str) -> None:
-    known = r"\('cpu', 'triton', 'torch'\)"
+    known = r"\('cpu', 'cuda', 'triton', 'torch'\)"
     with pytest.raises(ValueError, match=rf"backend must be 'auto' or one of {known}, got"):
         choose(name, torch.device("cpu"))
 
@@ -307,6 +310,66 @@ def test_auto_takes_triton_on_a_gpu_where_it_is_there(monkeypatch: pytest.Monkey
     for reason, expected in ((None, "triton"), ("triton is not installed", "torch")):
         monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda reason=reason: reason)
         assert choose("auto", torch.device("cuda")) is FUNCTIONS[expected]
+
+
+BF16_ROW = Logits(151_936, torch.bfloat16, torch.bfloat16)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA and Triton kernels are there, and the device is an H100."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("EOPD_CUDA_EMULATION", raising=False)
+    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
+    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: None)
+    monkeypatch.setattr(BACKENDS["cuda"], "index_of", lambda device: 0)
+    monkeypatch.setattr(BACKENDS["cuda"], "device_on", lambda index: DEVICES["H100"])
+
+
+def test_auto_takes_cuda_where_a_row_is_read_once(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    assert choose("auto", gpu, BF16_ROW) is FUNCTIONS["cuda"]
+    assert choose("auto", gpu, Logits(151_936, torch.float32, torch.bfloat16)) is FUNCTIONS["cuda"]
+    for logits in (None, BF16_ROW._replace(vocab_size=2_000_000), BF16_ROW._replace(teacher=torch.float64)):
+        assert choose("auto", gpu, logits) is FUNCTIONS["triton"]
+    assert choose("auto", torch.device("meta"), BF16_ROW) is FUNCTIONS["torch"]
+    monkeypatch.setattr(BACKENDS["cuda"], "device_on", lambda index: DEVICES["A100"])
+    assert choose("auto", gpu, BF16_ROW) is FUNCTIONS["triton"]
+
+
+def test_auto_takes_triton_where_there_is_no_cuda(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: "no nvcc found")
+    assert choose("auto", torch.device("cuda"), BF16_ROW) is FUNCTIONS["triton"]
+    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: None)
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert choose("auto", torch.device("cuda"), BF16_ROW) is FUNCTIONS["triton"]
+    with pytest.raises(ValueError, match="backend='cuda' takes CUDA tensors, not ROCm's, got tensors on cuda"):
+        choose("cuda", torch.device("cuda"))
+
+
+def test_every_choice_can_be_forced(hopper: None) -> None:
+    for name in ("cuda", "triton", "torch"):
+        assert choose(name, torch.device("cuda"), BF16_ROW) is FUNCTIONS[name]
+    with pytest.raises(ValueError, match="backend='cuda' takes CUDA tensors"):
+        choose("cuda", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("head", "expected"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_auto_is_told_what_the_kernels_will_be_given(
+    monkeypatch: pytest.MonkeyPatch, head: bool, expected: torch.dtype
+) -> None:
+    """Hidden states become blocks of fp32 logits, logits stay what they are; the width is the common vocabulary's."""
+    seen = []
+
+    def choose_torch(*arguments: object) -> RowFunctions:
+        seen.append(arguments)
+        return FUNCTIONS["torch"]
+
+    monkeypatch.setattr(inputs, "choose", choose_torch)
+    student = torch.zeros(2, 30, dtype=torch.bfloat16)
+    heads = LMHead(torch.zeros(30, 30, dtype=torch.bfloat16)) if head else None
+    entropy_aware_kl(student, torch.zeros(2, 40), student_head=heads, vocab_size=20)
+    assert seen == [("auto", student.device, Logits(20, expected, torch.float32))]
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

@@ -1,23 +1,9 @@
 // What the bindings hand to the kernels, and the table of functions each instruction set offers.
 #pragma once
 
-#include <cstdint>
+#include "../problem.h"
 
 namespace eopd::cpu {
-
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
-
-// A block of rows: last stride 1, any row stride (in elements), any alignment.
-struct Matrix {
-  void* data;  // [rows, columns]
-  DType dtype;
-  int64_t row_stride;
-};
-
-// z = softcap * tanh(scale * x / softcap) / temperature; softcap 0 stands for none.
-struct Transform {
-  double scale, softcap, temperature;
-};
 
 struct Problem {
   Matrix student, teacher;  // [rows, columns]

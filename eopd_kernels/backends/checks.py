@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ..head import compute_dtype
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# As the extensions number them (csrc/problem.h).
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+DTYPES = tuple(DTYPE_CODES)
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:
@@ -59,3 +61,8 @@ def check_numbers(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torc
         )
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+
+
+def matrix(tensor: Tensor) -> tuple[int, int, int]:
+    """Address, dtype code and row stride: what the extensions take for a tensor that was checked."""
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..head import compute_dtype
-from .checks import check_gradient, check_logits, check_matrix, check_numbers
-
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-BUILD_RECORD = Path(__file__).resolve().parents[1] / "_build.json"
+from .built import why_not_built
+from .checks import check_gradient, check_logits, check_matrix, check_numbers, matrix
 
 
 @functools.cache
 def unavailable() -> str | None:
     """None if the native kernels can be used, else why not, in one sentence."""
-    if not BUILD_RECORD.exists():
-        return "the native kernels were never built (pip install . or python setup.py build_ext --inplace builds them)"
-    record = json.loads(BUILD_RECORD.read_text())["cpu"]
-    if not record["built"]:
-        return f"the native kernels were not built: {record['reason']}"
+    reason = why_not_built("cpu", "the native kernels")
+    if reason is not None:
+        return reason
     try:
         native()
     except ImportError as error:
@@ -172,11 +166,6 @@ def row_mixture_gradient(
         matrix(out),
         torch.get_num_threads(),
     )
-
-
-def matrix(tensor: Tensor) -> tuple[int, int, int]:
-    """Address, dtype code and row stride: what the extension takes for a tensor."""
-    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)
 
 
 def check_cpu_logits(student: Tensor, teacher: Tensor) -> tuple[int, int]:

@@ -34,10 +34,11 @@ def project(tmp_path: Path) -> Path:
 
 
 def setup(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Without the CUDA kernels, which take a minute, unless they are asked for."""
     return subprocess.run(
         [sys.executable, "setup.py", *arguments],
         cwd=project,
-        env={**os.environ, **environment},
+        env={**os.environ, "EOPD_BUILD_CUDA": "0", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,6 +74,67 @@ def test_it_can_be_left_out(project: Path) -> None:
 def test_a_misspelt_switch_is_an_error(project: Path) -> None:
     done = setup(project, "build_ext", "--inplace", EOPD_BUILD_CPU="yes")
     assert done.returncode != 0 and "EOPD_BUILD_CPU is 'yes'; allowed are 0, 1 and auto" in done.stderr
+
+
+def cuda_record(project: Path, **environment: str) -> dict[str, object]:
+    """What a build that wants the CUDA kernels and nothing else remembers of them."""
+    done = setup(project, "build_ext", "--inplace", EOPD_BUILD_CPU="0", **{"EOPD_BUILD_CUDA": "auto", **environment})
+    assert done.returncode == 0, done.stderr
+    return json.loads((project / "eopd_kernels" / "_build.json").read_text())["cuda"]
+
+
+def test_without_nvcc_there_are_no_cuda_kernels(project: Path, tmp_path: Path) -> None:
+    record = cuda_record(project, CUDA_HOME=str(tmp_path))
+    assert record == {"built": False, "reason": f"no nvcc found (looked for {tmp_path}/bin/nvcc)"}
+    done = setup(project, "build_ext", "--inplace", CUDA_HOME=str(tmp_path), EOPD_BUILD_CPU="0", EOPD_BUILD_CUDA="1")
+    assert done.returncode != 0 and "EOPD_BUILD_CUDA=1: no nvcc found" in done.stderr
+    assert cuda_record(project, EOPD_BUILD_CUDA="0")["reason"] == "left out by EOPD_BUILD_CUDA=0"
+
+
+FAKE_NVCC = """#!/usr/bin/env python3
+import sys
+from pathlib import Path
+
+with Path(__file__).with_name("calls").open("a") as log:
+    log.write(" ".join(sys.argv[1:]) + "\\n")
+Path(sys.argv[sys.argv.index("-o") + 1]).write_text("")
+if "-MF" in sys.argv:
+    Path(sys.argv[sys.argv.index("-MF") + 1]).write_text("")
+"""
+
+
+@pytest.fixture
+def fake_cuda(tmp_path: Path) -> Path:
+    """A CUDA_HOME whose nvcc remembers what it was asked to do."""
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(FAKE_NVCC)
+    nvcc.chmod(0o755)
+    return tmp_path / "cuda"
+
+
+def test_every_cuda_source_is_compiled_for_the_architectures_asked_for(project: Path, fake_cuda: Path) -> None:
+    record = cuda_record(project, CUDA_HOME=str(fake_cuda), TORCH_CUDA_ARCH_LIST="9.0a 10.0+PTX", EOPD_BUILD_CUDA="1")
+    assert record["built"] and record["architectures"] == "9.0a 10.0+PTX"
+    *compiled, linked = sorted(
+        (fake_cuda / "bin" / "calls").read_text().splitlines(), key=lambda call: "-shared" in call
+    )
+    for source in (project / "csrc" / "cuda").iterdir():
+        calls = [call for call in compiled if str(source) in call]
+        assert len(calls) == (source.suffix in (".cu", ".cpp")), source
+    for call in compiled:
+        assert "-gencode=arch=compute_90a,code=sm_90a" in call
+        assert "-gencode=arch=compute_100,code=[sm_100,compute_100]" in call
+        assert "-Werror=all-warnings" in call and "-fPIC" in call
+    assert "-cudart=static" in linked
+
+
+def test_an_architecture_that_is_none_is_named(project: Path, fake_cuda: Path) -> None:
+    record = cuda_record(project, CUDA_HOME=str(fake_cuda), TORCH_CUDA_ARCH_LIST="9.0a;Hopper")
+    assert record == {
+        "built": False,
+        "reason": "TORCH_CUDA_ARCH_LIST may hold architectures like 8.0;9.0a;10.0a;12.0+PTX, got 'Hopper'",
+    }
 
 
 def test_the_source_distribution_has_the_kernels(project: Path, tmp_path: Path) -> None:

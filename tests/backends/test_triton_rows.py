@@ -6,7 +6,7 @@ The oracle of tests/test_rows.py and tests/test_oracle.py runs on it as on every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,57 +18,13 @@ from torch import Tensor
 from eopd_kernels.backends import triton as backend
 from eopd_kernels.rows import FUNCTIONS
 from eopd_kernels.statistics import RowStatistics
+from tests.canaries import Guarded
 from tests.conftest import make_case, relative_error
 from tests.test_oracle import SIDES, assert_no_worse_than_plain
 from tests.test_rows import ADD, DTYPES, IDENTITY, TRANSFORMS, block, random_coefficients
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
 TRITON, TORCH = FUNCTIONS["triton"], FUNCTIONS["torch"]
-CANARY, CANARIES = -1.25, 64
-
-
-class Guarded:
-    """Tensors between canary words."""
-
-    def __init__(self) -> None:
-        self.whole: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype, padding: int = 0) -> Tensor:
-        """NaN of ``shape`` in the middle of canaries; with ``padding`` canaries after each row."""
-        rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
-        whole = torch.full((2 * CANARIES + rows * (columns + padding),), CANARY, dtype=dtype)
-        inner = whole.as_strided((rows, columns), (columns + padding, 1), CANARIES)
-        inner.fill_(math.nan)
-        self.whole.append((whole, inner))
-        return inner if len(shape) > 1 and padding else inner.view(shape)
-
-    def holding(self, values: Tensor, padding: int = 0) -> Tensor:
-        return self(tuple(values.shape), values.dtype, padding).copy_(values)
-
-    def check(self) -> None:
-        """No canary has changed, and no element was left unwritten."""
-        for whole, inner in self.whole:
-            assert not inner.isnan().any(), "left an element unwritten"
-            count = inner.numel()
-            inner.fill_(CANARY)
-            assert (whole == CANARY).all(), f"wrote beside a tensor of {count} elements"
-
-
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guarded]:
-    """Tensors between canaries, those that the backend allocates itself included."""
-    guard = Guarded()
-
-    def new_empty(self: Tensor, *shape: Any, dtype: torch.dtype | None = None, **of_triton: Any) -> Tensor:
-        if of_triton:
-            return torch.empty(shape, dtype=dtype or self.dtype, **of_triton)
-        return guard(shape, dtype or self.dtype)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", new_empty)
-        patch.setattr(torch, "empty_like", lambda like: guard(tuple(like.shape), like.dtype))
-        yield guard
-    guard.check()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

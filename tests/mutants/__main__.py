@@ -6,6 +6,7 @@ python -m tests.mutants [--only TEXT] [--jobs N]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +28,9 @@ SUITE = [
     "tests/backends/test_cpu_capability.py",
     "tests/backends/test_cpu_mixture.py",
     "tests/backends/test_triton_rows.py",
+    "tests/backends/test_cuda_plan.py",
+    "tests/backends/test_cuda_rows.py",
+    "tests/backends/test_cuda_availability.py",
 ]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
@@ -42,12 +46,19 @@ def make_copy(folder: Path) -> None:
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(folder), "EOPD_BUILD_CPU": "auto", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(folder),
+        "EOPD_BUILD_CPU": "auto",
+        "EOPD_BUILD_CUDA": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def suite(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *SUITE)
+def suite(folder: Path, mutated: str = "") -> subprocess.CompletedProcess[str]:
+    """The tests of the mutated file's own room first."""
+    tests = sorted(SUITE, key=lambda test: "cuda" not in test) if "cuda" in mutated else SUITE
+    return run(folder, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests)
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -63,11 +74,11 @@ def verdict(mutant: Mutant, folder: Path) -> str | None:
     if occurrences != 1:
         raise ValueError(f"{mutant.name}: {mutant.original!r} occurs {occurrences} times in {mutant.file}")
     target.write_text(text.replace(mutant.original, mutant.broken))
-    if target.suffix != ".py":
+    if target.suffix != ".py" and target.parent.name != "cuda":  # CUDA's are emulated, and the tests compile that
         built = build(folder)
-        if built.returncode or '"built": true' not in (folder / "eopd_kernels/_build.json").read_text():
+        if built.returncode or not json.loads((folder / "eopd_kernels/_build.json").read_text())["cpu"]["built"]:
             raise ValueError(f"{mutant.name}: does not compile\n{built.stdout[-2000:]}{built.stderr[-2000:]}")
-    result = suite(folder)
+    result = suite(folder, mutant.file)
     if result.returncode == 0:
         return None
     if result.returncode < 0:

@@ -17,6 +17,11 @@ NUMBERS, FUSED = "eopd_kernels/backends/triton/numbers.py", "eopd_kernels/backen
 MIXTURE_KERNEL = "eopd_kernels/backends/triton/mixture_kernel.py"
 CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/cpu/vector.h"
 MIXED_BLOCK = "csrc/cpu/mixture.h"
+CUDA_ROW, CUDA_CHIP, CUDA_MERGE = "csrc/cuda/row.cuh", "csrc/cuda/on_chip.cuh", "csrc/cuda/merge.cuh"
+CUDA_KERNELS, CUDA_COLUMNS = "csrc/cuda/kernels.cuh", "csrc/cuda/columns.cuh"
+CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/numbers.cuh", "csrc/cuda/launchers.cuh"
+CUDA_BACKEND, PLAN = "eopd_kernels/backends/cuda/__init__.py", "eopd_kernels/backends/cuda/plan.py"
+ROWS = "eopd_kernels/rows.py"
 
 MUTANTS = [
     *OBJECTIVES,
@@ -142,4 +147,38 @@ MUTANTS = [
     Mutant("C++: rows of weight 0 are read", KERNELS, "if (weight != 0) {", "{"),
     Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform,", "load_block(problem.teacher, problem.student_transform,"),
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
+    Mutant("CUDA: gate inverted", CUDA_NUMBERS, "? Real(1) : Real(0)", "? Real(0) : Real(1)"),
+    Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (weight != 0) {", "{"),
+    Mutant("CUDA: rows without a gradient are read", CUDA_KERNELS, "if (row.zero) return slice.write_zeros();", ""),
+    Mutant("CUDA: head and tail are not summed", CUDA_KERNELS, "  slice.visit_edges(add);\n", ""),
+    Mutant("CUDA: head and tail have no gradient", CUDA_KERNELS, "slice.out_dtype, gradient[0]);", "slice.out_dtype, 0 * gradient[0]);"),
+    Mutant("CUDA: the tail begins late", CUDA_ROW, "const int column = edge < head ? edge : edge + all_groups * columns;", "const int column = edge < head ? edge : edge + all_groups * columns + 1;"),
+    Mutant("CUDA: parts overlap", CUDA_ROW, "first + most < all_groups ? most : all_groups - first", "all_groups - first"),
+    Mutant("CUDA: rows are skipped", CUDA_KERNELS, "row += hardware::clusters()) {\n      const Slice", "row += hardware::clusters() + 1) {\n      const Slice"),
+    Mutant("CUDA: alignment is taken for granted", CUDA_ROW, "% width == 0", "% width < 16"),
+    Mutant("CUDA: groups are loaded column by column", CUDA_CHIP, "if (Slice<Sides>::in_groups && aligned)", "if (Slice<Sides>::in_groups && aligned && !aligned)"),
+    Mutant("CUDA: copies are not waited for", CUDA_CHIP, "hardware::wait_for_copies<groups_ahead>();", ""),
+    Mutant("CUDA: the ring is too short", CUDA_CHIP, "ring_groups = groups_ahead + 1", "ring_groups = groups_ahead"),
+    Mutant("CUDA: registers do not turn", CUDA_CHIP, "turn();  // the chunk", "// the chunk"),
+    Mutant("CUDA: the last groups are not kept", CUDA_CHIP, "if (first >= most) return;", "if (first >= most - chunk) return;"),
+    Mutant("CUDA: a kept row is loaded again", CUDA_CHIP, "if constexpr (kept == Kept::nothing) {\n      visit", "if constexpr (kept != Kept::registers) {\n      visit"),
+    Mutant("CUDA: a partial row has one place", CUDA_MERGE, "turn_ = 1 - turn_;", ""),
+    Mutant("CUDA: a warp is left out", CUDA_MERGE, "/ hardware::warp_size) part =", "/ hardware::warp_size - 1) part ="),
+    Mutant("CUDA: a CTA is left out", CUDA_MERGE, "lane < hardware::cluster_size())", "lane < hardware::cluster_size() - 1)"),
+    Mutant("CUDA: nobody waits before leaving", CUDA_MERGE, "void leave() { hardware::cluster_barrier(); }", "void leave() {}"),
+    Mutant("CUDA: no guards", CUDA_COLUMNS, "if (!(trace - trace == 0))", "if (trace != trace && false)"),
+    Mutant("CUDA: a maximum of -inf is subtracted", CUDA_COLUMNS, "= finite_centre(student_max), teacher_centre = finite_centre(teacher_max);", "= student_max, teacher_centre = teacher_max;"),
+    Mutant("CUDA: an infinite log-ratio is used unasked", CUDA_COLUMNS, "row.has_ratio ?", "true ?"),
+    Mutant("CUDA: slope of the softcap forgotten", CUDA_COLUMNS, "if (chain.softcap) {", "if (false) {"),
+    Mutant("CUDA: bf16 pairs swapped", CUDA_STORAGE, "x[v] = hardware::float_of_bits(pair << 16);", "x[v] = hardware::float_of_bits(pair & 0xffff0000u);"),
+    Mutant("CUDA: fp16 read as bf16", CUDA_STORAGE, "return dtype == DType::bfloat16 ? hardware::float_of_bits(stored << 16)", "return dtype != DType::float32 ? hardware::float_of_bits(stored << 16)"),
+    Mutant("CUDA: the teacher is transformed as the student", CUDA_LAUNCH, "factors_of(problem.teacher_transform)", "factors_of(student)"),
+    Mutant("CUDA: temperature forgotten beside a softcap", CUDA_LAUNCH, "Real(transform.softcap / transform.temperature)", "Real(transform.softcap)"),
+    Mutant("CUDA: one cluster at a time will do", PLAN, "if plan.per_multiprocessor(row, device) >= 2)", "if plan.per_multiprocessor(row, device) >= 1)"),
+    Mutant("CUDA: the teacher takes no shared memory", PLAN, "(row.teacher_bytes if self.kept == SHARED else 0)", "0"),
+    Mutant("CUDA: clusters before sm_90", PLAN, "device.capability < (9, 0) or ", ""),
+    Mutant("CUDA: fp64 is kept", PLAN, " or max(row.student_bytes, row.teacher_bytes) > 4", ""),
+    Mutant("CUDA: few rows are not split", PLAN, "        cluster *= 2\n", "        break\n"),
+    Mutant("CUDA: the default stream", CUDA_BACKEND, "torch.cuda.current_stream(tensor.device).cuda_stream", "0"),
+    Mutant("auto takes CUDA for rows it would read twice", ROWS, " and cuda.reads_once(device, *logits)", ""),
 ]  # fmt: skip

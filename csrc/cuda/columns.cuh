@@ -1,0 +1,104 @@
+// A thread's arithmetic on a few columns in registers: docs/math.md, "One pass" and "One gradient form".
+#pragma once
+
+#include "../row_math.h"
+#include "hardware.cuh"
+
+namespace eopd::cuda {
+
+// z = outer tanh(inner x) with a softcap, inner x without.
+template <typename Real>
+struct LogitTransform {
+  Real inner, outer;
+  bool softcap;
+
+  __device__ __forceinline__ Real operator()(Real x) const {
+    return softcap ? outer * hardware::tanh_of(inner * x) : inner * x;
+  }
+};
+
+template <typename Real, int columns>
+__device__ __forceinline__ void transform(const LogitTransform<Real>& to_z, Real (&x)[columns]) {
+#pragma unroll
+  for (int v = 0; v < columns; ++v) x[v] = to_z(x[v]);
+}
+
+template <bool guarded, typename Real, int columns>
+__device__ __forceinline__ ColumnSums<Real> sums_of(const Real (&z_s)[columns], const Real (&z_t)[columns],
+                                                    Real student_centre, Real teacher_centre) {
+  ColumnSums<Real> sums;
+#pragma unroll
+  for (int v = 0; v < columns; ++v) {
+    const Real ds = z_s[v] - student_centre, dt = z_t[v] - teacher_centre;
+    add_column<guarded>(sums, ds, dt, hardware::exp_of_nonpositive(ds), hardware::exp_of_nonpositive(dt));
+  }
+  return sums;
+}
+
+// A thread has a partial row of its own, brought to a new maximum once per group. Sums without guards first: -inf columns
+// and NaN leave traces in them, and such a group is done again. Maxima pass over NaN, the sums do not.
+template <typename Real, int columns>
+__device__ __forceinline__ void add_columns(RowStatistics<Real>& row, const Real (&z_s)[columns],
+                                            const Real (&z_t)[columns]) {
+  Real student_max = row.student_max, teacher_max = row.teacher_max;
+#pragma unroll
+  for (int v = 0; v < columns; ++v) {
+    student_max = hardware::larger(student_max, z_s[v]);
+    teacher_max = hardware::larger(teacher_max, z_t[v]);
+  }
+  recentre(row, student_max, teacher_max);
+  const Real student_centre = finite_centre(student_max), teacher_centre = finite_centre(teacher_max);
+  ColumnSums<Real> sums = sums_of<false>(z_s, z_t, student_centre, teacher_centre);
+  const Real trace = sums.teacher_self + sums.teacher_cross + sums.student_self + sums.student_cross;
+  if (!(trace - trace == 0)) sums = sums_of<true>(z_s, z_t, student_centre, teacher_centre);
+  row.student_sum += sums.student_sum;
+  row.teacher_sum += sums.teacher_sum;
+  row.teacher_self += sums.teacher_self;
+  row.teacher_cross += sums.teacher_cross;
+  row.student_self += sums.student_self;
+  row.student_cross += sums.student_cross;
+}
+
+// dz/dx of the student: one number, or with a softcap one that is read off z.
+template <typename Real>
+struct Chain {
+  Real slope;    // scale / temperature
+  Real inverse;  // temperature / softcap
+  bool softcap;
+};
+
+// What is constant along a row of the gradient.
+template <typename Real>
+struct RowGradient {
+  ColumnCoefficients<Real> k;
+  Real student_centre, teacher_centre;
+  bool has_ratio;
+  bool zero;  // exactly, whatever the logits hold
+
+  __device__ __forceinline__ RowGradient(const RowStatistics<Real>& row, const RowCoefficients<Real>& of_row,
+                                         const Chain<Real>& chain)
+      : k(column_coefficients(row, of_row, chain.softcap ? Real(1) : chain.slope)),
+        student_centre(finite_centre(row.student_max)),
+        teacher_centre(finite_centre(row.teacher_max)),
+        has_ratio(of_row.b != 0),
+        zero(of_row.a == 0 && of_row.b == 0 && of_row.c == 0) {}
+};
+
+template <typename Real, int columns>
+__device__ __forceinline__ void gradient_of(const RowGradient<Real>& row, const Chain<Real>& chain,
+                                            const Real (&z_s)[columns], const Real (&z_t)[columns],
+                                            Real* gradient) {  // [columns]
+#pragma unroll
+  for (int v = 0; v < columns; ++v) {
+    const Real ds = z_s[v] - row.student_centre, dt = z_t[v] - row.teacher_centre;
+    const Real exp_ds = hardware::exp_of_nonpositive(ds), exp_dt = hardware::exp_of_nonpositive(dt);
+    gradient[v] = row.has_ratio ? column_gradient<true, true>(row.k, ds, dt, exp_ds, exp_dt)
+                                : column_gradient<false, true>(row.k, ds, dt, exp_ds, exp_dt);
+  }
+  if (chain.softcap) {
+#pragma unroll
+    for (int v = 0; v < columns; ++v) gradient[v] *= softcap_chain(z_s[v], chain.slope, chain.inverse);
+  }
+}
+
+}  // namespace eopd::cuda

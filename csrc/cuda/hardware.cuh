@@ -1,0 +1,161 @@
+// Everything that only the hardware can do, in one place: emulation/hardware.h has the same functions for a CPU.
+#pragma once
+
+#ifdef EOPD_EMULATION
+#include "../emulation/hardware.h"
+#else
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace eopd::cuda::hardware {
+
+struct alignas(16) Vector16 {
+  uint32_t word[4];
+};
+
+constexpr int warp_size = 32;
+
+// ---- Threads, CTAs, clusters (before sm_90 a CTA is its own cluster) -----------------------------------------------
+
+__device__ __forceinline__ int thread_index() { return threadIdx.x; }
+__device__ __forceinline__ int threads_per_block() { return blockDim.x; }
+__device__ __forceinline__ void block_barrier() { __syncthreads(); }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool has_clusters = true;
+__device__ __forceinline__ int cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
+__device__ __forceinline__ int cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
+__device__ __forceinline__ void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
+template <typename Value>
+__device__ __forceinline__ Value* in_shared_memory_of(int rank, Value* mine) {
+  return cooperative_groups::this_cluster().map_shared_rank(mine, rank);
+}
+#else
+constexpr bool has_clusters = false;
+__device__ __forceinline__ int cluster_rank() { return 0; }
+__device__ __forceinline__ int cluster_size() { return 1; }
+__device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
+template <typename Value>
+__device__ __forceinline__ Value* in_shared_memory_of(int, Value* mine) {
+  return mine;
+}
+#endif
+
+__device__ __forceinline__ int cluster_index() { return blockIdx.x / cluster_size(); }
+__device__ __forceinline__ int clusters() { return gridDim.x / cluster_size(); }
+
+// As many bytes as the launch asked for.
+__device__ __forceinline__ char* shared_memory() {
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+
+// `value` of the lane whose index differs in the bits of `mask`; any type of whole words.
+template <typename Value>
+__device__ __forceinline__ Value shuffle_xor(const Value& value, int mask) {
+  static_assert(sizeof(Value) % 4 == 0);
+  Value result;
+  const auto* from = reinterpret_cast<const uint32_t*>(&value);
+  auto* to = reinterpret_cast<uint32_t*>(&result);
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Value) / 4); ++i) to[i] = __shfl_xor_sync(0xffffffffu, from[i], mask);
+  return result;
+}
+
+template <typename Value>
+__device__ __forceinline__ Value shuffle_from_first(const Value& value) {
+  static_assert(sizeof(Value) % 4 == 0);
+  Value result;
+  const auto* from = reinterpret_cast<const uint32_t*>(&value);
+  auto* to = reinterpret_cast<uint32_t*>(&result);
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Value) / 4); ++i) to[i] = __shfl_sync(0xffffffffu, from[i], 0);
+  return result;
+}
+
+// ---- Global memory -------------------------------------------------------------------------------------------------
+
+// Logits and gradients: read once or for the last time, written for somebody else, hence first to leave the caches.
+template <typename Word>
+__device__ __forceinline__ Word load_logit(const void* from) {
+  return __ldcs(static_cast<const Word*>(from));
+}
+
+__device__ __forceinline__ Vector16 load_logits(const void* from) {
+  const uint4 vector = __ldcs(static_cast<const uint4*>(from));
+  return {{vector.x, vector.y, vector.z, vector.w}};
+}
+
+template <typename Word>
+__device__ __forceinline__ void store_gradient(void* to, Word word) {
+  __stcs(static_cast<Word*>(to), word);
+}
+
+__device__ __forceinline__ void store_gradients(void* to, const Vector16& vector) {
+  __stcs(static_cast<uint4*>(to), make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]));
+}
+
+// What there is one or eight of per row.
+template <typename Real>
+__device__ __forceinline__ Real load_number(const Real* from) {
+  return *from;
+}
+
+template <typename Real>
+__device__ __forceinline__ void store_number(Real* to, Real number) {
+  *to = number;
+}
+
+// ---- Asynchronous copies: 16 aligned bytes of logits into shared memory, waited for by the thread that began them ----
+
+__device__ __forceinline__ void begin_copy(Vector16* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+}
+
+// Closes the group of the copies begun since the last one was closed.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most `groups` groups are under way.
+template <int groups>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+// ---- Arithmetic ----------------------------------------------------------------------------------------------------
+
+// Two instructions. The product's rounding makes a relative error of 2^-25 |x| log2 e: 5e-7 of a column whose mass is
+// e^-10 of the largest. Results below 2^-126 are 0.
+__device__ __forceinline__ float exp_of_nonpositive(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
+  return result;
+}
+__device__ __forceinline__ double exp_of_nonpositive(double x) { return ::exp(x); }
+
+// The other one where one is NaN.
+__device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }
+__device__ __forceinline__ double larger(double x, double y) { return fmax(x, y); }
+
+__device__ __forceinline__ float tanh_of(float x) { return ::tanhf(x); }
+__device__ __forceinline__ double tanh_of(double x) { return ::tanh(x); }
+
+__device__ __forceinline__ float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ uint32_t bits_of_float(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ double double_of_bits(uint64_t bits) { return __longlong_as_double(bits); }
+__device__ __forceinline__ uint64_t bits_of_double(double value) { return __double_as_longlong(value); }
+
+__device__ __forceinline__ float float_of_float16(uint16_t stored) { return __half2float(__ushort_as_half(stored)); }
+__device__ __forceinline__ uint16_t float16_of_float(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+__device__ __forceinline__ uint16_t bfloat16_of_float(float value) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+}  // namespace eopd::cuda::hardware
+#endif

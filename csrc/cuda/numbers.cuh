@@ -1,0 +1,48 @@
+// What there is one or eight of per row, and the gate that decides between them: docs/math.md, "The loss of one token".
+#pragma once
+
+#include "../row_math.h"
+#include "hardware.cuh"
+
+namespace eopd::cuda {
+
+template <typename Real>
+struct Gate {
+  Real threshold;
+
+  __device__ __forceinline__ Real operator()(const RowStatistics<Real>& row) const {
+    return teacher_entropy(row) > threshold ? Real(1) : Real(0);
+  }
+};
+
+template <typename Real>
+__device__ __forceinline__ void store_statistics(Real* statistics,  // [n, 8]
+                                                 int64_t row, const RowStatistics<Real>& numbers) {
+  Real* to = statistics + 8 * row;
+  hardware::store_number(to, numbers.student_max);
+  hardware::store_number(to + 1, numbers.student_sum);
+  hardware::store_number(to + 2, numbers.teacher_max);
+  hardware::store_number(to + 3, numbers.teacher_sum);
+  hardware::store_number(to + 4, numbers.teacher_self);
+  hardware::store_number(to + 5, numbers.teacher_cross);
+  hardware::store_number(to + 6, numbers.student_self);
+  hardware::store_number(to + 7, numbers.student_cross);
+}
+
+template <typename Real>
+__device__ __forceinline__ RowStatistics<Real> load_statistics(const Real* statistics,  // [n, 8]
+                                                               int64_t row) {
+  const Real* from = statistics + 8 * row;
+  RowStatistics<Real> numbers;
+  numbers.student_max = hardware::load_number(from);
+  numbers.student_sum = hardware::load_number(from + 1);
+  numbers.teacher_max = hardware::load_number(from + 2);
+  numbers.teacher_sum = hardware::load_number(from + 3);
+  numbers.teacher_self = hardware::load_number(from + 4);
+  numbers.teacher_cross = hardware::load_number(from + 5);
+  numbers.student_self = hardware::load_number(from + 6);
+  numbers.student_cross = hardware::load_number(from + 7);
+  return numbers;
+}
+
+}  // namespace eopd::cuda

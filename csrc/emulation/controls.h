@@ -1,0 +1,48 @@
+// What only the emulated module offers to Python: the device it pretends to be, the order of its fibres, its counters.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+
+#include "../cuda/device.h"
+#include "counters.h"
+
+namespace eopd::cuda {
+
+inline int device_count() { return 1; }
+
+inline DeviceProperties properties_of(int) {
+  const emulation::Device& device = emulation::device();
+  return {"an emulated device",
+          device.major,
+          device.minor,
+          device.multiprocessors,
+          device.threads_per_block,
+          device.largest_cluster,
+          device.shared_per_block,
+          device.shared_per_multiprocessor,
+          device.shared_reserved};
+}
+
+}  // namespace eopd::cuda
+
+namespace eopd::emulation {
+
+inline std::map<std::string, int64_t> counted() {
+  const Counters& all = counters();
+  return {{"logit_bytes", all.logit_bytes},   {"gradient_bytes", all.gradient_bytes},
+          {"number_bytes", all.number_bytes}, {"vector_loads", all.vector_loads},
+          {"scalar_loads", all.scalar_loads}, {"launches", all.launches}};
+}
+
+inline void offer_controls(pybind11::module_& module) {
+  module.attr("emulated") = true;
+  module.def("set_seed", [](uint64_t seed) { settings().seed = seed; });
+  module.def("reset_counters", [] { counters() = {}; });
+  module.def("counters", &counted);
+}
+
+}  // namespace eopd::emulation
