@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .gates import EntropyGate, QuantileGate
 from .halves import Sampled, Skewed, TopK
-from .objective import Objective
+
+if TYPE_CHECKING:
+    from .objective import Objective
 
 
 def formula(objective: Objective) -> str:

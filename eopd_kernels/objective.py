@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import finite, one_of
+from .formula import formula
 from .gates import EntropyGate, Gate, QuantileGate
 from .halves import Sampled, Skewed, TopK
 from .statistics import RowStatistics, weighted
@@ -215,8 +216,6 @@ class Objective:
 
     def __str__(self) -> str:
         """The formula: ``print(Objective())``."""
-        from .formula import formula
-
         return formula(self)
 
 

@@ -163,6 +163,12 @@ def size(backend: str) -> dict[str, Any]:
     return {}
 
 
+def skip_unless(telling: bool, backend: str) -> None:
+    """Where kernels are interpreted, only what is telling: other cases call the same kernels under other torch."""
+    if size(backend) and not telling:
+        pytest.skip("calls no kernel that another case does not, slowly")
+
+
 def upstream_for(loss: Tensor, seed: int = 1) -> Tensor:
     """An upstream gradient that is never 1: signed, and of each token its own."""
     generator = torch.Generator().manual_seed(seed)
