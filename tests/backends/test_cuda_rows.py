@@ -82,8 +82,8 @@ def assert_close(ours: Results, truth: Results, tolerance: float) -> None:
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("kept", PLACES, ids=KEPT.get)
 def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str], transforms: list[float]) -> None:
-    # 6,300 columns in float32 fill the registers of 64 threads.
-    for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 5003, 6300)):
+    # 6,100 columns need nearly all registers of 64 threads.
+    for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 5003, 6100)):
         student, teacher = (
             x.to(traffic.DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True)
         )
