@@ -1,4 +1,4 @@
-// What the emulated device is told and what it tells: its properties, the order of its fibres, the bytes that kernels moved.
+// What the emulated device is told and what it tells: its properties, the order of its fibres, the bytes kernels moved.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,9 @@
 // A cluster of CTAs on one CPU thread: a fibre per CUDA thread, switched at barriers and shuffles, in a shuffled order.
 //
 // Unfair on purpose: a CTA, and in it a warp, goes as far as it can before the next one gets its turn. A missing barrier
-// then shows, under some seed, as a fibre that reads what another has not written yet, or what is not there any more. Shared memory is a heap block per CTA, of exactly the size that the launch asks for, full
-// of NaN when a CTA begins and when it has ended.
+// then shows, under some seed, as a fibre that reads what another has not written yet, or what is not there any more.
+// Shared memory is a heap block per CTA, of exactly the size that the launch asks for, full of NaN when a CTA begins and
+// when it has ended.
 #pragma once
 
 #include <setjmp.h>
