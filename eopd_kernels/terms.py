@@ -196,10 +196,10 @@ def top_k_half(half: TopK, top: Columns) -> Half:
     smallest = torch.finfo(q.dtype).eps
     q_tail = (1 - mass).clamp_min(smallest)
     p_tail = (q_tail + surplus).clamp_min(smallest)
-    # Σ q·log(q/p) with the masses' own difference added, class by class, so that no rounding makes it negative.
-    inside = (weighted(q, log_q - log_p) + own).clamp_min(0).sum(1)
-    outside = (weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail).clamp_min(0)
-    return Half(inside + outside, (p_tail - q_tail) / p_tail, own)
+    # Σ q·log(q/p) − q + p over the k + 1 classes: no term is below 0, and what is in sum is rounding.
+    inside = (weighted(q, log_q - log_p) + own).sum(1)
+    outside = weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
+    return Half((inside + outside).clamp_min(0), (p_tail - q_tail) / p_tail, own)
 
 
 def difference(log_x: Tensor, log_y: Tensor) -> Tensor:

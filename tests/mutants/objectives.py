@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant("objectives: a raw teacher's mass is taken for 1", TERMS, "return Half(weighted(q, log_q - log_p).sum(1), mass, own)", "return Half(weighted(q, log_q - log_p).sum(1), torch.ones_like(mass), own)"),
     Mutant("objectives: the tail has no gradient", TERMS, "(p_tail - q_tail) / p_tail, own", "torch.zeros_like(p_tail), own"),
     Mutant("objectives: the tail's mass is the teacher's", TERMS, "(q_tail + surplus).clamp_min", "q_tail.clamp_min"),
-    Mutant("objectives: rounding makes the tail's divergence negative", TERMS, "+ own).clamp_min(0).sum(1)", "+ own).sum(1)"),
+    Mutant("objectives: rounding makes the tail's divergence negative", TERMS, "(inside + outside).clamp_min(0)", "inside + outside"),
     Mutant("objectives: a column of one half forgets the other", TERMS, "values += torch.where(same.any(2), here, p * a.unsqueeze(1))", "values += here"),
     Mutant("objectives: differences near 0 lose their digits", TERMS, "torch.where(ratio.abs() < 1, y * torch.expm1(ratio), x - y)", "x - y"),
     Mutant("objectives: share of the skewed reverse half forgotten", TERMS, "mixture.reverse_share - mixture.reverse_kl", "-mixture.reverse_kl"),
