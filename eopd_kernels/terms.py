@@ -184,29 +184,22 @@ def top_k_half(half: TopK, top: Columns) -> Half:
     mass = q.sum(1)
     if half.student == "renormalized":
         log_p = log_p - total(log_p).unsqueeze(1)
-        own = difference(log_p + mass.log().unsqueeze(1), log_q)
-        return Half(weighted(q, log_q - log_p).sum(1), torch.zeros_like(mass), own)
+    p = log_p.exp()
+    divergence = weighted(q, log_q - log_p)
+    if half.student == "renormalized":
+        return Half(divergence.sum(1), torch.zeros_like(mass), mass.unsqueeze(1) * p - q)
     if not half.tail:
-        own = difference(log_p + mass.log().unsqueeze(1), log_q)
-        return Half(weighted(q, log_q - log_p).sum(1), mass, own)
+        return Half(divergence.sum(1), mass, mass.unsqueeze(1) * p - q)
     # What the student has outside is what the teacher has there, plus what the teacher has more inside: near the
     # teacher that keeps the digits of 1 − q_tail/p_tail. Below the smallest there is nothing to compare.
-    own = difference(log_p, log_q)
-    surplus = -own.sum(1)
+    own = p - q
     smallest = torch.finfo(q.dtype).eps
     q_tail = (1 - mass).clamp_min(smallest)
-    p_tail = (q_tail + surplus).clamp_min(smallest)
-    # Σ q·log(q/p) with the masses' own difference added, class by class, so that no rounding makes it negative.
-    inside = (weighted(q, log_q - log_p) + own).clamp_min(0).sum(1)
-    outside = (weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail).clamp_min(0)
-    return Half(inside + outside, (p_tail - q_tail) / p_tail, own)
-
-
-def difference(log_x: Tensor, log_y: Tensor) -> Tensor:
-    """x − y from their logarithms, to their own precision where they are close."""
-    ratio = log_x - log_y
-    x, y = log_x.exp(), log_y.exp()
-    return torch.where(ratio.abs() < 1, y * torch.expm1(ratio), x - y)
+    p_tail = (q_tail - own.sum(1)).clamp_min(smallest)
+    # Σ q·log(q/p) − q + p over the k + 1 classes: no term is below 0, and what is in sum is rounding.
+    inside = (divergence + own).sum(1)
+    outside = weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
+    return Half((inside + outside).clamp_min(0), (p_tail - q_tail) / p_tail, own)
 
 
 def total(log_mass: Tensor) -> Tensor:

@@ -302,22 +302,21 @@ def test_the_ends_of_the_jsd(logits: Case) -> None:
 
 
 @pytest.mark.parametrize("tail", [False, True])
-def test_the_tail_bucket_is_a_divergence(logits: Case, tail: bool) -> None:
+def test_the_tail_bucket_is_a_divergence(tail: bool) -> None:
     """Never negative, and nothing at the teacher; a raw top k without it is negative somewhere."""
     objective = Objective(gate="always", reverse="none", forward=TopK(3, teacher="raw", tail=tail))
     values = []
-    for noise in (0.0, 1e-4, 1e-2, 1.0, 5.0):
-        for dtype in (torch.float32, torch.float64):
-            generator = torch.Generator().manual_seed(4)
-            teacher = logits.teacher.to(dtype)
-            student = teacher + noise * torch.randn(teacher.shape, generator=generator).to(dtype)
-            out = entropy_aware_kl(student.requires_grad_(), teacher, objective=objective)
-            values.append(out.forward_half)
-            if noise == 0:
-                (gradient,) = torch.autograd.grad(out.loss, student)
-                zero = bool(out.forward_half.max() < 1e-6 and gradient.abs().max() < 1e-7)
-                assert zero or not tail
-    assert (torch.cat([v.double() for v in values]).min() >= 0) == tail
+    for noise in (0.0, 1e-6, 1e-5, 1e-4, 1e-2, 1.0):
+        generator = torch.Generator().manual_seed(4)
+        teacher = 3 * torch.randn(2000, 211, generator=generator)
+        student = teacher + noise * torch.randn(teacher.shape, generator=generator)
+        out = entropy_aware_kl(student.requires_grad_(), teacher, objective=objective)
+        values.append(out.forward_half)
+        if noise == 0:
+            (gradient,) = torch.autograd.grad(out.loss, student)
+            zero = bool(out.forward_half.max() < 1e-6 and gradient.abs().max() < 1e-7)
+            assert zero or not tail
+    assert (torch.cat(values).min() >= 0) == tail
 
 
 def test_the_sampled_half_averages_to_the_full_gradient(logits: Case) -> None:
