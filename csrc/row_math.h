@@ -233,6 +233,11 @@ struct Skews {
   Skew<Real> forward, reverse;
 };
 
+template <typename Real>
+EOPD_HD Skews<Real> skews_of(const double* own) {  // [2]: forward, reverse
+  return {skew_of(Real(own[0])), skew_of(Real(own[1]))};
+}
+
 // x = log(mass/other mass) of a column. lambda = log(mass/mixture); shares of the mixture, `other_share` = 1 - `own_share`
 // without its cancellation.
 template <typename Value>
@@ -261,11 +266,39 @@ struct MixtureStatistics {
 };
 
 template <typename Value>
+EOPD_HD void merge(MixtureStatistics<Value>& sums, const MixtureStatistics<Value>& part) {
+  sums.forward_kl += part.forward_kl;
+  sums.reverse_kl += part.reverse_kl;
+  sums.forward_share += part.forward_share;
+  sums.reverse_share += part.reverse_share;
+}
+
+// What the columns of a row share: the centres of both sides and log(Z_s/Z_t), and the weights of the mixtures.
+template <typename Real>
+struct MixedRow {
+  Real student_centre, teacher_centre, log_sum_ratio;
+  Skews<Real> skews;
+};
+
+template <typename Real, typename Wide>
+EOPD_HD MixedRow<Real> mixed_row(const RowStatistics<Wide>& row, const Skews<Real>& skews) {
+  return {Real(finite_centre(row.student_max)), Real(finite_centre(row.teacher_max)), Real(log_sum_ratio(row)), skews};
+}
+
+template <typename Value>
 struct MixedColumn {
   Value log_ratio;       // log p - log q
   Value exp_ds, exp_dt;  // p Z_s, q Z_t
   Value smaller;         // e^-|log_ratio|
 };
+
+// `exp` of a Value that is not positive.
+template <typename Value, typename Real, typename Exp>
+EOPD_HD MixedColumn<Value> mixed_column(const MixedRow<Real>& row, Value s, Value t, Exp exp) {
+  const Value ds = s - row.student_centre, dt = t - row.teacher_centre;
+  const Value log_ratio = (ds - dt) - row.log_sum_ratio;
+  return {log_ratio, exp(ds), exp(dt), exp(log_ratio > Value{} ? -log_ratio : log_ratio)};
+}
 
 // Not yet divided by Z_s and Z_t.
 template <typename Value, typename Real, typename Log>

@@ -162,7 +162,7 @@ void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<do
 template <typename Real>
 MixtureStatistics<double> mixture_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
                                          const double* skews, Scratch<Real>& scratch) {
-  const MixedRow<Real> mixed = mixed_row<Real>(statistics, skews);
+  const MixedRow<Real> mixed = mixed_row(statistics, skews_of<Real>(skews));
   MixtureStatistics<double> sums;
   for_blocks(problem, row, {true, true}, scratch, [&](auto student, auto teacher, int64_t, int count) {
     add_mixture_block(sums, mixed, student, teacher, count);
@@ -175,7 +175,7 @@ void mixture_gradient_of_row(const Problem& problem, int64_t row, const RowStati
                              const RowCoefficients<double>& k, const double* skews, const Matrix& out,
                              Scratch<Real>& scratch) {
   if (unused(k)) return zero_row(out, row, problem.columns);
-  const MixedRow<Real> mixed = mixed_row<Real>(statistics, skews);
+  const MixedRow<Real> mixed = mixed_row(statistics, skews_of<Real>(skews));
   const auto [self, ratio, other] = mixture_coefficients(statistics, k, chain_of(problem.student_transform));
   const ColumnCoefficients<Real> column_k{Real(self), Real(ratio), Real(other)};
   store_gradient(problem, row, {true, true}, out, scratch, [&](auto student, auto teacher, int64_t, int count, bool past_caches, Real* to) {

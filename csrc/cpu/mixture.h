@@ -7,28 +7,12 @@
 namespace eopd::cpu {
 namespace {
 
-// What the columns of a row share: the centres of both sides and log(Z_s/Z_t), and the weights of the mixtures.
-template <typename Real>
-struct MixedRow {
-  Real student_centre, teacher_centre, log_sum_ratio;
-  Skews<Real> skews;
+struct Exponential {
+  template <typename Value>
+  Value operator()(Value value) const {
+    return exp_of_nonpositive(value);
+  }
 };
-
-template <typename Real>
-MixedRow<Real> mixed_row(const RowStatistics<double>& row, const double* skews) {
-  return {Real(finite_centre(row.student_max)), Real(finite_centre(row.teacher_max)), Real(log_sum_ratio(row)),
-          {skew_of(Real(skews[0])), skew_of(Real(skews[1]))}};
-}
-
-// ds, dt, log p - log q and their exponentials, the last one's of -|log p - log q|.
-template <typename Value, typename Real>
-MixedColumn<Value> mixed_column(const MixedRow<Real>& row, const Real* student, const Real* teacher, int v) {
-  const Value ds = load<Value>(student + v) - row.student_centre;
-  const Value dt = load<Value>(teacher + v) - row.teacher_centre;
-  const Value log_ratio = (ds - dt) - row.log_sum_ratio;
-  const Value distance = log_ratio > Value{} ? -log_ratio : log_ratio;
-  return {log_ratio, exp_of_nonpositive(ds), exp_of_nonpositive(dt), exp_of_nonpositive(distance)};
-}
 
 struct Logarithm {
   template <typename Value>
@@ -45,7 +29,7 @@ void add_mixture_block(MixtureStatistics<double>& total, const MixedRow<Real>& r
   MixtureStatistics<Real> narrow;
   for_columns<Real>(count, [&](auto kind, int v) {
     using Value = decltype(kind);
-    const MixedColumn<Value> column = mixed_column<Value>(row, student, teacher, v);
+    const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Exponential{});
     if constexpr (std::is_same_v<Value, Real>) {
       add_column(narrow, row.skews, column, Logarithm{});
     } else {
@@ -67,7 +51,8 @@ void mixture_gradient_block(const MixedRow<Real>& row, const ColumnCoefficients<
     with_constant(uses_forward, [&](auto has_forward) {
       with_constant(past_caches, [&](auto streamed) {
         store_columns<streamed.value>(count, out, [&](auto kind, int v) {
-          const auto column = mixed_column<decltype(kind)>(row, student, teacher, v);
+          using Value = decltype(kind);
+          const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Exponential{});
           return column_gradient<has_reverse.value, has_forward.value>(k, row.skews, column, Logarithm{});
         });
       });

@@ -60,6 +60,24 @@ void loss_and_gradient_of_rows(const MatrixArgument& student, const MatrixArgume
                         pointer_of<void*>(statistics), pointer_of<void*>(gate), matrix_of(out));
 }
 
+void mixture_of_rows(const MatrixArgument& student, const MatrixArgument& teacher, int64_t rows, int64_t columns,
+                     const Transforms& transforms, const PlanArgument& plan, const PlaceArgument& place,
+                     uintptr_t statistics, const std::array<double, 2>& skews, uintptr_t mixture) {
+  if (rows == 0) return;
+  row_mixture(problem_of(student, teacher, rows, columns, transforms), plan_of(plan), place_of(place),
+              pointer_of<const void*>(statistics), skews.data(), pointer_of<void*>(mixture));
+}
+
+void mixture_gradient_of_rows(const MatrixArgument& student, const MatrixArgument& teacher, int64_t rows,
+                              int64_t columns, const Transforms& transforms, const PlanArgument& plan,
+                              const PlaceArgument& place, uintptr_t statistics, uintptr_t a, uintptr_t b, uintptr_t c,
+                              const std::array<double, 2>& skews, const MatrixArgument& out) {
+  if (rows == 0) return;
+  row_mixture_gradient(problem_of(student, teacher, rows, columns, transforms), plan_of(plan), place_of(place),
+                       pointer_of<const void*>(statistics), pointer_of<const void*>(a), pointer_of<const void*>(b),
+                       pointer_of<const void*>(c), skews.data(), matrix_of(out));
+}
+
 int64_t shared_bytes_of(int student_dtype, int teacher_dtype, int64_t columns, const PlanArgument& plan) {
   const Transforms none{1, 0, 1, 1, 0, 1};
   return shared_bytes(problem_of({0, student_dtype, 0}, {0, teacher_dtype, 0}, 1, columns, none), plan_of(plan));
@@ -93,6 +111,14 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("weights"), py::arg("gate_threshold"), py::arg("combine"), py::arg("statistics"), py::arg("gate"),
              py::arg("out"),
              "Both at once: the numbers, the gate on the teacher's entropy, and the gradient that follows from them.");
+  module.def("row_mixture", &mixture_of_rows, py::arg("student"), py::arg("teacher"), py::arg("rows"),
+             py::arg("columns"), py::arg("transforms"), py::arg("plan"), py::arg("place"), py::arg("statistics"),
+             py::arg("skews"), py::arg("mixture"),
+             "Writes the skewed divergences and shares of every row into mixture [rows, 4].");
+  module.def("row_mixture_gradient", &mixture_gradient_of_rows, py::arg("student"), py::arg("teacher"),
+             py::arg("rows"), py::arg("columns"), py::arg("transforms"), py::arg("plan"), py::arg("place"),
+             py::arg("statistics"), py::arg("a"), py::arg("b"), py::arg("c"), py::arg("skews"), py::arg("out"),
+             "The gradient of skewed divergences, chained to the raw student logits, into out [rows, columns].");
   module.def("shared_bytes", &shared_bytes_of, py::arg("student_dtype"), py::arg("teacher_dtype"), py::arg("columns"),
              py::arg("plan"), "Shared memory that row_loss_and_gradient takes per CTA.");
   module.def("device_count", &device_count, "How many devices the driver has; raises RuntimeError where it has none.");

@@ -67,6 +67,26 @@ struct Chain {
   bool softcap;
 };
 
+template <typename Real>
+__device__ __forceinline__ Real slope_of(const Chain<Real>& chain) {
+  return chain.softcap ? Real(1) : chain.slope;
+}
+
+// Where the slope is not one number.
+template <typename Real, int columns>
+__device__ __forceinline__ void multiply_by_slope(const Chain<Real>& chain, const Real (&z_s)[columns],
+                                                  Real* gradient) {  // [columns]
+  if (chain.softcap) {
+#pragma unroll
+    for (int v = 0; v < columns; ++v) gradient[v] *= softcap_chain(z_s[v], chain.slope, chain.inverse);
+  }
+}
+
+template <typename Real>
+__device__ __forceinline__ bool is_zero(const RowCoefficients<Real>& k) {
+  return k.a == 0 && k.b == 0 && k.c == 0;
+}
+
 // What is constant along a row of the gradient.
 template <typename Real>
 struct RowGradient {
@@ -77,16 +97,16 @@ struct RowGradient {
 
   __device__ __forceinline__ RowGradient(const RowStatistics<Real>& row, const RowCoefficients<Real>& of_row,
                                          const Chain<Real>& chain)
-      : k(column_coefficients(row, of_row, chain.softcap ? Real(1) : chain.slope)),
+      : k(column_coefficients(row, of_row, slope_of(chain))),
         student_centre(finite_centre(row.student_max)),
         teacher_centre(finite_centre(row.teacher_max)),
         has_ratio(of_row.b != 0),
-        zero(of_row.a == 0 && of_row.b == 0 && of_row.c == 0) {}
+        zero(is_zero(of_row)) {}
 };
 
 template <typename Real, int columns>
-__device__ __forceinline__ void gradient_of(const RowGradient<Real>& row, const Chain<Real>& chain,
-                                            const Real (&z_s)[columns], const Real (&z_t)[columns],
+__device__ __forceinline__ void gradient_of(const RowGradient<Real>& row, const Real (&z_s)[columns],
+                                            const Real (&z_t)[columns],
                                             Real* gradient) {  // [columns]
 #pragma unroll
   for (int v = 0; v < columns; ++v) {
@@ -94,10 +114,6 @@ __device__ __forceinline__ void gradient_of(const RowGradient<Real>& row, const 
     const Real exp_ds = hardware::exp_of_nonpositive(ds), exp_dt = hardware::exp_of_nonpositive(dt);
     gradient[v] = row.has_ratio ? column_gradient<true, true>(row.k, ds, dt, exp_ds, exp_dt)
                                 : column_gradient<false, true>(row.k, ds, dt, exp_ds, exp_dt);
-  }
-  if (chain.softcap) {
-#pragma unroll
-    for (int v = 0; v < columns; ++v) gradient[v] *= softcap_chain(z_s[v], chain.slope, chain.inverse);
   }
 }
 

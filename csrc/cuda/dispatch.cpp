@@ -32,6 +32,16 @@ void row_loss_and_gradient(const Problem& problem, const Plan& plan, const Place
                                               out);
 }
 
+void row_mixture(const Problem& problem, const Plan& plan, const Place& place, const void* statistics,
+                 const double* skews, void* mixture) {
+  launchers_of(problem).row_mixture(problem, plan, place, statistics, skews, mixture);
+}
+
+void row_mixture_gradient(const Problem& problem, const Plan& plan, const Place& place, const void* statistics,
+                          const void* a, const void* b, const void* c, const double* skews, const Matrix& out) {
+  launchers_of(problem).row_mixture_gradient(problem, plan, place, statistics, a, b, c, skews, out);
+}
+
 int64_t shared_bytes(const Problem& problem, const Plan& plan) {
   return launchers_of(problem).shared_bytes(problem, plan);
 }

@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_gradients(void* to, const Vector16& vector
   __stcs(static_cast<uint4*>(to), make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]));
 }
 
-// What there is one or eight of per row.
+// What there is one, four or eight of per row.
 template <typename Real>
 __device__ __forceinline__ Real load_number(const Real* from) {
   return *from;
@@ -136,6 +136,10 @@ __device__ __forceinline__ float exp_of_nonpositive(float x) {
   return result;
 }
 __device__ __forceinline__ double exp_of_nonpositive(double x) { return ::exp(x); }
+
+// Of x in (0, 1]. Not the hardware's own: it is off by 2^-22 near 1, where the result is a divergence.
+__device__ __forceinline__ float log_of_share(float x) { return ::logf(x); }
+__device__ __forceinline__ double log_of_share(double x) { return ::log(x); }
 
 // The other one where one is NaN.
 __device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }

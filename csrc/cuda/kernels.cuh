@@ -1,4 +1,4 @@
-// The three row functions: docs/math.md, "One pass" and "One gradient form"; docs/cuda.md has a picture.
+// The three plain row functions: docs/math.md, "One pass" and "One gradient form"; docs/cuda.md has a picture.
 //
 // A cluster takes a row, then the row that lies as many rows further as there are clusters. row_loss_and_gradient is one
 // kernel for every place that a row can be kept in between its visits: kept in shared memory or registers, each logit is
@@ -7,57 +7,16 @@
 
 #include "merge.cuh"
 #include "numbers.cuh"
-#include "on_chip.cuh"
+#include "visits.cuh"
 
 namespace eopd::cuda {
 
-// Calls function(first, z_s, z_t) for the transformed logits of a group, a few columns at a time.
-template <typename Sides, typename Function>
-__device__ __forceinline__ void in_steps(const Block<typename Sides::Real>& block,
-                                         const typename Sides::StudentGroup& student,
-                                         const typename Sides::TeacherGroup& teacher, Function function) {
-#pragma unroll
-  for (int first = 0; first < Sides::columns; first += Sides::step) {
-    typename Sides::Real z_s[Sides::step], z_t[Sides::step];
-    Sides::Student::widen(student, first, block.student.dtype, z_s);
-    Sides::Teacher::widen(teacher, first, block.teacher.dtype, z_t);
-    transform(block.student_transform, z_s);
-    transform(block.teacher_transform, z_t);
-    function(first, z_s, z_t);
-  }
-}
-
-// The first visit: this thread's part of the row's numbers.
+// This thread's part of the row's numbers.
 template <typename Sides, typename Keeping>
 __device__ __forceinline__ auto visit_for_statistics(Keeping& on_chip, const Slice<Sides>& slice) {
   RowStatistics<typename Sides::Real> mine;
-  const auto add = [&](int, const auto& z_s, const auto& z_t) { add_columns(mine, z_s, z_t); };
-  slice.visit_edges(add);
-  on_chip.visit(slice, [&](int, const auto& student, const auto& teacher) {
-    in_steps<Sides>(slice.block, student, teacher, add);
-  });
+  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_columns(mine, z_s, z_t); });
   return mine;
-}
-
-// The second: calls visit(function) with the function that writes the gradient of a group.
-template <typename Sides, typename Visit>
-__device__ __forceinline__ void write_gradient(const Slice<Sides>& slice, const RowGradient<typename Sides::Real>& row,
-                                               Visit visit) {
-  using Real = typename Sides::Real;
-  if (row.zero) return slice.write_zeros();
-  const auto& chain = slice.block.chain;
-  visit([&](int column, const auto& student, const auto& teacher) {
-    Real gradient[Sides::columns];
-    in_steps<Sides>(slice.block, student, teacher, [&](int first, const auto& z_s, const auto& z_t) {
-      gradient_of(row, chain, z_s, z_t, gradient + first);
-    });
-    store_group(slice.out, column, slice.out_dtype, slice.out_aligned, gradient);
-  });
-  slice.visit_edges([&](int column, const auto& z_s, const auto& z_t) {
-    Real gradient[1];
-    gradient_of(row, chain, z_s, z_t, gradient);
-    store_scalar(slice.out, column, slice.out_dtype, gradient[0]);
-  });
 }
 
 template <typename Sides, Kept kept>
@@ -71,8 +30,8 @@ __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, ke
   using Real = typename Sides::Real;
   if constexpr (kept == Kept::nothing || hardware::has_clusters) {
     char* memory = hardware::shared_memory();
-    Merge<Real> merge(memory);
-    OnChip<Sides, kept> on_chip(memory + sizeof(typename Merge<Real>::Scratch), block.columns);
+    Merge<RowStatistics<Real>> merge(memory);
+    OnChip<Sides, kept> on_chip(memory + sizeof(typename Merge<RowStatistics<Real>>::Scratch), block.columns);
     for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
       const Slice<Sides> slice(block, out, row, hardware::cluster_rank(), hardware::cluster_size());
       const Real weight = hardware::load_number(weights + row);
@@ -102,8 +61,8 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                           typename Sides::Real* statistics) {  // [n, 8]
   using Real = typename Sides::Real;
   char* memory = hardware::shared_memory();
-  Merge<Real> merge(memory);
-  OnChip<Sides, Kept::nothing> on_chip(memory + sizeof(typename Merge<Real>::Scratch), block.columns);
+  Merge<RowStatistics<Real>> merge(memory);
+  OnChip<Sides, Kept::nothing> on_chip(memory + sizeof(typename Merge<RowStatistics<Real>>::Scratch), block.columns);
   for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
     const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
     const RowStatistics<Real> numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice));
@@ -125,10 +84,8 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
   OnChip<Sides, Kept::nothing> on_chip(hardware::shared_memory(), block.columns);
   for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
     const Slice<Sides> slice(block, out, row, hardware::cluster_rank(), hardware::cluster_size());
-    const RowCoefficients<Real> k{hardware::load_number(a + row), hardware::load_number(b + row),
-                                  hardware::load_number(c + row)};
-    write_gradient(slice, RowGradient<Real>(load_statistics(statistics, row), k, block.chain),
-                   [&](auto function) { on_chip.visit(slice, function); });
+    const RowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), block.chain);
+    write_gradient(slice, gradient, [&](auto function) { on_chip.visit(slice, function); });
   }
 }
 

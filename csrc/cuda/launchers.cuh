@@ -4,13 +4,14 @@
 
 #include "kernels.cuh"
 #include "launch.cuh"
+#include "mixture_kernels.cuh"
 
 namespace eopd::cuda {
 namespace {
 
 using Pair = Sides<EOPD_STUDENT, EOPD_TEACHER>;
 using Real = Pair::Real;
-constexpr int64_t scratch_bytes = sizeof(Merge<Real>::Scratch);
+constexpr int64_t scratch_bytes = sizeof(Merge<RowStatistics<Real>>::Scratch);
 
 LogitTransform<Real> factors_of(const Transform& transform) {
   const bool softcap = transform.softcap != 0;
@@ -50,6 +51,21 @@ void row_gradient_of_pair(const Problem& problem, const Plan& plan, const Place&
          shape_of(problem, plan, bytes_of_row<Kept::nothing>(problem, plan)), place, block_of(problem),
          static_cast<const Real*>(statistics), static_cast<const Real*>(a), static_cast<const Real*>(b),
          static_cast<const Real*>(c), out);
+}
+
+void row_mixture_of_pair(const Problem& problem, const Plan& plan, const Place& place, const void* statistics,
+                         const double* skews, void* mixture) {
+  const int64_t bytes = sizeof(Merge<MixtureStatistics<Real>>::Scratch) + bytes_of_row<Kept::nothing>(problem, plan);
+  launch("row_mixture", row_mixture_kernel<Pair>, shape_of(problem, plan, bytes), place, block_of(problem),
+         static_cast<const Real*>(statistics), skews_of<Real>(skews), static_cast<Real*>(mixture));
+}
+
+void row_mixture_gradient_of_pair(const Problem& problem, const Plan& plan, const Place& place, const void* statistics,
+                                  const void* a, const void* b, const void* c, const double* skews, const Matrix& out) {
+  launch("row_mixture_gradient", row_mixture_gradient_kernel<Pair>,
+         shape_of(problem, plan, bytes_of_row<Kept::nothing>(problem, plan)), place, block_of(problem),
+         static_cast<const Real*>(statistics), static_cast<const Real*>(a), static_cast<const Real*>(b),
+         static_cast<const Real*>(c), skews_of<Real>(skews), out);
 }
 
 template <Kept kept>
@@ -99,7 +115,8 @@ int64_t shared_bytes_of_pair(const Problem& problem, const Plan& plan) {
 }  // namespace
 
 extern const Launchers EOPD_LAUNCHERS;
-const Launchers EOPD_LAUNCHERS{row_statistics_of_pair, row_gradient_of_pair, row_loss_and_gradient_of_pair,
-                               shared_bytes_of_pair};
+const Launchers EOPD_LAUNCHERS{row_statistics_of_pair,        row_gradient_of_pair,
+                               row_loss_and_gradient_of_pair, row_mixture_of_pair,
+                               row_mixture_gradient_of_pair,  shared_bytes_of_pair};
 
 }  // namespace eopd::cuda

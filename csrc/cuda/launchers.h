@@ -45,6 +45,18 @@ void row_loss_and_gradient(const Problem&, const Plan&, const Place&,
                            void* gate,             // [rows]
                            const Matrix& out);     // [rows, columns], may be the student
 
+void row_mixture(const Problem&, const Plan&, const Place&,
+                 const void* statistics,  // [rows, 8], of whole rows
+                 const double* skews,     // [2]
+                 void* mixture);          // [rows, 4]
+void row_mixture_gradient(const Problem&, const Plan&, const Place&,
+                          const void* statistics,  // [rows, 8], of whole rows
+                          const void* a,           // [rows]
+                          const void* b,           // [rows]
+                          const void* c,           // [rows]
+                          const double* skews,     // [2]
+                          const Matrix& out);      // [rows, columns], may be the student
+
 // Dynamic shared memory that row_loss_and_gradient takes per CTA.
 int64_t shared_bytes(const Problem&, const Plan&);
 
@@ -53,6 +65,8 @@ struct Launchers {
   decltype(&eopd::cuda::row_statistics) row_statistics;
   decltype(&eopd::cuda::row_gradient) row_gradient;
   decltype(&eopd::cuda::row_loss_and_gradient) row_loss_and_gradient;
+  decltype(&eopd::cuda::row_mixture) row_mixture;
+  decltype(&eopd::cuda::row_mixture_gradient) row_mixture_gradient;
   decltype(&eopd::cuda::shared_bytes) shared_bytes;
 };
 

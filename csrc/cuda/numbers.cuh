@@ -1,4 +1,4 @@
-// What there is one or eight of per row, and the gate that decides between them: docs/math.md, "The loss of one token".
+// What there is one, four or eight of per row, and the gate that decides between them: docs/math.md, "The loss of one token".
 #pragma once
 
 #include "../row_math.h"
@@ -27,6 +27,24 @@ __device__ __forceinline__ void store_statistics(Real* statistics,  // [n, 8]
   hardware::store_number(to + 5, numbers.teacher_cross);
   hardware::store_number(to + 6, numbers.student_self);
   hardware::store_number(to + 7, numbers.student_cross);
+}
+
+template <typename Real>
+__device__ __forceinline__ void store_mixture(Real* mixture,  // [n, 4]
+                                              int64_t row, const MixtureStatistics<Real>& numbers) {
+  Real* to = mixture + 4 * row;
+  hardware::store_number(to, numbers.forward_kl);
+  hardware::store_number(to + 1, numbers.reverse_kl);
+  hardware::store_number(to + 2, numbers.forward_share);
+  hardware::store_number(to + 3, numbers.reverse_share);
+}
+
+template <typename Real>
+__device__ __forceinline__ RowCoefficients<Real> load_coefficients(const Real* a,  // [n]
+                                                                   const Real* b,  // [n]
+                                                                   const Real* c,  // [n]
+                                                                   int64_t row) {
+  return {hardware::load_number(a + row), hardware::load_number(b + row), hardware::load_number(c + row)};
 }
 
 template <typename Real>

@@ -159,6 +159,9 @@ inline float exp_of_nonpositive(float x) {
 }
 inline double exp_of_nonpositive(double x) { return std::exp(x); }
 
+inline float log_of_share(float x) { return std::log(x); }
+inline double log_of_share(double x) { return std::log(x); }
+
 inline float larger(float x, float y) { return std::fmax(x, y); }
 inline double larger(double x, double y) { return std::fmax(x, y); }
 

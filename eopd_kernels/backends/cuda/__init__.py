@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...head import compute_dtype
 from ..built import why_not_built
-from ..checks import check_logits, check_matrix, check_numbers, matrix
+from ..checks import check_gradient, check_logits, check_matrix, check_numbers, matrix
 from .plan import Device, Plan, Row, device_of, resident, streaming
 
 
@@ -141,12 +141,7 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
-    dtype = compute_dtype(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), dtype, student.device)
-    for name, k in (("a", a), ("b", b), ("c", c)):
-        check_numbers(name, k, (n,), dtype, student.device)
-    check_matrix("out", out, student)
+    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
     native().row_gradient(
         matrix(student),
         matrix(teacher),
@@ -195,3 +190,55 @@ def row_loss_and_gradient(
         matrix(out),
     )
     return statistics, gate
+
+
+def row_mixture(
+    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
+) -> Tensor:
+    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_logits(student, teacher)
+    check_numbers("statistics", statistics, (n, 8), compute_dtype(student, teacher), student.device)
+    mixture = statistics.new_empty(n, 4)
+    native().row_mixture(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        one_visit(student).arguments,
+        place_of(student),
+        statistics.data_ptr(),
+        skews,
+        mixture.data_ptr(),
+    )
+    return mixture
+
+
+def row_mixture_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    statistics: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skews: Sequence[float],
+    transforms: Sequence[float],
+    out: Tensor,
+) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
+    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
+    native().row_mixture_gradient(
+        matrix(student),
+        matrix(teacher),
+        n,
+        vocab_size,
+        transforms,
+        one_visit(student).arguments,
+        place_of(student),
+        statistics.data_ptr(),
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        skews,
+        matrix(out),
+    )
