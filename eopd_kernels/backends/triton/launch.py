@@ -136,10 +136,15 @@ def row_mixture_gradient(
         )
 
 
-def skew_arguments(skews: Sequence[float]) -> dict[str, float]:
-    """Both halves' skews as a kernel takes them."""
+def skew_arguments(skews: Sequence[float]) -> dict[str, Any]:
+    """Both halves' skews as a kernel takes them: without one it is a variant of its own."""
     forward, reverse = skews
-    return {"forward_skew": forward, "reverse_skew": reverse}
+    return {
+        "forward_skew": forward,
+        "reverse_skew": reverse,
+        "FORWARD_PLAIN": forward == 0,
+        "REVERSE_PLAIN": reverse == 0,
+    }
 
 
 def partial_statistics(plan: Plan, weights: Tensor | None, statistics: Tensor) -> Tensor:

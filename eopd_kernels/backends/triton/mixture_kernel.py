@@ -28,6 +28,8 @@ def row_mixture_kernel(
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
     mixture,  # [n · parts, 4], out
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
@@ -76,6 +78,8 @@ def row_mixture_kernel(
             shift,
             skew_f,
             skew_r,
+            FORWARD_PLAIN,
+            REVERSE_PLAIN,
         )
     first = mixture + program.to(tl.int64) * 4
     tl.store(first, tl.sum(forward_kl, 0) / t_sum)

@@ -219,19 +219,19 @@ def scaled_masses(log_ratio):
 
 
 @triton.jit
-def skewed(x, own_mass, other_mass, skew):
+def skewed(x, own_mass, other_mass, skew, PLAIN: tl.constexpr):
     """λ(x) = −log(skew + (1 − skew)·e^−x), the share of the mixture that is one's own, and the other's without its
     cancellation, for log-ratios ``x`` of one's own mass to the other. Twin of ``mixture.skewed``.
 
-    Without a skew the other's mass, which may underflow, counts as 1, and λ is x. Two numbers say so rather than masks,
-    of which gfx942 ran out.
+    ``PLAIN``: no skew, and masses that underflow are not looked at. A mask for it would spill on gfx942 in fp64.
     """
-    floor = tl.where(skew == 0, 1.0, 0.0).to(x.dtype)
-    cap = tl.where(skew == 0, float("inf"), 0.0).to(x.dtype)
+    if PLAIN:
+        zero = tl.zeros_like(x)
+        return x, zero, zero + 1
     own = skew * own_mass
-    other = (1 - skew) * tl.maximum(other_mass, floor)
+    other = (1 - skew) * other_mass
     mixture = own + other
-    return tl.minimum(x, cap) - tl.log(mixture), own / mixture, other / mixture
+    return tl.minimum(x, 0.0) - tl.log(mixture), own / mixture, other / mixture
 
 
 @triton.jit
@@ -247,14 +247,16 @@ def with_mixed_columns(
     shift,
     forward_skew,
     reverse_skew,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
 ):
     """Lanes, and in each lane its columns of a tile, in the order of ``mixture.FIELDS``, times Z_s or Z_t."""
     ds = z_s - finite_centre(student_max)
     dt = z_t - finite_centre(teacher_max)
     log_ratio = (ds - dt) - shift
     p, q = scaled_masses(log_ratio)
-    forward_log, _, forward_other = skewed(-log_ratio, q, p, forward_skew)
-    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew)
+    forward_log, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
+    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
     exp_ds = tl.exp(ds)
     exp_dt = tl.exp(dt)
     return (
@@ -283,14 +285,16 @@ def mixture_column_gradient(
     shift,
     forward_skew,
     reverse_skew,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
 ):
     """∂L/∂z_s of a tile."""
     ds = z_s - finite_centre(student_max)
     dt = z_t - finite_centre(teacher_max)
     log_ratio = (ds - dt) - shift
     p, q = scaled_masses(log_ratio)
-    _, _, forward_other = skewed(-log_ratio, q, p, forward_skew)
-    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew)
+    _, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
+    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
     of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, reverse_log - reverse_own))
     return of_student - other * times_or_zero(tl.exp(dt), forward_other)
 
