@@ -91,7 +91,6 @@ MUTANTS = [
     Mutant("torch: sign of the teacher's term", TORCH, "log_ratio)) - weighted(c, q)", "log_ratio)) + weighted(c, q)"),
     Mutant("mixture: shares mixed up", MIXTURE, "own / mixture, other / mixture", "other / mixture, own / mixture"),
     Mutant("mixture: sign of the forward half's log-ratio", MIXTURE, "skewed(-log_ratio, skews.forward)", "skewed(log_ratio, skews.forward)"),
-    Mutant("mixture: the other's weight is rounded by itself", MIXTURE, "torch.tensor(skew, dtype=x.dtype).item()", "skew"),
     Mutant("mixture: the smaller mass is the larger", MIXTURE, "torch.where(x > 0, 1.0, smaller)", "torch.where(x < 0, 1.0, smaller)"),
     Mutant("mixture: no skew is not looked at", MIXTURE, "if skew == 0:", "if False:"),
     Mutant("mixture: columns without mass are not guarded", MIXTURE, "weighted(p, reverse.log_ratio)", "p * reverse.log_ratio"),
