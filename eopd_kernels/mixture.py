@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,10 +81,8 @@ class Skewed(NamedTuple):
 def skewed(x: Tensor, skew: float) -> Skewed:
     """λ(x) = −log(skew + (1 − skew)·e^−x) and the shares, for log-ratios ``x`` of one's own mass to the other.
 
-    Both masses are divided by the larger, so that nothing overflows; the skew is rounded first, so that the two weights
-    add up to 1 and equal masses give exactly λ = 0.
+    Both masses are divided by the larger, so that nothing overflows.
     """
-    skew = skew if x.dtype == torch.float64 else float(np.float32(skew))
     if skew == 0:
         return Skewed(x, torch.zeros_like(x), torch.ones_like(x))
     smaller = torch.exp(-x.abs())

@@ -380,3 +380,13 @@ def test_heads_with_transforms(schedule: str, backend: str) -> None:
         assert_no_worse_than_plain(
             replace(case, per_token=given), schedule=schedule, backend=backend, workspace_bytes=1
         )
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_gate_without_a_reverse_half(gate: Any, schedule: str) -> None:
+    """Tokens whose gate is shut are not visited: what is known of the others must not depend on that."""
+    schedule = "auto" if schedule == "chunked" else schedule
+    for forward in ("full", TopK(5), Skewed(0.2)):
+        objective = Objective(gate=gate, alpha=0.7, reverse="none", forward=forward)  # type: ignore[arg-type]
+        assert_no_worse_than_plain(case_of(objective, masked=True), schedule=schedule)

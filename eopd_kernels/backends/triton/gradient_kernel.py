@@ -61,6 +61,8 @@ def row_gradient_kernel(
         number(teacher_inner, dtype),
         number(teacher_outer, dtype),
         False,
+        True,
+        True,
         STUDENT_SOFTCAP,
         TEACHER_SOFTCAP,
         STEPS,

@@ -19,7 +19,16 @@ from .merge_kernel import merge_parts_kernel
 from .mixture_gradient_kernel import row_mixture_gradient_kernel
 from .mixture_kernel import row_mixture_kernel
 from .statistics_kernel import row_statistics_kernel
-from .table import MOST_PARTS, Processor, interpreted, parts_of_a_row, tiling, widest_vector
+from .table import (
+    LANE_COLUMNS,
+    MIXTURE_LANE_BYTES,
+    MOST_PARTS,
+    Processor,
+    interpreted,
+    parts_of_a_row,
+    tiling,
+    widest_vector,
+)
 
 # Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
 FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
@@ -92,7 +101,7 @@ def row_mixture(
     student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
 ) -> Tensor:
     """The four numbers of every row, ``[n, 4]``; those of a row's parts add up."""
-    plan = Plan.of(student, teacher, transforms, [], mixture=True)
+    plan = Plan.of(student, teacher, transforms, [], MIXTURE_LANE_BYTES // statistics.element_size())
     mixture = statistics.new_empty(plan.rows * plan.parts, 4)
     with on(student.device):
         plan.launch(
@@ -113,7 +122,7 @@ def row_mixture_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
-    plan = Plan.of(student, teacher, transforms, [out], mixture=True)
+    plan = Plan.of(student, teacher, transforms, [out], MIXTURE_LANE_BYTES // statistics.element_size())
     with on(student.device):
         plan.launch(
             row_mixture_gradient_kernel,
@@ -127,10 +136,15 @@ def row_mixture_gradient(
         )
 
 
-def skew_arguments(skews: Sequence[float]) -> dict[str, float]:
-    """Both halves' skews as a kernel takes them."""
+def skew_arguments(skews: Sequence[float]) -> dict[str, Any]:
+    """Both halves' skews as a kernel takes them: without one it is a variant of its own."""
     forward, reverse = skews
-    return {"forward_skew": forward, "reverse_skew": reverse}
+    return {
+        "forward_skew": forward,
+        "reverse_skew": reverse,
+        "FORWARD_PLAIN": forward == 0,
+        "REVERSE_PLAIN": reverse == 0,
+    }
 
 
 def partial_statistics(plan: Plan, weights: Tensor | None, statistics: Tensor) -> Tensor:
@@ -174,14 +188,14 @@ class Plan:
         teacher: Tensor,
         transforms: Sequence[float],
         outs: Sequence[Tensor],
-        mixture: bool = False,
+        lane_columns: int = LANE_COLUMNS,
     ) -> Plan:
         matrices = [student, teacher, *outs]
         processor = processor_of(student.device)
         vector = widest_vector(max(m.element_size() for m in matrices), processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
         student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
-        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, mixture, processor)
+        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, lane_columns, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])

@@ -100,6 +100,8 @@ def row_loss_and_gradient_kernel(
         inner_t,
         outer_t,
         False,
+        True,
+        True,
         STUDENT_SOFTCAP,
         TEACHER_SOFTCAP,
         STEPS,

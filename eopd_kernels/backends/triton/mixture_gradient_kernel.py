@@ -31,6 +31,8 @@ def row_mixture_gradient_kernel(
     teacher_outer: tl.float64,
     out,  # [n, V], out; may be the student
     out_stride: tl.int64,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
@@ -63,6 +65,8 @@ def row_mixture_gradient_kernel(
         number(teacher_inner, dtype),
         number(teacher_outer, dtype),
         True,
+        FORWARD_PLAIN,
+        REVERSE_PLAIN,
         STUDENT_SOFTCAP,
         TEACHER_SOFTCAP,
         STEPS,

@@ -212,18 +212,26 @@ def column_gradient(
 
 
 @triton.jit
-def skewed(x, smaller, skew):
-    """λ(x) = −log(skew + (1 − skew)·e^−x), the share of the mixture that is one's own, and the other's without its
-    cancellation, for log-ratios ``x`` of one's own mass to the other; ``smaller`` = e^−|x|. Twin of ``mixture.skewed``.
+def scaled_masses(log_ratio):
+    """p and q of a column divided by the larger, from log p − log q: nothing overflows, and NaN gives NaN twice."""
+    smaller = tl.exp(-tl.abs(log_ratio))
+    return tl.where(log_ratio > 0, 1.0, smaller), tl.where(log_ratio < 0, 1.0, smaller)
 
-    Both masses are divided by the larger, so that nothing overflows; without a skew what underflows is not looked at.
+
+@triton.jit
+def skewed(x, own_mass, other_mass, skew, PLAIN: tl.constexpr):
+    """λ(x) = −log(skew + (1 − skew)·e^−x), the share of the mixture that is one's own, and the other's without its
+    cancellation, for log-ratios ``x`` of one's own mass to the other. Twin of ``mixture.skewed``.
+
+    ``PLAIN``: no skew, and masses that underflow are not looked at. A mask for it would spill on gfx942 in fp64.
     """
-    own = skew * tl.where(x > 0, 1.0, smaller)
-    other = (1 - skew) * tl.where(x > 0, smaller, 1.0)
+    if PLAIN:
+        zero = tl.zeros_like(x)
+        return x, zero, zero + 1
+    own = skew * own_mass
+    other = (1 - skew) * other_mass
     mixture = own + other
-    log_ratio = tl.where(x > 0, 0.0, x) - tl.log(mixture)
-    plain = skew == 0
-    return tl.where(plain, x, log_ratio), tl.where(plain, 0.0, own / mixture), tl.where(plain, 1.0, other / mixture)
+    return tl.minimum(x, 0.0) - tl.log(mixture), own / mixture, other / mixture
 
 
 @triton.jit
@@ -239,14 +247,16 @@ def with_mixed_columns(
     shift,
     forward_skew,
     reverse_skew,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
 ):
     """Lanes, and in each lane its columns of a tile, in the order of ``mixture.FIELDS``, times Z_s or Z_t."""
     ds = z_s - finite_centre(student_max)
     dt = z_t - finite_centre(teacher_max)
     log_ratio = (ds - dt) - shift
-    smaller = tl.exp(-tl.abs(log_ratio))
-    forward_log, _, forward_other = skewed(-log_ratio, smaller, forward_skew)
-    reverse_log, reverse_own, _ = skewed(log_ratio, smaller, reverse_skew)
+    p, q = scaled_masses(log_ratio)
+    forward_log, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
+    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
     exp_ds = tl.exp(ds)
     exp_dt = tl.exp(dt)
     return (
@@ -275,14 +285,16 @@ def mixture_column_gradient(
     shift,
     forward_skew,
     reverse_skew,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
 ):
     """∂L/∂z_s of a tile."""
     ds = z_s - finite_centre(student_max)
     dt = z_t - finite_centre(teacher_max)
     log_ratio = (ds - dt) - shift
-    smaller = tl.exp(-tl.abs(log_ratio))
-    _, _, forward_other = skewed(-log_ratio, smaller, forward_skew)
-    reverse_log, reverse_own, _ = skewed(log_ratio, smaller, reverse_skew)
+    p, q = scaled_masses(log_ratio)
+    _, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
+    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
     of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, reverse_log - reverse_own))
     return of_student - other * times_or_zero(tl.exp(dt), forward_other)
 

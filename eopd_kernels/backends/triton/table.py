@@ -40,9 +40,10 @@ LOAD_BYTES = 16
 # 48 and 60.6 with 8, 90 and 59.4 with 16, 237 and 61.8 with 32; sm_100: 52 and 58.3, 80 and 55.4, 140 and 54.9. On
 # gfx942, 16 spill scalar registers (10) and 8 do not. Half the registers are twice the programs that hide a load.
 LANE_COLUMNS = 8
-# A column of a skewed divergence holds twice the numbers. row_mixture_gradient with both softcaps, 8 columns: in fp32
-# 80 registers and 8 to 16 bytes spilled on sm_80 and sm_120, in fp64 76 bytes on gfx942; 4: 40 to 51 registers, none.
-MIXTURE_LANE_COLUMNS = 4
+# A column of a skewed divergence holds twice the numbers: as many as 16 bytes are in the dtype computed in. With 8,
+# row_mixture_gradient in fp32 with both softcaps spilled 8 to 16 bytes at 80 registers on sm_80 and sm_120, in fp64 76
+# bytes on gfx942; with 4 it takes 40 to 51 registers.
+MIXTURE_LANE_BYTES = 16
 # With a softcap's tanh, fp64 and singly loaded columns take more registers than the compilers like to give: for one
 # more resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. Allowed all registers, or two waves, neither spills.
 NARROW_VECTOR = 2
@@ -66,17 +67,15 @@ def widest_vector(itemsize: int, processor: Processor) -> int:
     return INTERPRETED_COLUMNS // INTERPRETED_LANES // 2 if processor.interpreted else LOAD_BYTES // itemsize
 
 
-def tiling(vector: int, softcapped: bool, mixture: bool, processor: Processor) -> Tiling:
+def tiling(vector: int, softcapped: bool, lane_columns: int, processor: Processor) -> Tiling:
     """For rows that can be loaded ``vector`` neighbours at a time, and 1 where they lie anyhow: neighbouring threads
-    then load neighbouring columns. ``softcapped``: either side. ``mixture``: for a skewed divergence, which has more
-    columns per thread than it likes where a load holds eight."""
+    then load neighbouring columns. ``softcapped``: either side. ``lane_columns``: per thread, if a load has no more."""
     if processor.interpreted:
         return Tiling(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1, {})
     room = ROOM_ON_AMD if processor.amd else ROOM_ON_NVIDIA
-    lane_columns = max(MIXTURE_LANE_COLUMNS if mixture else LANE_COLUMNS, vector)
-    crowded = vector <= NARROW_VECTOR or (mixture and lane_columns > MIXTURE_LANE_COLUMNS)
+    crowded = vector <= NARROW_VECTOR or vector > lane_columns
     options = room if softcapped and crowded else {}
-    return Tiling(lane_columns // vector, LANES, vector, LANES // processor.warp_size, options)
+    return Tiling(max(lane_columns // vector, 1), LANES, vector, LANES // processor.warp_size, options)
 
 
 def parts_of_a_row(n: int, vocab_size: int, cut: Tiling, processor: Processor) -> int:

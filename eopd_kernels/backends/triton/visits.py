@@ -122,6 +122,8 @@ def gradient_of_columns(
     teacher_inner,
     teacher_outer,
     MIXTURE: tl.constexpr,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
@@ -159,6 +161,8 @@ def gradient_of_columns(
                 student_inner,
                 student_outer,
                 MIXTURE,
+                FORWARD_PLAIN,
+                REVERSE_PLAIN,
                 STUDENT_SOFTCAP,
             )
             tl.store(out + ragged, converted(gradient, out.dtype.element_ty), mask=ragged < end)
@@ -180,6 +184,8 @@ def gradient_of_columns(
                 student_inner,
                 student_outer,
                 MIXTURE,
+                FORWARD_PLAIN,
+                REVERSE_PLAIN,
                 STUDENT_SOFTCAP,
             )
             tl.store(out + here, converted(gradient, out.dtype.element_ty))
@@ -206,12 +212,25 @@ def raw_gradient(
     inner,
     outer,
     MIXTURE: tl.constexpr,
+    FORWARD_PLAIN: tl.constexpr,
+    REVERSE_PLAIN: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):  # -> [STEPS, LANES, VECTOR]
     """∂L/∂x_s: the gradient of the transformed logits times the slope of the transform."""
     if MIXTURE:
         gradient = mixture_column_gradient(
-            z_s, z_t, student_max, teacher_max, own, ratio, other, shift, forward_skew, reverse_skew
+            z_s,
+            z_t,
+            student_max,
+            teacher_max,
+            own,
+            ratio,
+            other,
+            shift,
+            forward_skew,
+            reverse_skew,
+            FORWARD_PLAIN,
+            REVERSE_PLAIN,
         )
     else:
         gradient = column_gradient(z_s, z_t, student_max, teacher_max, own, ratio, other)
