@@ -215,6 +215,9 @@ EOPD_HD Value softcap_chain(Value z, Real scale_over_temperature, Real temperatu
 }
 
 // ---- Skewed divergences --------------------------------------------------------------------------------------------
+//
+// The caller's `Arithmetic` has what a Value has no operator for: exp_of_nonpositive(x), log_of_share(x) of x in (0, 1],
+// and the quotient(x, y) of 0 <= x <= y <= 1, which becomes a share and may be rounded more than a division is.
 
 // The weights of a mixture: of the distribution that is compared with it, and of the other. They add up to 1 exactly, so
 // that a column of equal masses adds exactly 0.
@@ -245,15 +248,16 @@ struct Skewed {
   Value lambda, own_share, other_share;
 };
 
-// Both masses are divided by the larger, so that nothing overflows: `smaller` = e^-|x|. `log` of a Value in (0, 1].
-template <typename Value, typename Real, typename Log>
-EOPD_HD Skewed<Value> skewed(const Skew<Real>& skew, Value x, Value smaller, Log log) {
+// Both masses are divided by the larger, so that nothing overflows: `smaller` = e^-|x|.
+template <typename Value, typename Real, typename Arithmetic>
+EOPD_HD Skewed<Value> skewed(const Skew<Real>& skew, Value x, Value smaller, const Arithmetic& arithmetic) {
   const Value zero{}, one = zero + Real(1);
   if (skew.own == 0) return {x, zero, one};
   const Value own = skew.own * (x > zero ? one : smaller);
   const Value other = skew.other * (x > zero ? smaller : one);
   const Value mixture = own + other;
-  return {(x > zero ? zero : x) - log(mixture), own / mixture, other / mixture};
+  return {(x > zero ? zero : x) - arithmetic.log_of_share(mixture), arithmetic.quotient(own, mixture),
+          arithmetic.quotient(other, mixture)};
 }
 
 // What a visit adds to a row's skewed divergences; sums over any columns add up.
@@ -292,20 +296,21 @@ struct MixedColumn {
   Value smaller;         // e^-|log_ratio|
 };
 
-// `exp` of a Value that is not positive.
-template <typename Value, typename Real, typename Exp>
-EOPD_HD MixedColumn<Value> mixed_column(const MixedRow<Real>& row, Value s, Value t, Exp exp) {
+template <typename Value, typename Real, typename Arithmetic>
+EOPD_HD MixedColumn<Value> mixed_column(const MixedRow<Real>& row, Value s, Value t, const Arithmetic& arithmetic) {
   const Value ds = s - row.student_centre, dt = t - row.teacher_centre;
   const Value log_ratio = (ds - dt) - row.log_sum_ratio;
-  return {log_ratio, exp(ds), exp(dt), exp(log_ratio > Value{} ? -log_ratio : log_ratio)};
+  const Value distance = log_ratio > Value{} ? -log_ratio : log_ratio;
+  return {log_ratio, arithmetic.exp_of_nonpositive(ds), arithmetic.exp_of_nonpositive(dt),
+          arithmetic.exp_of_nonpositive(distance)};
 }
 
 // Not yet divided by Z_s and Z_t.
-template <typename Value, typename Real, typename Log>
+template <typename Value, typename Real, typename Arithmetic>
 EOPD_HD void add_column(MixtureStatistics<Value>& sums, const Skews<Real>& skews, const MixedColumn<Value>& column,
-                        Log log) {
-  const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, log);
-  const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, log);
+                        const Arithmetic& arithmetic) {
+  const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, arithmetic);
+  const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, arithmetic);
   sums.forward_kl += times_or_zero(column.exp_dt, forward.lambda);
   sums.reverse_kl += times_or_zero(column.exp_ds, reverse.lambda);
   sums.forward_share += times_or_zero(column.exp_dt, forward.other_share);
@@ -326,17 +331,17 @@ EOPD_HD ColumnCoefficients<Real> mixture_coefficients(const RowStatistics<Real>&
 }
 
 // `has_reverse` and `has_forward` say whether b and c are used.
-template <bool has_reverse, bool has_forward, typename Value, typename Real, typename Log>
+template <bool has_reverse, bool has_forward, typename Value, typename Real, typename Arithmetic>
 EOPD_HD Value column_gradient(const ColumnCoefficients<Real>& k, const Skews<Real>& skews,
-                              const MixedColumn<Value>& column, Log log) {
+                              const MixedColumn<Value>& column, const Arithmetic& arithmetic) {
   Value factor = k.self + Value{};
   if constexpr (has_reverse) {
-    const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, log);
+    const Skewed<Value> reverse = skewed(skews.reverse, column.log_ratio, column.smaller, arithmetic);
     factor += k.ratio * (reverse.lambda - reverse.own_share);
   }
   Value gradient = times_or_zero(column.exp_ds, factor);
   if constexpr (has_forward) {
-    const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, log);
+    const Skewed<Value> forward = skewed(skews.forward, -column.log_ratio, column.smaller, arithmetic);
     gradient -= k.other * times_or_zero(column.exp_dt, forward.other_share);
   }
   return gradient;

@@ -15,7 +15,10 @@ from pathlib import Path
 from benchmarks.cuda import emulation
 
 ROOT = emulation.ROOT
-SUITE = ["tests/backends/test_cuda_rows.py", "tests/test_rows.py", "tests/test_oracle.py", "tests/test_function.py"]
+SUITE = [
+    "tests/backends/test_cuda_rows.py",
+    *(f"tests/test_{room}.py" for room in "rows rows_mixture oracle function".split()),
+]
 # What is broken, the file of csrc/cuda, what it says and what it says then.
 SHAPE = "plan.cluster, plan.threads, bytes"
 BROKEN = [

@@ -20,7 +20,8 @@ from ..results import markdown_table
 
 PACKAGE = Path(__file__).resolve().parents[2] / "eopd_kernels"
 WIDTHS = {"Bits32": "32", "Bits16": "16", "AnyBits": "any"}
-KERNELS = ("row_loss_and_gradient", "row_statistics", "row_gradient")
+# The first one that a symbol contains is its kernel's.
+KERNELS = ("row_loss_and_gradient", "row_statistics", "row_gradient", "row_mixture_gradient", "row_mixture")
 REGISTERS = 65_536
 # Two CTAs to a multiprocessor, and one where float64 may be.
 CTAS, CTAS_OF_ANY = 2, 1
@@ -59,6 +60,16 @@ class Kernel:
         return int(re.sub(r"\D", "", self.architecture)) >= 90
 
     @property
+    def writes(self) -> bool:
+        """A gradient."""
+        return self.name.endswith("gradient")
+
+    @property
+    def merges(self) -> bool:
+        """What the CTAs of a cluster have summed."""
+        return self.has_clusters and self.name not in ("row_gradient", "row_mixture_gradient")
+
+    @property
     def most_registers(self) -> int:
         """With which as many CTAs share a multiprocessor as were meant to."""
         warps = THREADS[self.kept] // WARP * (CTAS_OF_ANY if self.student == "any" else CTAS)
@@ -69,15 +80,14 @@ class Kernel:
         """What is not as it should be."""
         if not self.exists:
             return []
-        in_vectors, writes = self.student != "any", self.name != "row_statistics"
-        merges = self.has_clusters and self.name != "row_gradient"
+        in_vectors = self.student != "any"
         found = {
             f"{self.stack} bytes of stack": self.stack > 0,
             f"{self.registers} registers, at most {self.most_registers}": self.registers > self.most_registers,
             "no loads of 16 bytes": in_vectors and self.wide_loads == 0,
-            "no stores of 16 bytes": in_vectors and writes and self.wide_stores == 0,
-            "no distributed shared memory": merges and self.distributed_loads == 0,
-            "no cluster barrier": merges and self.cluster_barriers == 0,
+            "no stores of 16 bytes": in_vectors and self.writes and self.wide_stores == 0,
+            "no distributed shared memory": self.merges and self.distributed_loads == 0,
+            "no cluster barrier": self.merges and self.cluster_barriers == 0,
         }
         return [problem for problem, there in found.items() if there]
 

@@ -7,17 +7,18 @@
 namespace eopd::cpu {
 namespace {
 
-struct Exponential {
+struct Arithmetic {
   template <typename Value>
-  Value operator()(Value value) const {
-    return exp_of_nonpositive(value);
+  static Value exp_of_nonpositive(Value x) {
+    return cpu::exp_of_nonpositive(x);
   }
-};
-
-struct Logarithm {
   template <typename Value>
-  Value operator()(Value value) const {
-    return log_of_share(value);
+  static Value log_of_share(Value x) {
+    return cpu::log_of_share(x);
+  }
+  template <typename Value>
+  static Value quotient(Value x, Value y) {
+    return x / y;
   }
 };
 
@@ -29,11 +30,11 @@ void add_mixture_block(MixtureStatistics<double>& total, const MixedRow<Real>& r
   MixtureStatistics<Real> narrow;
   for_columns<Real>(count, [&](auto kind, int v) {
     using Value = decltype(kind);
-    const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Exponential{});
+    const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
     if constexpr (std::is_same_v<Value, Real>) {
-      add_column(narrow, row.skews, column, Logarithm{});
+      add_column(narrow, row.skews, column, Arithmetic{});
     } else {
-      add_column(wide, row.skews, column, Logarithm{});
+      add_column(wide, row.skews, column, Arithmetic{});
     }
   });
   total.forward_kl += sum_of_lanes(wide.forward_kl) + narrow.forward_kl;
@@ -52,8 +53,8 @@ void mixture_gradient_block(const MixedRow<Real>& row, const ColumnCoefficients<
       with_constant(past_caches, [&](auto streamed) {
         store_columns<streamed.value>(count, out, [&](auto kind, int v) {
           using Value = decltype(kind);
-          const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Exponential{});
-          return column_gradient<has_reverse.value, has_forward.value>(k, row.skews, column, Logarithm{});
+          const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
+          return column_gradient<has_reverse.value, has_forward.value>(k, row.skews, column, Arithmetic{});
         });
       });
     });

@@ -5,17 +5,18 @@
 
 namespace eopd::cuda {
 
-struct Exponential {
+struct Arithmetic {
   template <typename Real>
-  __device__ __forceinline__ Real operator()(Real x) const {
+  static __device__ __forceinline__ Real exp_of_nonpositive(Real x) {
     return hardware::exp_of_nonpositive(x);
   }
-};
-
-struct Logarithm {
   template <typename Real>
-  __device__ __forceinline__ Real operator()(Real x) const {
+  static __device__ __forceinline__ Real log_of_share(Real x) {
     return hardware::log_of_share(x);
+  }
+  template <typename Real>
+  static __device__ __forceinline__ Real quotient(Real x, Real y) {
+    return hardware::quotient(x, y);
   }
 };
 
@@ -26,7 +27,7 @@ __device__ __forceinline__ void add_columns(MixtureStatistics<Real>& sums, const
   MixtureStatistics<Real> here;
 #pragma unroll
   for (int v = 0; v < columns; ++v)
-    add_column(here, row.skews, mixed_column(row, z_s[v], z_t[v], Exponential{}), Logarithm{});
+    add_column(here, row.skews, mixed_column(row, z_s[v], z_t[v], Arithmetic{}), Arithmetic{});
   merge(sums, here);
 }
 
@@ -52,9 +53,9 @@ __device__ __forceinline__ void gradient_of(const MixedRowGradient<Real>& row, c
                                             Real* gradient) {  // [columns]
 #pragma unroll
   for (int v = 0; v < columns; ++v) {
-    const MixedColumn<Real> column = mixed_column(row.mixed, z_s[v], z_t[v], Exponential{});
-    gradient[v] = row.has_reverse ? column_gradient<true, true>(row.k, row.mixed.skews, column, Logarithm{})
-                                  : column_gradient<false, true>(row.k, row.mixed.skews, column, Logarithm{});
+    const MixedColumn<Real> column = mixed_column(row.mixed, z_s[v], z_t[v], Arithmetic{});
+    gradient[v] = row.has_reverse ? column_gradient<true, true>(row.k, row.mixed.skews, column, Arithmetic{})
+                                  : column_gradient<false, true>(row.k, row.mixed.skews, column, Arithmetic{});
   }
 }
 

@@ -162,6 +162,9 @@ inline double exp_of_nonpositive(double x) { return std::exp(x); }
 inline float log_of_share(float x) { return std::log(x); }
 inline double log_of_share(double x) { return std::log(x); }
 
+inline float quotient(float x, float y) { return x / y; }
+inline double quotient(double x, double y) { return x / y; }
+
 inline float larger(float x, float y) { return std::fmax(x, y); }
 inline double larger(double x, double y) { return std::fmax(x, y); }
 

@@ -66,6 +66,20 @@ def solve(functions: object, student: Tensor, teacher: Tensor, transforms: list[
     return Results(statistics, gate, gradient, alone, again)
 
 
+def solve_mixture(
+    functions: object, student: Tensor, teacher: Tensor, transforms: list[float], out: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Both functions of skewed divergences; a row without coefficients is among the others."""
+    packed = TORCH.row_statistics(student, teacher, transforms)
+    mixture = functions.row_mixture(student, teacher, packed, [0.3, 0.1], transforms)  # type: ignore[attr-defined]
+    coefficients = [k * (WEIGHTS[: len(student)] != 0) for k in random_coefficients(len(student), torch.float32)]
+    gradient = torch.empty(student.shape, dtype=out)
+    functions.row_mixture_gradient(  # type: ignore[attr-defined]
+        student, teacher, packed, *coefficients, [0.3, 0.1], transforms, gradient
+    )
+    return mixture, gradient
+
+
 def assert_close(ours: Results, truth: Results, tolerance: float) -> None:
     assert torch.equal(ours.gate, truth.gate)
     read = WEIGHTS[: len(ours.gate)] != 0
@@ -82,7 +96,7 @@ def assert_close(ours: Results, truth: Results, tolerance: float) -> None:
 @pytest.mark.parametrize("cluster", CLUSTERS)
 @pytest.mark.parametrize("kept", PLACES, ids=KEPT.get)
 def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str], transforms: list[float]) -> None:
-    # 6,100 columns need nearly all registers of 64 threads.
+    # 6,100 columns of a float32 teacher reach the last registers of 64 threads, whichever the student.
     for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 5003, 6100)):
         student, teacher = (
             x.to(traffic.DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True)
@@ -92,6 +106,50 @@ def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str
             assert_close(solve(backend, student, teacher, transforms, torch.float32), truth, 3e-5)
             narrow = solve(backend, student, teacher, transforms, torch.float16)
             assert_close(narrow, truth, 3e-5 + 2**-11)
+
+
+@pytest.mark.parametrize("transforms", [IDENTITY, TRANSFORMS[3]], ids=["plain", "softcap"])
+@pytest.mark.parametrize("dtypes", [("fp32", "fp32"), ("bf16", "bf16"), ("fp32", "bf16"), ("bf16", "fp32")], ids=str)
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_mixtures_on_every_cluster(cluster: int, dtypes: tuple[str, str], transforms: list[float]) -> None:
+    for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 6100)):
+        student, teacher = (
+            x.to(traffic.DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True)
+        )
+        truth = solve_mixture(TORCH, student, teacher, transforms, torch.float32)
+        with planned(NOTHING, cluster, seed):
+            ours = solve_mixture(backend, student, teacher, transforms, torch.float32)
+            narrow = solve_mixture(backend, student, teacher, transforms, torch.float16)
+        torch.testing.assert_close(ours[0], truth[0], rtol=3e-5, atol=3e-6)
+        assert relative_error(ours[1], truth[1]) < 3e-5 and (ours[1][1] == 0).all()
+        assert relative_error(narrow[1], truth[1]) < 3e-5 + 2**-11
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_the_order_of_threads_changes_no_bit_of_a_mixture(monkeypatch: pytest.MonkeyPatch, cluster: int) -> None:
+    """Nor does it matter whether a cluster takes a row or several."""
+    student, teacher = block(5, 3001)
+    results = []
+    for clusters in (plans.MOST_CLUSTERS, 2):
+        monkeypatch.setattr(plans, "MOST_CLUSTERS", clusters)
+        for seed in range(4):
+            with planned(NOTHING, cluster, seed, threads=96):
+                results.append(solve_mixture(backend, student, teacher, IDENTITY, torch.float32))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_mixture_reads_each_logit_once(dtype: torch.dtype) -> None:
+    """On each of its two visits; the gradient's passes over the row without coefficients."""
+    student, teacher = block(5, 4096, dtype)
+    native = backend.native()
+    with planned(NOTHING, 2):
+        native.reset_counters()
+        solve_mixture(backend, student, teacher, IDENTITY, dtype)
+    counted, row = native.counters(), 4096 * dtype.itemsize
+    assert counted["logit_bytes"] == 2 * (5 + 4) * row and counted["scalar_loads"] == 0
+    assert counted["gradient_bytes"] == 5 * row
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS)
@@ -157,6 +215,10 @@ def test_nothing_is_written_beside_a_tensor(
             backend.row_loss_and_gradient(student, teacher, weights, 1.0, list(ADD), IDENTITY, out)
             statistics = backend.row_statistics(student, teacher, IDENTITY)
             backend.row_gradient(student, teacher, statistics, a, b, c, IDENTITY, again)
+            if kept == NOTHING:
+                numbers, out = guarded.holding(statistics), guarded((5, vocab_size), dtype, padding)
+                backend.row_mixture(student, teacher, numbers, [0.2, 0.0], IDENTITY)
+                backend.row_mixture_gradient(student, teacher, numbers, a, b, c, [0.2, 0.0], IDENTITY, out)
     assert torch.equal(student, inputs[0]) and torch.equal(teacher, inputs[1])
 
 

@@ -13,7 +13,7 @@ from eopd_kernels.backends import cuda as backend
 from eopd_kernels.backends.cuda.plan import KEPT, NOTHING, PREFERENCES, SHARED, THREADS, Plan, Row, threads
 from eopd_kernels.rows import FUNCTIONS
 from tests.conftest import relative_error
-from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block
+from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block, random_coefficients
 
 pytestmark = pytest.mark.gpu
 TORCH = FUNCTIONS["torch"]
@@ -57,6 +57,26 @@ def test_every_place_and_cluster(
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 0.0)
     assert relative_error(out, expected) < 3e-5 + rounding
     assert torch.equal(in_place, out)
+
+
+@pytest.mark.parametrize("transforms", [IDENTITY, TRANSFORMS[3]], ids=["plain", "softcap"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [3, 300])
+def test_mixtures(rows: int, dtype: torch.dtype, transforms: list[float], cuda: torch.device) -> None:
+    """Few rows, which clusters share, and many."""
+    student, teacher = (x.to(cuda) for x in block(rows, 50_257, dtype))
+    statistics = TORCH.row_statistics(student, teacher, transforms)
+    coefficients = [k.to(cuda) for k in random_coefficients(rows, torch.float32)]
+    results = []
+    for functions in (backend, TORCH):
+        out = torch.empty_like(student)
+        mixture = functions.row_mixture(student, teacher, statistics, [0.3, 0.1], transforms)
+        functions.row_mixture_gradient(student, teacher, statistics, *coefficients, [0.3, 0.1], transforms, out)
+        results.append((mixture, out))
+    (ours, out), (truth, expected) = results
+    torch.testing.assert_close(ours, truth, rtol=3e-5, atol=3e-6)
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 0.0)
+    assert relative_error(out, expected) < 3e-5 + rounding
 
 
 def test_a_launch_that_fails_names_its_kernel(cuda: torch.device) -> None:

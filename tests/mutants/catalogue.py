@@ -19,6 +19,8 @@ CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/c
 MIXED_BLOCK = "csrc/cpu/mixture.h"
 CUDA_ROW, CUDA_CHIP, CUDA_MERGE = "csrc/cuda/row.cuh", "csrc/cuda/on_chip.cuh", "csrc/cuda/merge.cuh"
 CUDA_KERNELS, CUDA_COLUMNS = "csrc/cuda/kernels.cuh", "csrc/cuda/columns.cuh"
+CUDA_VISITS, CUDA_MIXTURE = "csrc/cuda/visits.cuh", "csrc/cuda/mixture.cuh"
+CUDA_MIXTURE_KERNELS = "csrc/cuda/mixture_kernels.cuh"
 CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/numbers.cuh", "csrc/cuda/launchers.cuh"
 CUDA_BACKEND, PLAN = "eopd_kernels/backends/cuda/__init__.py", "eopd_kernels/backends/cuda/plan.py"
 ROWS = "eopd_kernels/rows.py"
@@ -128,13 +130,13 @@ MUTANTS = [
     Mutant("C++: slope of the transform forgotten", ROW_MATH, "self / row.student_sum * chain,", "self / row.student_sum,"),
     Mutant("C++: mixture: weights do not add up to 1", ROW_MATH, "return {own, 1 - own};", "return {own, Real(0.9999999) - own};"),
     Mutant("C++: mixture: no skew is not looked at", ROW_MATH, "if (skew.own == 0) return {x, zero, one};", ""),
-    Mutant("C++: mixture: shares mixed up", ROW_MATH, "own / mixture, other / mixture}", "other / mixture, own / mixture}"),
+    Mutant("C++: mixture: shares mixed up", ROW_MATH, "arithmetic.quotient(own, mixture)", "arithmetic.quotient(other, mixture)"),
     Mutant("C++: mixture: columns without mass", ROW_MATH, "times_or_zero(column.exp_dt, forward.lambda)", "column.exp_dt * forward.lambda"),
     Mutant("C++: mixture: sums over the other side's", ROW_MATH, "sums.forward_kl / row.teacher_sum", "sums.forward_kl / row.student_sum"),
     Mutant("C++: mixture: gradient forgets the share", ROW_MATH, "reverse.lambda - reverse.own_share", "reverse.lambda"),
     Mutant("C++: mixture: gradient of massless columns", ROW_MATH, "times_or_zero(column.exp_ds, factor)", "column.exp_ds * factor"),
-    Mutant("C++: mixture: log-ratio without the normalisers", MIXED_BLOCK, "(ds - dt) - row.log_sum_ratio", "ds - dt"),
-    Mutant("C++: mixture: skews exchanged", MIXED_BLOCK, "skew_of(Real(skews[0])), skew_of(Real(skews[1]))", "skew_of(Real(skews[1])), skew_of(Real(skews[0]))"),
+    Mutant("C++: mixture: log-ratio without the normalisers", ROW_MATH, "(ds - dt) - row.log_sum_ratio", "ds - dt"),
+    Mutant("C++: mixture: skews exchanged", ROW_MATH, "skew_of(Real(own[0])), skew_of(Real(own[1]))", "skew_of(Real(own[1])), skew_of(Real(own[0]))"),
     Mutant("C++: mixture: ragged end is not summed", MIXED_BLOCK, "sum_of_lanes(wide.forward_kl) + narrow.forward_kl", "sum_of_lanes(wide.forward_kl)"),
     Mutant("C++: mixture: unused terms are computed", KERNELS, "mixture_gradient_block(mixed, column_k, k.b != 0,", "mixture_gradient_block(mixed, column_k, true,"),
     Mutant("C++: logarithm: last coefficient", VECTOR, "e * f + 0x1.555554p-2f", "e * f + 0x1.555p-2f"),
@@ -148,9 +150,9 @@ MUTANTS = [
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
     Mutant("CUDA: gate inverted", CUDA_NUMBERS, "? Real(1) : Real(0)", "? Real(0) : Real(1)"),
     Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (weight != 0) {", "{"),
-    Mutant("CUDA: rows without a gradient are read", CUDA_KERNELS, "if (row.zero) return slice.write_zeros();", ""),
-    Mutant("CUDA: head and tail are not summed", CUDA_KERNELS, "  slice.visit_edges(add);\n", ""),
-    Mutant("CUDA: head and tail have no gradient", CUDA_KERNELS, "slice.out_dtype, gradient[0]);", "slice.out_dtype, 0 * gradient[0]);"),
+    Mutant("CUDA: rows without a gradient are read", CUDA_VISITS, "if (row.zero) return slice.write_zeros();", ""),
+    Mutant("CUDA: head and tail are not summed", CUDA_VISITS, "  slice.visit_edges(add);\n", ""),
+    Mutant("CUDA: head and tail have no gradient", CUDA_VISITS, "slice.out_dtype, gradient[0]);", "slice.out_dtype, 0 * gradient[0]);"),
     Mutant("CUDA: the tail begins late", CUDA_ROW, "const int column = edge < head ? edge : edge + all_groups * columns;", "const int column = edge < head ? edge : edge + all_groups * columns + 1;"),
     Mutant("CUDA: parts overlap", CUDA_ROW, "first + most < all_groups ? most : all_groups - first", "all_groups - first"),
     Mutant("CUDA: rows are skipped", CUDA_KERNELS, "row += hardware::clusters()) {\n      const Slice", "row += hardware::clusters() + 1) {\n      const Slice"),
@@ -169,6 +171,10 @@ MUTANTS = [
     Mutant("CUDA: a maximum of -inf is subtracted", CUDA_COLUMNS, "= finite_centre(student_max), teacher_centre = finite_centre(teacher_max);", "= student_max, teacher_centre = teacher_max;"),
     Mutant("CUDA: an infinite log-ratio is used unasked", CUDA_COLUMNS, "row.has_ratio ?", "true ?"),
     Mutant("CUDA: slope of the softcap forgotten", CUDA_COLUMNS, "if (chain.softcap) {", "if (false) {"),
+    Mutant("CUDA: mixture: not divided by the sums", CUDA_MIXTURE_KERNELS, "normalised(sums, numbers)", "sums"),
+    Mutant("CUDA: mixture: nobody waits before leaving", CUDA_MIXTURE_KERNELS, "  merge.leave();\n", ""),
+    Mutant("CUDA: mixture: an infinite log-ratio is used unasked", CUDA_MIXTURE, "row.has_reverse ?", "true ?"),
+    Mutant("CUDA: mixture: slope of the transform forgotten", CUDA_MIXTURE, "slope_of(chain)", "1 + 0 * slope_of(chain)"),
     Mutant("CUDA: bf16 pairs swapped", CUDA_STORAGE, "x[v] = hardware::float_of_bits(pair << 16);", "x[v] = hardware::float_of_bits(pair & 0xffff0000u);"),
     Mutant("CUDA: fp16 read as bf16", CUDA_STORAGE, "return dtype == DType::bfloat16 ? hardware::float_of_bits(stored << 16)", "return dtype != DType::float32 ? hardware::float_of_bits(stored << 16)"),
     Mutant("CUDA: the teacher is transformed as the student", CUDA_LAUNCH, "factors_of(problem.teacher_transform)", "factors_of(student)"),
