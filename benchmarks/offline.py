@@ -49,18 +49,23 @@ LAYOUTS = {"even": (4096, 0), "ragged": (4095, 17), "odd": (4095, 0), "one colum
 
 @dataclass(frozen=True)
 class Problem:
-    """The options of one call: dtypes by Triton's names, softcaps of student and teacher, a layout of ``LAYOUTS``."""
+    """The options of one call: dtypes by Triton's names, softcaps of student and teacher, a layout of ``LAYOUTS``, and
+    which halves of a mixture are skewed, forward and reverse."""
 
     student: str
     teacher: str
     out: str
     softcaps: tuple[bool, bool] = (False, False)
     layout: str = "even"
+    skewed: tuple[bool, bool] = (True, True)
 
     def __str__(self) -> str:
         names = ("student", "teacher")
         capped = [f"{name} softcap" for name, softcap in zip(names, self.softcaps, strict=True) if softcap]
-        return ", ".join([f"{self.student} {self.teacher} → {self.out}", *capped, self.layout])
+        plain = [
+            f"plain {name}" for name, skewed in zip(("forward", "reverse"), self.skewed, strict=True) if not skewed
+        ]
+        return ", ".join([f"{self.student} {self.teacher} → {self.out}", *capped, *plain, self.layout])
 
     @property
     def loads_16_bits(self) -> bool:
@@ -79,6 +84,11 @@ class Problem:
     @property
     def compute(self) -> torch.dtype:
         return torch.float64 if "fp64" in (self.student, self.teacher) else torch.float32
+
+    @property
+    def skews(self) -> list[float]:
+        forward, reverse = self.skewed
+        return [0.1 * forward, 0.2 * reverse]
 
     @property
     def transforms(self) -> list[float]:
@@ -132,8 +142,8 @@ def call(function: str, problem: Problem, rows: int) -> None:
         "row_statistics": (transforms,),
         "row_gradient": (statistics, per_row, per_row, per_row, transforms, out),
         "row_loss_and_gradient": (per_row, 0.8, [1.0, 0.0, 0.0, 1.0], transforms, out),
-        "row_mixture": (statistics, [0.1, 0.2], transforms),
-        "row_mixture_gradient": (statistics, per_row, per_row, per_row, [0.1, 0.2], transforms, out),
+        "row_mixture": (statistics, problem.skews, transforms),
+        "row_mixture_gradient": (statistics, per_row, per_row, per_row, problem.skews, transforms, out),
     }
     getattr(launch, function)(student, teacher, *after_the_sides[function])
 

@@ -64,6 +64,10 @@ def every_call() -> Iterable[tuple[str, Problem, int]]:
             yield "row_statistics", problem, WHOLE_ROWS
             yield "row_statistics", problem, SPLIT_ROWS
             yield "row_mixture", problem, WHOLE_ROWS
+    # A half of a mixture that is not skewed is a variant with less to compute.
+    for dtype, skewed in product(("fp32", "bf16", "fp64"), ((True, False), (False, True))):
+        for function in ("row_mixture", "row_mixture_gradient"):
+            yield function, Problem(dtype, dtype, dtype, BOTH, skewed=skewed), WHOLE_ROWS
 
 
 def measured(task: Task) -> list[Resources]:

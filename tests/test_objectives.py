@@ -388,5 +388,5 @@ def test_every_gate_without_a_reverse_half(gate: Any, schedule: str) -> None:
     """Tokens whose gate is shut are not visited: what is known of the others must not depend on that."""
     schedule = "auto" if schedule == "chunked" else schedule
     for forward in ("full", TopK(5), Skewed(0.2)):
-        objective = Objective(gate=gate, alpha=0.7, reverse="none", forward=forward)  # type: ignore[arg-type]
+        objective = Objective(gate=gate, alpha=0.7, reverse="none", forward=forward)
         assert_no_worse_than_plain(case_of(objective, masked=True), schedule=schedule)
