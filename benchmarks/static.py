@@ -63,8 +63,8 @@ def every_call() -> Iterable[tuple[str, Problem, int]]:
             statistics.add(same)
             yield "row_statistics", problem, WHOLE_ROWS
             yield "row_statistics", problem, SPLIT_ROWS
-    # Skewed divergences load and store as the kernels above do: pairs of two dtypes have been seen there. A half that is
-    # not skewed is a variant with less to compute.
+    # Skewed divergences load and store as the kernels above do: pairs of two dtypes have been seen there. A half that
+    # is not skewed is a variant with less to compute.
     alike = [problem for problem in problems if problem.student == problem.teacher]
     alike += [
         Problem(dtype, dtype, dtype, BOTH, skewed=skewed)

@@ -116,7 +116,7 @@ inline void add_block(RowStatistics<double>& row, const Real* student, const Rea
 
 // Stores gradient(Value, column) for all columns.
 template <bool past_caches, typename Real, typename Gradient>
-inline void store_columns(int count, Real* out, Gradient gradient) {
+inline __attribute__((always_inline)) void store_columns(int count, Real* out, Gradient gradient) {
   for_columns<Real>(count, [&](auto kind, int v) {
     using Value = decltype(kind);
     if constexpr (past_caches && !std::is_same_v<Value, Real>) {
