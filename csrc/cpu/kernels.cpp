@@ -91,7 +91,8 @@ struct Reads {
 // Calls function(student, teacher, column, count) for each block of a row; what is not read is null. Inlined by force, as
 // what it is given and store_columns are: left to the compiler, row_loss_and_gradient took 1 to 2 % longer.
 template <typename Real, typename Function>
-inline __attribute__((always_inline)) void for_blocks(const Problem& problem, int64_t row, Reads reads, Scratch<Real>& scratch, Function function) {
+inline __attribute__((always_inline)) void for_blocks(const Problem& problem, int64_t row, Reads reads,
+                                                      Scratch<Real>& scratch, Function function) {
   for (int64_t column = 0; column < problem.columns; column += block_columns) {
     const int count = block_count(problem.columns, column);
     const Real* student = nullptr;
@@ -129,8 +130,9 @@ inline double chain_of(const Transform& transform) {
 
 // gradient(student, teacher, column, count, past_caches, to) writes a block's, and what it does not read is null.
 template <typename Real, typename Gradient>
-inline __attribute__((always_inline)) void store_gradient(const Problem& problem, int64_t row, Reads reads, const Matrix& out, Scratch<Real>& scratch,
-                           Gradient gradient) {
+inline __attribute__((always_inline)) void store_gradient(const Problem& problem, int64_t row, Reads reads,
+                                                          const Matrix& out, Scratch<Real>& scratch,
+                                                          Gradient gradient) {
   const Transform& transform = problem.student_transform;
   const bool softcapped = transform.softcap != 0;
   const bool direct = out.dtype == dtype_of<Real> && !softcapped;
