@@ -46,7 +46,7 @@ def tokens_of(
     leading: torch.Size,
     vocab_size: int,
 ) -> Tokens:
-    """``[N, ...]``, numbers in the compute dtype, ids with something that exists where the weight is 0.
+    """``[N, ...]``, numbers in the compute dtype; something harmless where the weight is 0.
 
     Args:
         given: ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights`` as they came.
@@ -72,7 +72,7 @@ def tokens_of(
 
     def numbers(tensor: Tensor | None) -> Tensor | None:
         """``[N]`` in the compute dtype."""
-        return None if tensor is None else tensor.detach().to(weights.dtype).reshape(-1)
+        return None if tensor is None else tensor.detach().to(weights.dtype).reshape(-1).masked_fill(unused, 0.0)
 
     token_ids = given["token_ids"]
     if token_ids is not None:

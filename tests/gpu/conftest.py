@@ -52,4 +52,5 @@ def moved(case: Case, device: torch.device) -> Case:
         student_head=head(case.student_head),
         teacher_head=head(case.teacher_head),
         mask=None if case.mask is None else case.mask.to(device),
+        per_token={name: tensor.to(device) for name, tensor in case.per_token.items()},
     )

@@ -72,6 +72,7 @@ MUTANTS = [
     Mutant("objectives: valid is forgotten", SPARSE, "present &= valid", "pass"),
     Mutant("objectives: the rest has no entropy", SPARSE, " - weighted(rest, rest.log())", ""),
     Mutant("objectives: masked ids are looked up", TOKEN_INPUTS, "token_ids.reshape(-1).long().masked_fill(unused, 0)", "token_ids.reshape(-1).long()"),
+    Mutant("objectives: masked numbers are used", TOKEN_INPUTS, "reshape(-1).masked_fill(unused, 0.0)", "reshape(-1)"),
     Mutant("objectives: entries outside the vocabulary", TOKEN_INPUTS, "if low < 0 or high >= vocab_size:", "if low < 0:"),
     Mutant("objectives: a GPU is asked for its ids", TOKEN_INPUTS, "if not devices.on_host(ids.device):", "if False:"),
     Mutant("objectives: a served teacher may require grad", INPUTS, ', "teacher.log_probs", "teacher.entropy")', ")"),
