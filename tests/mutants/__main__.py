@@ -56,10 +56,11 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def suite(folder: Path, mutated: Iterable[str]) -> subprocess.CompletedProcess[str]:
-    """The tests that are to notice something in the files ``mutated``: of the backends whose kernels are interpreted,
-    which is slow, only those that they belong to, and these first."""
-    slow = {name: any(name in file for file in mutated) for name in ("triton", "cuda")}
+def suite(folder: Path, mutants: Iterable[Mutant]) -> subprocess.CompletedProcess[str]:
+    """The tests that are to notice ``mutants``: of the backends whose kernels are interpreted, which is slow, only
+    those that their names or files speak of, and these first."""
+    words = " ".join(f"{mutant.name} {mutant.file}" for mutant in mutants).lower()
+    slow = {name: name in words for name in ("triton", "cuda")}
     left_out = " and ".join(f"not {name}" for name, needed in slow.items() if not needed)
     tests = sorted(SUITE, key=lambda test: not any(needed and name in test for name, needed in slow.items()))
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *(["-k", left_out] if left_out else [])]
@@ -83,7 +84,7 @@ def verdict(mutant: Mutant, folder: Path) -> str | None:
         built = build(folder)
         if built.returncode or not json.loads((folder / "eopd_kernels/_build.json").read_text())["cpu"]["built"]:
             raise ValueError(f"{mutant.name}: does not compile\n{built.stdout[-2000:]}{built.stderr[-2000:]}")
-    result = suite(folder, [mutant.file])
+    result = suite(folder, [mutant])
     if result.returncode == 0:
         return None
     if result.returncode < 0:
@@ -103,7 +104,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         healthy = Path(temporary) / "healthy"
         make_copy(healthy)
-        result = suite(healthy, [mutant.file for mutant in mutants])
+        result = suite(healthy, mutants)
         if result.returncode != 0:
             print(f"The suite fails without any mutant:\n{result.stdout[-3000:]}")
             return 1
