@@ -72,9 +72,9 @@ class Figures:
         columns: slice,
         student: Tensor,  # [n, k]
         teacher: Tensor,  # [n, k]
-        top_k: bool,
+        with_top_k: bool,
     ) -> None:
-        """Takes up a block of logits. ``top_k``: look for the teacher's likeliest entries as well."""
+        """Takes up a block of logits. ``with_top_k``: look for the teacher's likeliest entries as well."""
         part = RowStatistics(problem.functions.row_statistics(student, teacher, problem.transforms))
         whole = columns.stop - columns.start == problem.student.vocab_size
         self.packed = part.packed if whole else RowStatistics(self.packed).merge(part).packed
@@ -87,7 +87,7 @@ class Figures:
         if self.top_student is not None and tokens.top_ids is not None:
             self.top_ids = tokens.top_ids
             self.top_student = transformed_at(student, self.top_ids, columns.start, of_student, self.top_student)
-        elif self.top_student is not None and top_k:
+        elif self.top_student is not None and with_top_k:
             self._merge_top(*likeliest(problem, student, teacher, self.top_student.shape[1], columns.start))
 
     def see_mixture(self, problem: Problem, student: Tensor, teacher: Tensor) -> None:

@@ -231,7 +231,7 @@ def without_shut_rows(
     if not on_host or reverse != 0 or reverse_gate != 0 or not looks_away or objective.gate == "always":
         return problem_of(tensors, weights, tokens, options), options, None
     everything = problem_of(tensors, weights, tokens, options)
-    statistics = teacher_statistics(everything, visit=tokens.gate is None)
+    statistics = teacher_statistics(everything, visited=tokens.gate is None)
     gate = gate_of(everything, statistics, tokens, weights)
     opened = torch.where(gate == 0, 0.0, weights)
     options = replace(options, some_weigh_nothing=True)

@@ -125,7 +125,7 @@ def visit(problem: Problem) -> tuple[Seen, Terms]:
         chunk, tokens = blocks.take(rows), problem.tokens.take(rows)
         of_chunk = Figures.empty(problem, len(chunk.student))
         for columns in problem.slices():
-            of_chunk.see(problem, tokens, columns, *chunk.logits(columns), top_k=True)
+            of_chunk.see(problem, tokens, columns, *chunk.logits(columns), with_top_k=True)
         if problem.objective.skews is not None:
             for columns in problem.slices():
                 of_chunk.see_mixture(problem, *chunk.logits(columns))
@@ -136,12 +136,12 @@ def visit(problem: Problem) -> tuple[Seen, Terms]:
     return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
 
 
-def teacher_statistics(problem: Problem, visit: bool) -> RowStatistics:
+def teacher_statistics(problem: Problem, visited: bool) -> RowStatistics:
     """The teacher's half of every token's statistics, ``[N, 8]``; NaN for the student's, and for tokens not visited.
     Without a visit there is what is known beforehand."""
     packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
     teacher = problem.teacher
-    if teacher is None or not visit:
+    if teacher is None or not visited:
         return Figures(packed).known_statistics(problem.tokens)
     buffer = Buffer(teacher, problem.block)
     transforms = problem.transforms[3:] * 2
@@ -198,7 +198,7 @@ def general_gradient(
     rows, columns = chunk.rows, slice(0, problem.student.vocab_size)
     tokens, weights = problem.tokens.take(rows), problem.weights[rows]
     figures = Figures.empty(problem, len(weights))
-    figures.see(problem, tokens, columns, student, teacher, top_k=False)
+    figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
     if problem.objective.skews is not None:
         figures.see_mixture(problem, student, teacher)
     statistics = figures.known_statistics(tokens)

@@ -21,7 +21,7 @@ from .tokens import Tokens
 
 
 class Columns(NamedTuple):
-    """A few columns of each row: which, whether they count, and the logits there."""
+    """A few columns of each row: which, whether they count, and the log-probabilities there."""
 
     ids: Tensor  # [n, k]
     present: Tensor  # [n, k] bool
@@ -66,12 +66,12 @@ class Own(NamedTuple):
 
 def scaled(coefficients: Coefficients, own: Own | None, upstream: Tensor) -> tuple[Coefficients, Own | None]:
     """The gradient of rows whose loss is multiplied by ``upstream`` [n]; exactly 0 where that is 0."""
-    coefficients = Coefficients(*(scale(upstream, k) for k in coefficients))
+    coefficients = Coefficients(*(weighted(upstream, k) for k in coefficients))
     if own is None:
         return coefficients, None
     used = (upstream != 0).unsqueeze(1)
-    values = scale(upstream.unsqueeze(1), own.values)
-    return coefficients, Own(own.ids, own.present & used, scale(upstream, own.a), values)
+    values = weighted(upstream.unsqueeze(1), own.values)
+    return coefficients, Own(own.ids, own.present & used, weighted(upstream, own.a), values)
 
 
 def alive_rows(coefficients: Coefficients, own: Own | None) -> Tensor:
@@ -79,11 +79,6 @@ def alive_rows(coefficients: Coefficients, own: Own | None) -> Tensor:
     a, b, c = coefficients
     alive = (a != 0) | (b != 0) | (c != 0)
     return alive if own is None else alive | (own.values != 0).any(1)
-
-
-def scale(factor: Tensor, value: Tensor) -> Tensor:
-    """``factor · value``, and 0 where the factor is, whatever the value."""
-    return torch.where(factor == 0, 0.0, factor * value)
 
 
 class Half(NamedTuple):
@@ -182,14 +177,14 @@ def top_k_half(half: TopK, top: Columns) -> Half:
         log_q = log_q - total(log_q).unsqueeze(1)
     q = log_q.exp()
     mass = q.sum(1)
+    a = mass
     if half.student == "renormalized":
         log_p = log_p - total(log_p).unsqueeze(1)
+        a = torch.zeros_like(mass)
     p = log_p.exp()
     divergence = weighted(q, log_q - log_p)
-    if half.student == "renormalized":
-        return Half(divergence.sum(1), torch.zeros_like(mass), mass.unsqueeze(1) * p - q)
     if not half.tail:
-        return Half(divergence.sum(1), mass, mass.unsqueeze(1) * p - q)
+        return Half(divergence.sum(1), a, mass.unsqueeze(1) * p - q)
     # What the student has outside is what the teacher has there, plus what the teacher has more inside: near the
     # teacher that keeps the digits of 1 − q_tail/p_tail. Below the smallest there is nothing to compare.
     own = p - q
@@ -197,9 +192,9 @@ def top_k_half(half: TopK, top: Columns) -> Half:
     q_tail = (1 - mass).clamp_min(smallest)
     p_tail = (q_tail - own.sum(1)).clamp_min(smallest)
     # Σ q·log(q/p) − q + p over the k + 1 classes: no term is below 0, and what is in sum is rounding.
-    inside = (divergence + own).sum(1)
-    outside = weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
-    return Half((inside + outside).clamp_min(0), (p_tail - q_tail) / p_tail, own)
+    of_top = (divergence + own).sum(1)
+    of_tail = weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
+    return Half((of_top + of_tail).clamp_min(0), (p_tail - q_tail) / p_tail, own)
 
 
 def total(log_mass: Tensor) -> Tensor:
