@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eopd_kernels import LMHead, Objective, Sampled, TopKTeacher, entropy_aware_kl
+from eopd_kernels import LMHead, Objective, Sampled, TopK, TopKTeacher, entropy_aware_kl
 from eopd_kernels.sparse_teacher import entropy_lower_bound, present_entries
 
 INF = math.inf
@@ -63,8 +63,8 @@ def test_a_repeated_or_missing_entry_changes_nothing() -> None:
 def test_a_token_without_any_entry_is_nothing() -> None:
     student = torch.randn(2, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
     teacher = TopKTeacher(torch.tensor([[3, 4], [-1, -1]]), torch.tensor([[-0.5, -1.0], [-INF, -INF]]))
-    for half in ("top_k",):
-        out = entropy_aware_kl(student, teacher, objective=Objective(reverse="none", forward=half, gate="always"))
+    for forward in (TopK(), TopK(teacher="raw"), TopK(student="renormalized"), TopK(teacher="raw", tail=True)):
+        out = entropy_aware_kl(student, teacher, objective=Objective(reverse="none", forward=forward, gate="always"))
         (gradient,) = torch.autograd.grad(out.loss, student)
         assert out.loss.isfinite() and (gradient[1] == 0).all() and gradient[0].abs().max() > 0
 
