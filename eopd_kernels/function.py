@@ -101,7 +101,9 @@ class EntropyAwareKL(torch.autograd.Function):
             deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
             if denominator is not None and deferred is None:
                 problem = replace(problem, weights=problem.weights / denominator)
-            gradient = student_gradient(student, problem, options.needs_gradient, options.inplace)
+            gradient = student_gradient(
+                student, problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
+            )
             seen = visit_with_gradient(problem, gradient)
             ctx.save_for_backward(deferred, *gradient.tensors())
         else:
@@ -159,7 +161,7 @@ def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     per_token = weights if last else weights * factor.reshape(-1)
     own = None if ids is None else Own(ids, present, own_a, values)
     coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
-    gradient = student_gradient(tensors[0], problem, options.needs_gradient)
+    gradient = student_gradient(tensors[0], problem, per_token, options.needs_gradient, options.gradient_filter)
     gradient_of(problem, packed, coefficients, own, gradient)
     return as_inputs([g.mul_(factor) if last and g is not None else g for g in gradient.tensors()], ctx.forms)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import devices
-from .arguments import described
+from .arguments import described, finite
 from .gates import needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
@@ -41,6 +41,7 @@ class Options:
         functions: the row functions of the backend chosen.
         vocab_size: the entries of the vocabulary that are compared.
         workspace_bytes: the budget for blocks of logits, or None for the default.
+        gradient_filter: ε, or None for exact products.
         student_transform, teacher_transform: scale and softcap of each head.
         some_weigh_nothing: whether there may be tokens of weight 0.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
@@ -54,6 +55,7 @@ class Options:
     functions: RowFunctions
     vocab_size: int
     workspace_bytes: int | None
+    gradient_filter: float | None
     student_transform: Transform
     teacher_transform: Transform
     some_weigh_nothing: bool
@@ -102,6 +104,7 @@ def checked(
     backend: str = "auto",
     inplace: bool = False,
     workspace_bytes: int | None = None,
+    gradient_filter: float | None = None,
 ) -> Call:
     """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
     objective = Objective() if objective is None else objective
@@ -177,6 +180,7 @@ def checked(
             choose(backend, student.device, blocks),
             compared,
             check_workspace(workspace_bytes),
+            check_gradient_filter(gradient_filter, student_head),
             transform(student_head),
             transform(teacher_head),
             mask is not None or labels is not None,
@@ -330,6 +334,16 @@ def check_workspace(workspace_bytes: int | None) -> int | None:
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes must be positive, got {workspace_bytes}")
     return workspace_bytes
+
+
+def check_gradient_filter(gradient_filter: float | None, head: LMHead | None) -> float | None:
+    if gradient_filter is None:
+        return None
+    if head is None:
+        raise ValueError(
+            "gradient_filter leaves columns out of the products with the student_head, got a student that is logits"
+        )
+    return finite("gradient_filter", gradient_filter, above=0.0, most=1.0)
 
 
 def needs_gradient(student: Tensor, head: LMHead | None) -> tuple[bool, bool, bool]:

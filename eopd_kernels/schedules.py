@@ -21,6 +21,7 @@ from torch import Tensor
 from . import devices
 from .columns import Patch
 from .figures import Figures, gate_of
+from .gradient_filter import FilteredGradient
 from .objective import Coefficients
 from .problem import Buffer, Chunk, Problem, Tiling
 from .sides import HiddenGradient, HiddenSide, LogitsGradient, LogitsSide, Rows, Side, StudentGradient
@@ -263,11 +264,24 @@ def block_gradient(
 
 
 def student_gradient(
-    student: Tensor, problem: Problem, needs: tuple[bool, bool, bool], inplace: bool = False
+    student: Tensor,
+    problem: Problem,
+    weights: Tensor,
+    needs: tuple[bool, bool, bool],
+    gradient_filter: float | None,
+    inplace: bool = False,
 ) -> StudentGradient:
-    """Where the gradient of this kind of student goes; ``needs``: of the student, its weight, its bias."""
+    """Where the gradient of this kind of student goes.
+
+    Args:
+        weights: ``[N]`` what the gradient of each token's loss is multiplied by.
+        needs: whether the gradients of the student, its weight and its bias are asked for.
+        gradient_filter, inplace: as in :func:`eopd_kernels.entropy_aware_kl`.
+    """
     side = problem.student
     if isinstance(side, LogitsSide):
         return LogitsGradient(student, side, inplace)
     assert isinstance(side, HiddenSide)
-    return HiddenGradient(side, needs, problem.block)
+    if gradient_filter is None or len(weights) == 0:
+        return HiddenGradient(side, needs, problem.block)
+    return FilteredGradient(side, needs, problem.block, gradient_filter * weights.abs().max())
