@@ -90,6 +90,8 @@ GKD, TRL, LIGER = "trl GKD, F.kl_div, reverse KL", "trl chunked_divergence, reve
 ORDA, ORDA_GATED = "orda reverse KL", "orda entropy_adaptive"
 INPLACE, ADD, KERNEL = "eopd_kernels, inplace=True", "torch.add(a, b, out=c)", "row_loss_and_gradient into out"
 TOUCH, HUGE = "first touch of a new gradient", "first touch in huge pages"
+BACKWARD, BACKWARD_FILTERED = "two backward products", "two backward products, gradient_filter=2^-12"
+FILTERED = {exponent: f"eopd_kernels, gradient_filter=2^-{exponent}" for exponent in (10, 12, 14, 16)}
 SCALED, DX_BF16, DX_FP32 = "gradient scaled in place", "the product behind dX, bf16", "the product behind dX, fp32"
 
 HIDDEN = named(
@@ -101,6 +103,12 @@ HIDDEN = named(
         Implementation(COMPILED, "gated", losses.compiled_hidden, compiles=True),
         Implementation(OURS_REVERSE, "reverse", partial(losses.fused_hidden, objective=Objective.reverse_kl())),
         Implementation(OURS_FORWARD, "forward", partial(losses.fused_hidden, objective=Objective.forward_kl())),
+        *(
+            Implementation(name, "gated", partial(losses.fused_hidden, gradient_filter=2.0**-exponent))
+            for exponent, name in FILTERED.items()
+        ),
+        Implementation(BACKWARD, FLOOR, prepare=steps.backward_products),
+        Implementation(BACKWARD_FILTERED, FLOOR, prepare=partial(steps.backward_products, gradient_filter=2.0**-12)),
         *map(of_peer, [*TORCH_PEERS, *PEERS]),
         *(
             Implementation(name, FLOOR, prepare=partial(steps.grad_hidden_product, tokens=PRODUCT_TOKENS, dtype=dtype))

@@ -30,6 +30,7 @@ def fused_hidden(
     objective: Objective | None = None,
     schedule: str = "auto",
     workspace_bytes: int | None = None,
+    gradient_filter: float | None = None,
 ) -> Tensor:
     """entropy_aware_kl of hidden states."""
     return entropy_aware_kl(
@@ -40,6 +41,7 @@ def fused_hidden(
         objective=objective,
         schedule=schedule,
         workspace_bytes=workspace_bytes,
+        gradient_filter=gradient_filter,
     ).loss
 
 

@@ -12,9 +12,12 @@ from . import smollm2
 from .case import Case
 from .implementations import (
     ADD,
+    BACKWARD,
+    BACKWARD_FILTERED,
     COMPILED,
     DX_BF16,
     DX_FP32,
+    FILTERED,
     GKD,
     HIDDEN,
     HUGE,
@@ -158,7 +161,7 @@ def cases(level: Level, device: str) -> list[Case]:
 
 def quick(case: Case) -> Case:
     """Every implementation once, in the targets; elsewhere a few that start quickly."""
-    few = (OURS, OURS_REVERSE, TRL)
+    few = (PRODUCTS, OURS, FILTERED[12], BACKWARD, BACKWARD_FILTERED, OURS_REVERSE, TRL)
     kept = tuple(i for i in case.implementations if case.group == TARGETS or i.name in few)
     return replace(case, implementations=kept)
 
@@ -248,7 +251,7 @@ def models(level: Level, dtype: str) -> list[Case]:
 
 def real(level: Level) -> list[Case]:
     """SmolLM2-135M's hidden states; a noised and a cut student."""
-    names = (PRODUCTS, *GATED, *REVERSE)
+    names = (PRODUCTS, BACKWARD, BACKWARD_FILTERED, *GATED, *FILTERED.values(), *REVERSE)
     return [smollm2_case(REAL, level, level.real_tokens, damage, names) for damage in level.real_damages]
 
 

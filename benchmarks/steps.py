@@ -15,9 +15,10 @@ from torch import Tensor
 
 from eopd_kernels import LMHead, Objective, entropy_aware_kl
 from eopd_kernels import memory as fresh_memory
+from eopd_kernels.gradient_filter import FilteredGradient
 from eopd_kernels.rows import choose
 from eopd_kernels.schedules import tiling
-from eopd_kernels.sides import HiddenSide
+from eopd_kernels.sides import HiddenGradient, HiddenSide
 
 from .problems import HiddenProblem, LogitsProblem, Problem
 
@@ -134,6 +135,27 @@ def grad_hidden_product(problem: HiddenProblem, tokens: int, dtype: torch.dtype)
     weight = problem.student_weight.detach().to(dtype)
     grad_logits = weight.new_ones(tokens, len(weight))
     return lambda: grad_logits @ weight
+
+
+def backward_products(problem: HiddenProblem, gradient_filter: float | None = None) -> Step:
+    """The two products behind dX and dW for the first chunk of tokens, of the gradient that its logits really have."""
+    tokens = chunk_tokens(problem)
+    student, head = problem.student.detach()[:tokens], LMHead(problem.student_weight.detach())
+    logits = (student @ head.weight.t()).requires_grad_()
+    teacher = problem.teacher[:tokens] @ problem.teacher_weight.t()
+    (of_logits,) = torch.autograd.grad(entropy_aware_kl(logits, teacher, reduction="sum").loss, logits)
+    side, needs = HiddenSide(student, head, len(head.weight)), (True, True, False)
+    if gradient_filter is None:
+        gradient = HiddenGradient(side, needs, of_logits.numel())
+    else:
+        gradient = FilteredGradient(side, needs, of_logits.numel(), torch.tensor(gradient_filter))
+
+    def step() -> None:
+        gradient.begin(slice(0, tokens), student)
+        gradient.add(slice(0, len(head.weight)), of_logits)
+        gradient.end()
+
+    return step
 
 
 def chunk_tokens(problem: HiddenProblem, workspace_bytes: int | None = None) -> int:

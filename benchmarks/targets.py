@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from .implementations import (
     ADD,
+    BACKWARD,
+    BACKWARD_FILTERED,
     COMPILED,
     DX_BF16,
     DX_FP32,
+    FILTERED,
     FLOOR,
     HUGE,
     INPLACE,
@@ -25,7 +28,7 @@ from .implementations import (
     TRL,
     UNCHUNKED,
 )
-from .matrix import TARGETS, Level
+from .matrix import REAL, TARGETS, Level, real
 from .records import Record
 from .results import Row, Target, compared
 
@@ -72,6 +75,11 @@ def goals(level: Level) -> list[Goal]:
         *(Goal(logits, ours, ADD, Target("its time", 1.8)) for ours in (KERNEL, OURS, INPLACE)),
         Goal(hidden(level.tokens, "bf16"), OURS, PLAIN, Target("faster", 15)),
     ]
+    late = real(level)[0].name  # the student that is nearest to its teacher, as late in training
+    made += [
+        Goal(late, FILTERED[12], PRODUCTS, Target("its time", 1.0)),
+        Goal(late, BACKWARD_FILTERED, BACKWARD, Target("its time", 0.5)),
+    ]
     bounds = [(logits, TOUCH, ADD), (logits, HUGE, ADD), (logits, SCALED, ADD), (usual, PRODUCTS, UNCHUNKED)]
     bounds.append((hidden(level.tokens, "bf16"), DX_BF16, DX_FP32))
     return made + [Goal(case, ours, against, None) for case, ours, against in bounds]
@@ -79,7 +87,7 @@ def goals(level: Level) -> list[Goal]:
 
 def rows(goals: Sequence[Goal], records: Sequence[Record]) -> list[Row]:
     """A line for each goal whose two sides were run; where one of them failed, the line says that."""
-    found = {(r.case, r.implementation): r for r in records if r.group == TARGETS}
+    found = {(r.case, r.implementation): r for r in records if r.group in (TARGETS, REAL)}
     made = []
     for goal in goals:
         ours = found.get((goal.case, goal.ours))

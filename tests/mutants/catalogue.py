@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .gradient_filter import MUTANTS as GRADIENT_FILTER
 from .mutant import Mutant
 from .objectives import MUTANTS as OBJECTIVES
 
@@ -27,6 +28,7 @@ ROWS = "eopd_kernels/rows.py"
 
 MUTANTS = [
     *OBJECTIVES,
+    *GRADIENT_FILTER,
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
