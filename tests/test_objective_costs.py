@@ -178,8 +178,8 @@ def test_columns_of_their_own_are_as_exact_as_others(forward: Any) -> None:
     truth = reference.entropy_aware_kl(wide, case.teacher.double(), **case.arguments).loss
     (exact,) = torch.autograd.grad(truth, wide)
     of_their_own = torch.zeros_like(exact).scatter_(-1, case.teacher.topk(5, -1).indices, 1.0).bool()
-    # Below that share of the largest an fp32 sum over the row has fewer digits left than the 2e-3 allow for.
-    relevant = of_their_own & (exact.abs() > 1e-4 * exact.abs().max())
+    # Below that, p − q̃ of a likely column has lost more than these 2e-3 in fp32 already, 16 bits or not.
+    relevant = of_their_own & (exact.abs() > 1e-3 * exact.abs().max())
     assert relevant.sum() > 100
     assert ((ours - exact) / exact)[relevant].abs().max() < 2**-8 + 2e-3
     assert relative_error(ours, exact) < 2**-8
