@@ -70,7 +70,8 @@ class Figures:
     def take(self, rows: Any) -> Figures:
         """Of some rows: a slice or an index."""
         of_rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Figures(**{name: None if t is None else t[rows] for name, t in of_rows.items()})
+        taken: dict[str, Any] = {name: None if t is None else t[rows] for name, t in of_rows.items()}
+        return Figures(**taken)
 
     def see(
         self,
