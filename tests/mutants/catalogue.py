@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant("fp16 gradients forget their factor", FUNCTION, "g.mul_(factor) if last and g is not None else g", "g"),
     Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.on_host(student.device):", "if True:"),
     Mutant("a GPU is asked for its upstream gradient", FUNCTION, "last and devices.on_host(factor.device) and factor == 1", "last and factor == 1"),
-    Mutant("autocast is forgotten", FUNCTION, "valid, options.autocast)", "valid)"),
+    Mutant("autocast is forgotten", FUNCTION, "options.vocab_size, valid, options.autocast)", "options.vocab_size, valid)"),
     Mutant("autocast rounds fp64", PRODUCTS, " or logits == torch.float64", ""),
     Mutant("16-bit operands of two kinds", PRODUCTS, "hidden.dtype == weight.dtype else logits", "True else logits"),
     Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),
