@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import devices
 from .columns import transformed_at
@@ -65,6 +67,12 @@ class Figures:
             if mine is not None:
                 mine[rows] = new
 
+    def take(self, rows: Any) -> Figures:
+        """Of some rows: a slice or an index."""
+        of_rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {name: None if t is None else t[rows] for name, t in of_rows.items()}
+        return Figures(**taken)
+
     def see(
         self,
         problem: Problem,
@@ -79,16 +87,62 @@ class Figures:
         whole = columns.stop - columns.start == problem.student.vocab_size
         self.packed = part.packed if whole else RowStatistics(self.packed).merge(part).packed
         of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]
+        start = problem.offset + columns.start
         if self.token_student is not None and self.token_teacher is not None:
             assert tokens.token_ids is not None
             ids = tokens.token_ids.unsqueeze(1)
-            self.token_student = transformed_at(student, ids, columns.start, of_student, self.token_student)
-            self.token_teacher = transformed_at(teacher, ids, columns.start, of_teacher, self.token_teacher)
+            self.token_student = transformed_at(student, ids, start, of_student, self.token_student)
+            self.token_teacher = transformed_at(teacher, ids, start, of_teacher, self.token_teacher)
         if self.top_student is not None and tokens.top_ids is not None:
             self.top_ids = tokens.top_ids
-            self.top_student = transformed_at(student, self.top_ids, columns.start, of_student, self.top_student)
+            self.top_student = transformed_at(student, self.top_ids, start, of_student, self.top_student)
         elif self.top_student is not None and with_top_k:
-            self._merge_top(*likeliest(problem, student, teacher, self.top_student.shape[1], columns.start))
+            self._merge_top(*likeliest(problem, student, teacher, self.top_student.shape[1], start))
+
+    def across_ranks(self, problem: Problem, tokens: Tokens) -> Iterator[None]:
+        """Makes of every rank's columns those of whole rows, the same on each rank: the maxima over the ranks, then the
+        sums, recentred to them. Stops whenever something travels, so that a schedule can do something else meanwhile.
+        """
+        shard = problem.shard
+        if shard is None:
+            return
+        # Whatever has one value on one rank and −inf on the others travels with the maxima.
+        served = self.top_student if tokens.top_ids is not None else None
+        parts = [p for p in (self.packed[:, 0:3:2], self.token_student, self.token_teacher, served) if p is not None]
+        maxima = torch.cat(parts, 1)
+        travelling = shard.maximum(maxima)
+        yield
+        travelling.wait()
+        student_max, teacher_max = maxima[:, 0], maxima[:, 1]
+        sums = RowStatistics(self.packed).recentred_sums(student_max, teacher_max)
+        travelling = shard.sum(sums)
+        yield
+        travelling.wait()
+        self.packed = RowStatistics.centred_on(student_max, teacher_max, sums).packed
+        rest = iter(maxima[:, 2:].split([p.shape[1] for p in parts[1:]], 1))
+        if self.token_student is not None:
+            self.token_student, self.token_teacher = next(rest), next(rest)
+        if served is not None:
+            self.top_student = next(rest)
+
+    def mixture_across_ranks(self, problem: Problem) -> None:
+        """The sum over the ranks of what each saw of the mixtures."""
+        if problem.shard is not None and self.mixture is not None:
+            problem.shard.sum(self.mixture).wait()
+
+    def top_k_across_ranks(self, problem: Problem) -> None:
+        """Of the likeliest entries of every rank's columns those of whole rows: one message, ids in a number's bits."""
+        if problem.shard is None or self.top_ids is None or problem.tokens.top_ids is not None:
+            return
+        assert self.top_student is not None and self.top_teacher is not None
+        dtype = self.top_teacher.dtype
+        as_ids = torch.int32 if dtype == torch.float32 else torch.int64
+        k = self.top_ids.shape[1]
+        message = torch.cat([self.top_ids.to(as_ids).view(dtype), self.top_student, self.top_teacher], 1)  # [n, 3k]
+        ids, student, teacher = torch.stack(problem.shard.gathered(message), 1).unflatten(2, (3, k)).unbind(2)
+        self.top_teacher, best = teacher.flatten(1).topk(k, 1)
+        self.top_student = student.flatten(1).gather(1, best)
+        self.top_ids = ids.flatten(1).contiguous().view(as_ids).long().gather(1, best)
 
     def see_mixture(self, problem: Problem, student: Tensor, teacher: Tensor) -> None:
         """Takes up a block of logits once more, when the statistics are those of whole rows."""
@@ -106,10 +160,14 @@ class Figures:
         if isinstance(opened, Tensor) and len(opened) < len(gate):
             for row in opened.tolist():
                 one = slice(row, row + 1)
-                ids, z_s, z_t = likeliest(problem, student[one], teacher[one], k, 0)
+                ids, z_s, z_t = likeliest(problem, student[one], teacher[one], k, problem.offset)
                 self.top_ids[one], self.top_student[one], self.top_teacher[one] = ids, z_s, z_t  # type: ignore[index]
         else:
-            self.top_ids, self.top_student, self.top_teacher = likeliest(problem, student, teacher, k, 0)
+            self.top_ids, self.top_student, self.top_teacher = likeliest(problem, student, teacher, k, problem.offset)
+        if problem.shard is not None:
+            of_open = self.take(opened)
+            of_open.top_k_across_ranks(problem)
+            self.put(opened, of_open)
 
     def _merge_top(self, ids: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Keeps the k likeliest of those known and of those ``[n, j]`` of another slice."""
@@ -154,19 +212,21 @@ class Figures:
 
 
 def likeliest(problem: Problem, student: Tensor, teacher: Tensor, k: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The teacher's min(k, w) likeliest entries in a block ``[n, w]``: their ids, and both sides' z there."""
+    """The teacher's k likeliest entries in a block ``[n, w]``: their ids, and both sides' z there, −inf beyond w."""
     scale = problem.transforms[3]
     _, local = top_k(teacher if scale > 0 else -teacher, min(k, teacher.shape[1]))
     into = problem.weights.new_full(local.shape, -torch.inf)
-    return (
-        local + start,
+    found = (
         transformed_at(student, local, 0, problem.transforms[:3], into),
         transformed_at(teacher, local, 0, problem.transforms[3:], into),
     )
+    missing = (0, k - local.shape[1])
+    z_s, z_t = (pad(z, missing, value=-torch.inf) for z in found)
+    return pad(local + start, missing), z_s, z_t
 
 
 def gate_of(problem: Problem, statistics: RowStatistics, tokens: Tokens, weights: Tensor) -> Tensor:
     """How far each row's gate is open, ``[n]``: as the caller said, else by the objective."""
     if tokens.gate is not None:
         return torch.where(weights == 0, 0.0, tokens.gate)
-    return gate_values(problem.objective.gate, statistics, problem.student.vocab_size, weights)
+    return gate_values(problem.objective.gate, statistics, problem.vocab_size, weights)

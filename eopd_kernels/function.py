@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import devices
+from .across import visit_across_ranks
 from .figures import gate_of
 from .gates import needs_student
 from .head import LMHead, tensors_of
@@ -17,7 +18,7 @@ from .inputs import Call, Options, Transform, checked
 from .objective import Coefficients
 from .problem import Problem
 from .schedules import Seen, gradient_of, student_gradient, teacher_statistics, tiling, visit, visit_with_gradient
-from .sides import HiddenSide, LogitsSide, Side
+from .sides import HiddenSide, LogitsSide, Side, nothing_held
 from .sparse_teacher import TopKTeacher
 from .statistics import weighted
 from .terms import Own, scaled
@@ -102,9 +103,10 @@ class EntropyAwareKL(torch.autograd.Function):
             if denominator is not None and deferred is None:
                 problem = replace(problem, weights=problem.weights / denominator)
             gradient = student_gradient(
-                student, problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
+                tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
             )
-            seen = visit_with_gradient(problem, gradient)
+            alone = problem.shard is None
+            seen = (visit_with_gradient if alone else visit_across_ranks)(problem, gradient)
             ctx.save_for_backward(deferred, *gradient.tensors())
         else:
             seen, terms = visit(problem)
@@ -161,7 +163,7 @@ def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     per_token = weights if last else weights * factor.reshape(-1)
     own = None if ids is None else Own(ids, present, own_a, values)
     coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
-    gradient = student_gradient(tensors[0], problem, per_token, options.needs_gradient, options.gradient_filter)
+    gradient = student_gradient(tensors[:3], problem, per_token, options.needs_gradient, options.gradient_filter)
     gradient_of(problem, packed, coefficients, own, gradient)
     return as_inputs([g.mul_(factor) if last and g is not None else g for g in gradient.tensors()], ctx.forms)
 
@@ -191,9 +193,13 @@ def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens
             index, valid = (None if len(index) == len(valid) else index), None
 
     def side(tensor: Tensor, weight: Tensor | None, bias: Tensor | None, transform: Transform) -> Side:
-        if weight is None:
+        head = None
+        if weight is not None:
+            head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
+        if options.vocab_size == 0:
+            return nothing_held(tensor, head, valid, options.autocast)
+        if head is None:
             return LogitsSide(tensor, options.vocab_size)
-        head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
         return HiddenSide(tensor, head, options.vocab_size, valid, options.autocast)
 
     of_student = side(student, student_weight, student_bias, options.student_transform)
@@ -209,8 +215,10 @@ def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens
         gathered=index is not None,
         workspace_bytes=options.workspace_bytes,
         device=student.device,
+        shard=options.shard,
     )
-    return Problem(of_student, of_teacher, weights, index, options.objective, tokens, options.functions, shape)
+    objective, functions, shard = options.objective, options.functions, options.shard
+    return Problem(of_student, of_teacher, weights, index, objective, tokens, functions, shape, shard)
 
 
 Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
@@ -233,7 +241,7 @@ def without_shut_rows(
     if not on_host or reverse != 0 or reverse_gate != 0 or not looks_away or objective.gate == "always":
         return problem_of(tensors, weights, tokens, options), options, None
     everything = problem_of(tensors, weights, tokens, options)
-    statistics = teacher_statistics(everything, visited=tokens.gate is None)
+    statistics = teacher_statistics(everything, look=tokens.gate is None)
     gate = gate_of(everything, statistics, tokens, weights)
     opened = torch.where(gate == 0, 0.0, weights)
     options = replace(options, some_weigh_nothing=True)

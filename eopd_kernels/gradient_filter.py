@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import products
+from .parallel import Shard
 from .sides import HiddenGradient, HiddenSide
 
 # Columns that are gathered at a time: panels of the gradient, of the head and of dW, 12 MiB in all at 342 tokens and
@@ -28,8 +29,15 @@ class FilteredGradient(HiddenGradient):
     most of it. The bias's gradient is exact.
     """
 
-    def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int, threshold: Tensor) -> None:
-        super().__init__(side, needs, block)
+    def __init__(
+        self,
+        side: HiddenSide,
+        needs: tuple[bool, bool, bool],
+        block: int,
+        threshold: Tensor,
+        shard: Shard | None = None,
+    ) -> None:
+        super().__init__(side, needs, block, shard)
         self.threshold = threshold
         self.weight_sums: dict[int, Tensor] = {}  # of the head's rows of a slice of the vocabulary, by its start
 

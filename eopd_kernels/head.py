@@ -28,7 +28,8 @@ class LMHead:
     """The last layer of a language model, as the loss needs it: logits = softcap·tanh(scale·(X Wᵀ + bias) / softcap).
 
     Args:
-        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is.
+        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. V is 0 at most on a rank of
+            a ``tensor_parallel_group`` that holds nothing of the vocabulary.
         bias: ``[V]`` or None (default).
         scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
             (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
@@ -43,7 +44,7 @@ class LMHead:
     ) -> None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise TypeError(f"LMHead.weight must be a floating-point tensor, got {described(weight)}")
-        if weight.dim() != 2 or weight.shape[0] == 0:
+        if weight.dim() != 2:
             raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
         if bias is not None:
             if not isinstance(bias, Tensor) or not bias.is_floating_point():

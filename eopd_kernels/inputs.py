@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import devices
+from . import devices, parallel
 from .arguments import described, finite
 from .gates import needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
 from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
+from .sides import uniform_rows
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
 from .tokens import Tokens
@@ -39,13 +40,14 @@ class Options:
     Args:
         objective, reduction, schedule, inplace: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
         functions: the row functions of the backend chosen.
-        vocab_size: the entries of the vocabulary that are compared.
+        vocab_size: the entries of the vocabulary that are compared here.
         workspace_bytes: the budget for blocks of logits, or None for the default.
         gradient_filter: ε, or None for exact products.
         student_transform, teacher_transform: scale and softcap of each head.
         some_weigh_nothing: whether there may be tokens of weight 0.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
         autocast: the dtype of torch.autocast where the loss was called, or None.
+        shard: this rank's part of a vocabulary that is spread over ranks, or None.
     """
 
     objective: Objective
@@ -61,6 +63,7 @@ class Options:
     some_weigh_nothing: bool
     needs_gradient: tuple[bool, bool, bool]
     autocast: torch.dtype | None
+    shard: parallel.Shard | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,8 @@ def checked(
     inplace: bool = False,
     workspace_bytes: int | None = None,
     gradient_filter: float | None = None,
+    tensor_parallel_group: Any = None,
+    partial_hidden_gradient: bool = False,
 ) -> Call:
     """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
     objective = Objective() if objective is None else objective
@@ -112,12 +117,20 @@ def checked(
         raise TypeError(f"objective must be an Objective, got {described(objective)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    check_side("student", student, student_head)
+    group = None if tensor_parallel_group is None else parallel.process_group(tensor_parallel_group)
+    if group is not None:
+        student_head = parallel.local_head("student_head", student_head, group)
+        teacher_head = parallel.local_head("teacher_head", teacher_head, group)
+    check_partial(partial_hidden_gradient, group is not None, student_head)
+    if group is not None and group.size() == 1:
+        group = None  # everything is here
+    least = 1 if group is None else 0
+    check_side("student", student, student_head, least)
     sparse = dense = None
     if isinstance(teacher, TopKTeacher):
         check_sparse_teacher(sparse := teacher, teacher_head, objective)
     else:
-        check_side("teacher", dense := teacher, teacher_head)
+        check_side("teacher", dense := teacher, teacher_head, least)
     of_teacher = teacher.ids.shape if isinstance(teacher, TopKTeacher) else teacher.shape
     if student.shape[:-1] != of_teacher[:-1]:
         raise ValueError(
@@ -157,10 +170,36 @@ def checked(
     dtype = compute_dtype(student, dense, student_weight, student_bias, teacher_weight, teacher_bias)
     weights = token_weights(student, mask, labels, ignore_index, dtype)
     teacher_width = None if dense is None else width(dense, teacher_head)
-    compared = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
     schedule = resolve_schedule(schedule, reduction, objective, gate is not None)
+    wanted = needs_gradient(student, student_head)
+    shard = None
+    if group is None:
+        compared = here = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
+    else:
+        check_vocab_size(vocab_size)
+        logits = [s for s, h in ((student, student_head), (dense, teacher_head)) if s is not None and h is None]
+        alike = {
+            "leading": tuple(student.shape[:-1]),
+            "rows of one stride": [uniform_rows(s)[1] for s in logits],
+            "dtypes": [str(t.dtype) for t in (student, dense, student_weight, teacher_weight) if t is not None],
+            "halves": [repr(objective.reverse), repr(objective.forward)],
+            "schedule": schedule,
+            "differentiated": [any(wanted), student_head is not None and wanted[0]],
+            "partial_hidden_gradient": partial_hidden_gradient,
+            "workspace_bytes": workspace_bytes,
+        }
+        shard = parallel.shard_of(
+            group,
+            width(student, student_head),
+            teacher_width,
+            vocab_size,
+            alike,
+            student.device,
+            not partial_hidden_gradient,
+        )
+        compared, here = shard.vocab_size, shard.size
     blocks = Logits(
-        compared,
+        max(here, 1),
         student.dtype if student_head is None else dtype,
         dtype if dense is None or teacher_head is not None else dense.dtype,
     )
@@ -178,27 +217,40 @@ def checked(
             schedule,
             check_inplace(inplace, student, student_head, schedule),
             choose(backend, student.device, blocks),
-            compared,
+            here,
             check_workspace(workspace_bytes),
             check_gradient_filter(gradient_filter, student_head),
             transform(student_head),
             transform(teacher_head),
             mask is not None or labels is not None,
-            needs_gradient(student, student_head),
+            wanted,
             devices.autocast_dtype(student.device),
+            shard,
         ),
     )
 
 
-def check_side(name: str, tensor: Tensor, head: LMHead | None) -> None:
-    """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``."""
+def check_partial(partial: bool, parallel: bool, head: LMHead | None) -> None:
+    if not isinstance(partial, bool):
+        raise TypeError(f"partial_hidden_gradient must be a bool, got {described(partial)}")
+    if partial and not (parallel and head is not None):
+        raise ValueError(
+            "partial_hidden_gradient=True is for hidden states with a student_head under a tensor_parallel_group, got "
+            f"student_head={head!r}" + ("" if parallel else " and no group")
+        )
+
+
+def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
+    """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V is ``least`` or more."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {described(tensor)}")
     if head is not None and not isinstance(head, LMHead):
         raise TypeError(f"{name}_head must be an LMHead or None, got {described(head)}")
-    if tensor.dim() < 1 or tensor.shape[-1] == 0:
+    if tensor.dim() < 1 or tensor.shape[-1] < (least if head is None else 1):
         last = "V" if head is None else "D"
         raise ValueError(f"{name} must have the shape [..., {last}] with {last} >= 1, got {tuple(tensor.shape)}")
+    if head is not None and len(head.weight) < least:
+        raise ValueError(f"{name}_head.weight must have the shape [V, D] with V >= 1, got {tuple(head.weight.shape)}")
     if head is not None and tensor.shape[-1] != head.weight.shape[1]:
         raise ValueError(
             f"{name} hidden states must end in D = {head.weight.shape[1]} as {name}_head.weight "
@@ -234,14 +286,21 @@ def common_vocabulary(student: int, teacher: int | None, vocab_size: int | None)
                 "mean the same tokens in both, pass that size as vocab_size"
             )
         return student
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-        raise TypeError(f"vocab_size must be an int or None, got {described(vocab_size)}")
+    check_vocab_size(vocab_size)
     if not 1 <= vocab_size <= min(student, teacher):
         raise ValueError(
             f"vocab_size must be between 1 and the smaller vocabulary (student {student}, teacher {teacher}), "
             f"got {vocab_size}"
         )
     return vocab_size
+
+
+def check_vocab_size(vocab_size: int | None) -> None:
+    """What can be said of it before the vocabularies are known."""
+    if vocab_size is None:
+        return
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+        raise TypeError(f"vocab_size must be an int or None, got {described(vocab_size)}")
 
 
 def token_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -12,6 +13,10 @@ from .inputs import checked
 from .objective import Objective
 from .sparse_teacher import TopKTeacher
 from .statistics import RowStatistics
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +73,8 @@ def entropy_aware_kl(
     inplace: bool = False,
     workspace_bytes: int | None = None,
     gradient_filter: float | None = None,
+    tensor_parallel_group: ProcessGroup | DeviceMesh | None = None,
+    partial_hidden_gradient: bool = False,
 ) -> EntropyAwareKLOutput:
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
@@ -115,13 +122,25 @@ def entropy_aware_kl(
             weight; the hidden states get an estimate of what they lose. The loss stays exact. Default None: exact
             gradients. 2^-12 to 2^-16 are of use; docs/benchmarks.md has their errors on real hidden states. On a GPU
             each block waits for the number of such entries.
+        tensor_parallel_group: the ranks over which both vocabularies are spread, a ``ProcessGroup`` or a ``DeviceMesh``
+            of one dimension; default None: all of them is here. Each rank passes its shard of consecutive entries of
+            either side, in rank order: logits ``[..., V_r]`` or a head with a weight ``[V_r, D]`` and its part of the
+            bias (V_r may differ from rank to rank and be 0), or a head of DTensors that are sharded on the vocabulary
+            over this group; their gradients are DTensors again. A DTensor is taken for a shard of the vocabulary only
+            where this group is given. Everything else is the same on every rank, ``token_ids`` and ``vocab_size``
+            (which may leave out a padded end) are those of the whole vocabulary, and so are loss and figures, bit for
+            bit. Gradients of logits, weight and bias are the shard's; the upstream gradient must be the same on every
+            rank, and every rank must run backward. docs/distributed.md has a picture.
+        partial_hidden_gradient: with a ``tensor_parallel_group``, leave the gradient of the hidden states as this
+            rank's part of their sum, for the reduce-scatter of sequence parallelism. Default False: it is summed over
+            the ranks here.
 
     Returns:
         The loss and the per-token figures. Nothing valid gives a loss of 0 that is attached to the graph.
 
     Raises:
         TypeError, ValueError: an argument is not what is stated above; the message names it, and says what came and
-            what is allowed.
+            what is allowed. Shards that do not fit together are refused on every rank alike.
 
     Note:
         A column where both sides are −inf contributes nothing. Where only the teacher is −inf, reverse_kl is +inf as
@@ -149,6 +168,8 @@ def entropy_aware_kl(
         inplace=inplace,
         workspace_bytes=workspace_bytes,
         gradient_filter=gradient_filter,
+        tensor_parallel_group=tensor_parallel_group,
+        partial_hidden_gradient=partial_hidden_gradient,
     )
     loss, seen = EntropyAwareKL.call(call)
     statistics = RowStatistics(seen.packed)
@@ -175,7 +196,7 @@ class EntropyAwareKLLoss(nn.Module):
 
     Args:
         objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes,
-            gradient_filter: as there.
+            gradient_filter, tensor_parallel_group, partial_hidden_gradient: as there.
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
     old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
@@ -193,6 +214,8 @@ class EntropyAwareKLLoss(nn.Module):
         inplace: bool = False,
         workspace_bytes: int | None = None,
         gradient_filter: float | None = None,
+        tensor_parallel_group: ProcessGroup | DeviceMesh | None = None,
+        partial_hidden_gradient: bool = False,
     ) -> None:
         super().__init__()
         self.objective = Objective() if objective is None else objective
@@ -204,6 +227,8 @@ class EntropyAwareKLLoss(nn.Module):
         self.inplace = inplace
         self.workspace_bytes = workspace_bytes
         self.gradient_filter = gradient_filter
+        self.tensor_parallel_group = tensor_parallel_group
+        self.partial_hidden_gradient = partial_hidden_gradient
 
     def forward(
         self,
@@ -243,6 +268,8 @@ class EntropyAwareKLLoss(nn.Module):
             inplace=self.inplace,
             workspace_bytes=self.workspace_bytes,
             gradient_filter=self.gradient_filter,
+            tensor_parallel_group=self.tensor_parallel_group,
+            partial_hidden_gradient=self.partial_hidden_gradient,
         )
 
     def extra_repr(self) -> str:

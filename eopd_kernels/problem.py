@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import memory
 from .objective import Objective
+from .parallel import Shard
 from .rows import RowFunctions
 from .sides import HiddenSide, Rows, Side
 from .tokens import Tokens
@@ -35,6 +36,7 @@ class Problem:
         tokens: what the caller said of each token.
         functions: the backend's row functions.
         tiling: the shape of a block.
+        shard: this rank's part of the vocabulary, or None where it has all of it.
     """
 
     student: Side
@@ -45,6 +47,17 @@ class Problem:
     tokens: Tokens
     functions: RowFunctions
     tiling: Tiling
+    shard: Shard | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """The entries of the vocabulary that are compared, on all ranks together."""
+        return self.student.vocab_size if self.shard is None else self.shard.vocab_size
+
+    @property
+    def offset(self) -> int:
+        """The entry of the vocabulary that the first column is."""
+        return 0 if self.shard is None else self.shard.offset
 
     @property
     def transforms(self) -> list[float]:
@@ -58,7 +71,8 @@ class Problem:
         objective, tokens = self.objective, self.tokens
         plain = all(half in ("full", "none") for half in (objective.reverse, objective.forward))
         given = (tokens.gate, tokens.reverse_weights, tokens.forward_weights)
-        return plain and objective.hard_gate and self.teacher is not None and all(t is None for t in given)
+        whole_rows = self.shard is None and self.teacher is not None
+        return plain and objective.hard_gate and whole_rows and all(t is None for t in given)
 
     def chunks(self) -> Iterator[Rows]:
         """The chunks of tokens, none larger than the tiling says, all within one run of either side."""

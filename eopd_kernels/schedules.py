@@ -13,6 +13,7 @@ chunk's logits are alive                    again in backward
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,18 @@ from .columns import Patch
 from .figures import Figures, gate_of
 from .gradient_filter import FilteredGradient
 from .objective import Coefficients
+from .parallel import Shard
 from .problem import Buffer, Chunk, Problem, Tiling
-from .sides import HiddenGradient, HiddenSide, LogitsGradient, LogitsSide, Rows, Side, StudentGradient
+from .sides import (
+    HiddenGradient,
+    HiddenSide,
+    LogitsGradient,
+    LogitsSide,
+    NothingHeld,
+    Rows,
+    Side,
+    StudentGradient,
+)
 from .statistics import RowStatistics
 from .terms import Own, Terms, alive_rows, scaled, terms_of
 
@@ -67,25 +78,31 @@ def tiling(
     gathered: bool,
     workspace_bytes: int | None,
     device: torch.device = CPU,
+    shard: Shard | None = None,
 ) -> Tiling:
     """The shape of a block under a budget of ``workspace_bytes`` for the blocks of both sides.
 
-    Chunks of tokens are made equal in size; a side whose blocks are views of its logits needs no workspace.
+    Chunks of tokens are made equal in size; a side whose blocks are views of its logits needs no workspace. All ranks
+    that share a vocabulary find the same chunks: from the widest shard, and with logits counted whatever their strides.
+    Where they do not fit into one chunk, two chunks live at a time (across.py).
     """
     budget, min_tokens = usual_workspace(device) if workspace_bytes is None else (workspace_bytes, MIN_TOKENS)
-    vocab_size = student.vocab_size
+    vocab_size = student.vocab_size if shard is None else shard.widest
+    gathered = gathered or shard is not None
     logit_bytes = student.block_bytes(gathered) + student.gradient_bytes()
     if teacher is not None:
         logit_bytes += teacher.block_bytes(gathered)
     if n == 0 or logit_bytes == 0:
-        return Tiling(max(n, 1), vocab_size)
+        return Tiling(max(n, 1), student.vocab_size)
     logits = budget // logit_bytes
     if schedule == "chunked":
+        if shard is not None and n * vocab_size > logits:
+            logits //= 2
         tokens = max(logits // vocab_size, min_tokens)
-        return Tiling(-(-n // -(-n // tokens)), vocab_size)
+        return Tiling(-(-n // -(-n // tokens)), student.vocab_size)
     columns = min(max(logits // n, MIN_COLUMNS), vocab_size)
     tokens = max(logits // columns, MIN_TOKENS)
-    return Tiling(-(-n // -(-n // tokens)), columns)
+    return Tiling(-(-n // -(-n // tokens)), min(columns, student.vocab_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,22 +144,34 @@ def visit(problem: Problem) -> tuple[Seen, Terms]:
         of_chunk = Figures.empty(problem, len(chunk.student))
         for columns in problem.slices():
             of_chunk.see(problem, tokens, columns, *chunk.logits(columns), with_top_k=True)
-        if problem.objective.skews is not None:
+        figures.put(rows, of_chunk)
+    visited: Rows = slice(None) if problem.index is None else problem.index
+    whole = figures.take(visited)
+    for _ in whole.across_ranks(problem, problem.tokens.take(visited)):
+        pass
+    whole.top_k_across_ranks(problem)
+    figures.put(visited, whole)
+    if problem.objective.skews is not None:
+        for rows in problem.chunks():
+            chunk, of_chunk = blocks.take(rows), figures.take(rows)
             for columns in problem.slices():
                 of_chunk.see_mixture(problem, *chunk.logits(columns))
-        figures.put(rows, of_chunk)
+            figures.put(rows, of_chunk)
+        whole = figures.take(visited)
+        whole.mixture_across_ranks(problem)
+        figures.put(visited, whole)
     statistics = figures.known_statistics(problem.tokens)
     gate = gate_of(problem, statistics, problem.tokens, problem.weights)
     terms = figures.terms(problem, statistics, gate, problem.tokens, problem.weights)
     return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
 
 
-def teacher_statistics(problem: Problem, visited: bool) -> RowStatistics:
+def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
     """The teacher's half of every token's statistics, ``[N, 8]``; NaN for the student's, and for tokens not visited.
-    Without a visit there is what is known beforehand."""
+    Without a look at it there is what is known beforehand."""
     packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
     teacher = problem.teacher
-    if teacher is None or not visited:
+    if teacher is None or not look:
         return Figures(packed).known_statistics(problem.tokens)
     buffer = Buffer(teacher, problem.block)
     transforms = problem.transforms[3:] * 2
@@ -152,9 +181,22 @@ def teacher_statistics(problem: Problem, visited: bool) -> RowStatistics:
         for columns in problem.slices():
             logits = buffer.logits(taken, columns)
             of_chunk = of_chunk.merge(RowStatistics(problem.functions.row_statistics(logits, logits, transforms)))
-        of_chunk.packed[:, [0, 1, 5, 6, 7]] = torch.nan
         packed[rows] = of_chunk.packed
+    if problem.shard is not None:
+        visited: Rows = slice(None) if problem.index is None else problem.index
+        packed[visited] = teacher_across_ranks(packed[visited], problem.shard)
+    packed[:, [0, 1, 5, 6, 7]] = torch.nan
     return RowStatistics(packed)
+
+
+def teacher_across_ranks(packed: Tensor, shard: Shard) -> Tensor:
+    """Statistics of which the teacher's maximum, sum and self are those of all ranks' columns, 12 bytes of each row."""
+    packed, maximum = packed.clone(), packed[:, 2].clone()
+    shard.maximum(maximum).wait()
+    sums = RowStatistics(packed).recentred_sums(maximum, maximum)[:, 1:3].contiguous()  # Z_t and A
+    shard.sum(sums).wait()
+    packed[:, 2], packed[:, 3], packed[:, 4] = maximum, sums[:, 0], sums[:, 1]
+    return packed
 
 
 def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
@@ -165,43 +207,57 @@ def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
     for rows in problem.chunks():
         chunk = blocks.take(rows)
         student, teacher = chunk.logits(columns)
-        if problem.fused:
+        if not problem.fused:
+            general_gradient(
+                problem, chunk, student, teacher, first_figures(problem, chunk, student, teacher), gradient, seen
+            )
+        else:
             out = gradient.target(rows, columns, student)
             packed, gate = problem.functions.row_loss_and_gradient(
                 student,
                 teacher,
                 problem.weights[rows],
-                problem.objective.gate_threshold(problem.student.vocab_size),
+                problem.objective.gate_threshold(problem.vocab_size),
                 list(problem.objective.combination),
                 problem.transforms,
                 out,
             )
             seen.put(rows, packed, gate, None)
             gradient.begin(rows, chunk.student)
-        else:
-            rows, taken, out = general_gradient(problem, chunk, student, teacher, gradient, seen)
-            gradient.begin(rows, taken)
-        gradient.add(columns, out)
-        gradient.end()
+            gradient.add(columns, out)
+            gradient.end()
     if not problem.fused:
         return seen
     terms = terms_of(problem.objective, RowStatistics(seen.packed), None, None, None, seen.gate, problem.tokens)
     return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss)
 
 
+def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> Figures:
+    """What one visit of a chunk's logits ``[n, V]`` leaves behind, before anything is known of its gates."""
+    tokens, columns = problem.tokens.take(chunk.rows), slice(0, problem.student.vocab_size)
+    figures = Figures.empty(problem, len(student))
+    figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
+    return figures
+
+
 def general_gradient(
-    problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor, gradient: StudentGradient, seen: Seen
-) -> tuple[Rows, Tensor, Tensor]:
-    """A chunk under any objective: its rows that have a gradient, their hidden states, the gradient of their logits.
+    problem: Problem,
+    chunk: Chunk,
+    student: Tensor,  # [n, V]
+    teacher: Tensor,  # [n, V]
+    figures: Figures,
+    gradient: StudentGradient,
+    seen: Seen,
+) -> None:
+    """A chunk under any objective, from its first figures to its part of the gradient.
 
     The logits are alive between the statistics and the gradient, so that whatever has to look at the numbers can.
     """
     rows, columns = chunk.rows, slice(0, problem.student.vocab_size)
     tokens, weights = problem.tokens.take(rows), problem.weights[rows]
-    figures = Figures.empty(problem, len(weights))
-    figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
     if problem.objective.skews is not None:
         figures.see_mixture(problem, student, teacher)
+        figures.mixture_across_ranks(problem)
     statistics = figures.known_statistics(tokens)
     gate = gate_of(problem, statistics, tokens, weights)
     figures.see_top_k(problem, student, teacher, gate)
@@ -219,7 +275,9 @@ def general_gradient(
             coefficients, own = coefficients.take(alive), None if own is None else own.take(alive)
     out = gradient.target(rows, columns, student)
     block_gradient(problem, student, teacher, 0, packed, coefficients, own, out)
-    return rows, taken, out
+    gradient.begin(rows, taken)
+    gradient.add(columns, out)
+    gradient.end()
 
 
 def gradient_of(
@@ -249,12 +307,14 @@ def block_gradient(
     own: Own | None,
     out: Tensor,  # [n, k], may be the student's
 ) -> None:
-    """The gradient of the block whose first column is ``start``: the row's form by the kernel, single columns here."""
+    """The gradient of the block that begins ``start`` columns into this rank's part: the row's form by the kernel,
+    single columns here."""
     skews, transforms = problem.objective.skews, problem.transforms
     patch = None
     if own is not None:
         statistics = RowStatistics(packed)
-        patch = Patch.of(student, teacher, start, statistics, coefficients, own, skews, transforms)
+        first = problem.offset + start
+        patch = Patch.of(student, teacher, first, statistics, coefficients, own, skews, transforms)
     if skews is None:
         problem.functions.row_gradient(student, teacher, packed, *coefficients, transforms, out)
     else:
@@ -264,7 +324,7 @@ def block_gradient(
 
 
 def student_gradient(
-    student: Tensor,
+    tensors: Sequence[Tensor | None],
     problem: Problem,
     weights: Tensor,
     needs: tuple[bool, bool, bool],
@@ -274,14 +334,20 @@ def student_gradient(
     """Where the gradient of this kind of student goes.
 
     Args:
+        tensors: the student, its weight, its bias.
         weights: ``[N]`` what the gradient of each token's loss is multiplied by.
         needs: whether the gradients of the student, its weight and its bias are asked for.
         gradient_filter, inplace: as in :func:`eopd_kernels.entropy_aware_kl`.
     """
-    side = problem.student
+    side, shard = problem.student, problem.shard
+    if shard is not None and shard.size == 0:
+        only_hidden = (needs[0], False, False)
+        of_entry = HiddenGradient(side, only_hidden, problem.block, shard) if isinstance(side, HiddenSide) else None
+        return NothingHeld(tensors, needs, of_entry)
     if isinstance(side, LogitsSide):
-        return LogitsGradient(student, side, inplace)
+        assert tensors[0] is not None
+        return LogitsGradient(tensors[0], side, inplace)
     assert isinstance(side, HiddenSide)
     if gradient_filter is None or len(weights) == 0:
-        return HiddenGradient(side, needs, problem.block)
-    return FilteredGradient(side, needs, problem.block, gradient_filter * weights.abs().max())
+        return HiddenGradient(side, needs, problem.block, shard)
+    return FilteredGradient(side, needs, problem.block, gradient_filter * weights.abs().max(), shard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import memory, products
 from .head import LMHead, compute_dtype, grad_weight
+from .parallel import Shard, Travelling
 
 # A chunk of tokens: consecutive ones, or an index of those that count.
 Rows = slice | Tensor
@@ -170,9 +171,14 @@ class HiddenGradient:
     memory of its own: the kernel's programs write a row while they still read it. The accumulators have the compute
     dtype whatever the inputs have: chunks of tokens split the sum behind the weight's gradient, slices of the
     vocabulary the one behind the hidden states'.
+
+    With a ``shard`` the hidden states' gradient is the sum of those that every rank has from its entries: each chunk's
+    travels while the next is computed.
     """
 
-    def __init__(self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int) -> None:
+    def __init__(
+        self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int, shard: Shard | None = None
+    ) -> None:
         def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
             return memory.zeros(shape, side.dtype, side.hidden.device) if needed else None
 
@@ -180,6 +186,8 @@ class HiddenGradient:
         self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]
         self.weight = zeros(side.head.weight.shape, needs[1])  # [V, D]
         self.bias = zeros(side.head.weight.shape[:1], needs[2])  # [V]
+        self.shard = shard if shard is not None and shard.sums_hidden_gradient else None
+        self.travelling: tuple[Rows, Tensor, Travelling] | None = None
         self.block: Tensor | None = None
         if side.gradient_bytes():
             self.block = memory.empty((block,), side.gradient_dtype, side.hidden.device)
@@ -201,11 +209,75 @@ class HiddenGradient:
             self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
 
     def end(self) -> None:
-        if self.hidden is not None and isinstance(self.rows, Tensor):
-            self.hidden[self.rows] = self.chunk
+        if self.hidden is None:
+            return
+        if self.shard is None:
+            self.put(self.rows, self.chunk)
+        else:
+            self.arrive()
+            self.travelling = self.rows, self.chunk, self.shard.sum(self.chunk)
+
+    def arrive(self) -> None:
+        """Waits for the chunk that travels."""
+        if self.travelling is not None:
+            rows, chunk, travelling = self.travelling
+            travelling.wait()
+            self.put(rows, chunk)
+            self.travelling = None
+
+    def put(self, rows: Rows, chunk: Tensor) -> None:
+        """Puts a chunk's gradient where it belongs, unless it is a view and there already."""
+        if self.hidden is not None and isinstance(rows, Tensor):
+            self.hidden[rows] = chunk
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        self.arrive()
         return self.hidden, self.weight, self.bias
+
+
+class NothingHeld:
+    """The gradients of a rank none of whose entries is compared: 0. Of its hidden states it takes part in the sum.
+
+    Its sides are those of :func:`nothing_held`, one entry of no mass, and so is what ``of_entry`` collects.
+    """
+
+    def __init__(
+        self, tensors: Sequence[Tensor | None], needs: tuple[bool, bool, bool], of_entry: HiddenGradient | None
+    ) -> None:
+        self.given, self.needs, self.of_entry = tensors, needs, of_entry
+
+    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        return torch.empty_like(student) if self.of_entry is None else self.of_entry.target(rows, columns, student)
+
+    def begin(self, rows: Rows, taken: Tensor) -> None:
+        if self.of_entry is not None:
+            self.of_entry.begin(rows, taken)
+
+    def add(self, columns: slice, gradient: Tensor) -> None: ...
+
+    def end(self) -> None:
+        if self.of_entry is not None:
+            self.of_entry.end()
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        student, weight, bias = (
+            torch.zeros_like(t) if t is not None and n else None for t, n in zip(self.given, self.needs, strict=True)
+        )
+        return student if self.of_entry is None else self.of_entry.tensors()[0], weight, bias
+
+
+def nothing_held(
+    tensor: Tensor, head: LMHead | None, valid: Tensor | None, autocast: torch.dtype | None
+) -> LogitsSide | HiddenSide:
+    """A side of which a rank holds no entry that is compared: one entry whose logit is −inf, which adds nothing to any
+    row and cannot be among its likeliest."""
+    if head is None:
+        side = LogitsSide(tensor.new_full((), -torch.inf).expand(*tensor.shape[:-1], 1), 1)
+        side.run = uniform_rows(tensor)[1]  # chunks end where they do on the other ranks
+        return side
+    weight = head.weight.new_zeros(1, head.weight.shape[1])
+    bias = (head.weight if head.bias is None else head.bias).new_full((1,), -torch.inf)
+    return HiddenSide(tensor, LMHead(weight, bias), 1, valid, autocast)
 
 
 def uniform_rows(tensor: Tensor) -> tuple[int, int]:

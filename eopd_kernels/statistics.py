@@ -129,12 +129,18 @@ class RowStatistics:
         """The statistics of both parts of each row together. Associative; an empty part (maximum −inf) adds nothing."""
         student_max = torch.maximum(self.student_max, other.student_max)
         teacher_max = torch.maximum(self.teacher_max, other.teacher_max)
-        sums = self._recentred_sums(student_max, teacher_max) + other._recentred_sums(student_max, teacher_max)
-        student_sum, teacher_sum, *rest = sums.unbind(1)
-        return RowStatistics(torch.stack([student_max, student_sum, teacher_max, teacher_sum, *rest], 1))
+        sums = self.recentred_sums(student_max, teacher_max) + other.recentred_sums(student_max, teacher_max)
+        return RowStatistics.centred_on(student_max, teacher_max, sums)
 
-    def _recentred_sums(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
-        """Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``."""
+    @classmethod
+    def centred_on(cls, student_max: Tensor, teacher_max: Tensor, sums: Tensor) -> RowStatistics:
+        """Of rows with these maxima ``[n]`` and Z_s, Z_t, A, P, B, Q ``[n, 6]``."""
+        student_sum, teacher_sum, *rest = sums.unbind(1)
+        return cls(torch.stack([student_max, student_sum, teacher_max, teacher_sum, *rest], 1))
+
+    def recentred_sums(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
+        """Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``: a part's share of the sums of
+        whole rows."""
         d_s = distance(self.student_max, student_max)
         d_t = distance(self.teacher_max, teacher_max)
         c_s, c_t = d_s.exp(), d_t.exp()

@@ -52,7 +52,6 @@ def test_a_low_precision_head_is_never_upcast_as_a_whole(monkeypatch: pytest.Mon
     ("arguments", "options", "error", "says"),
     [
         ((torch.ones(3),), {}, ValueError, r"LMHead.weight must have the shape \[V, D\] with V >= 1, got \(3,\)"),
-        ((torch.ones(0, 3),), {}, ValueError, r"LMHead.weight must have the shape"),
         ((torch.ones(4, 3).int(),), {}, TypeError, "LMHead.weight must be a floating-point tensor, got a int32 tensor"),
         (("weight",), {}, TypeError, "LMHead.weight must be a floating-point tensor, got 'weight'"),
         (

@@ -45,6 +45,13 @@ H = torch.zeros(2, 3, 4)
         (S, S, {"vocab_size": 0}, ValueError, "vocab_size must be between 1"),
         (S, S, {"vocab_size": 2.5}, TypeError, "vocab_size must be an int or None, got 2.5"),
         (S[..., :0], S[..., :0], {}, ValueError, "student must have the shape [..., V] with V >= 1, got (2, 3, 0)"),
+        (
+            H,
+            S,
+            {"student_head": LMHead(W[:0])},
+            ValueError,
+            "student_head.weight must have the shape [V, D] with V >= 1",
+        ),
         (torch.tensor(1.0), S, {}, ValueError, "student must have the shape [..., V]"),
         (H[..., :3], S, {"student_head": LMHead(W)}, ValueError, "student hidden states must end in D = 4"),
         (H, S, {"student_head": W}, TypeError, "student_head must be an LMHead or None, got a float32 tensor"),

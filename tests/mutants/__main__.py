@@ -33,6 +33,8 @@ SUITE = [
     "tests/backends/test_cuda_rows.py",
     "tests/backends/test_cuda_availability.py",
 ]
+# What notices a mutant of the code between ranks, which processes alone do not run.
+BETWEEN_RANKS = ["tests/distributed/test_tensor_parallel.py"]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
 
@@ -63,6 +65,8 @@ def suite(folder: Path, mutants: Iterable[Mutant]) -> subprocess.CompletedProces
     slow = {name: name in words for name in ("triton", "cuda")}
     left_out = " and ".join(f"not {name}" for name, needed in slow.items() if not needed)
     tests = sorted(SUITE, key=lambda test: not any(needed and name in test for name, needed in slow.items()))
+    if any(mutant.name.startswith("parallel: ") for mutant in mutants):
+        tests = BETWEEN_RANKS + tests
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *(["-k", left_out] if left_out else [])]
     return run(folder, sys.executable, "-m", "pytest", *options, *tests)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
 from .mutant import Mutant
 from .objectives import MUTANTS as OBJECTIVES
+from .parallel import MUTANTS as PARALLEL
 
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
@@ -29,6 +30,7 @@ ROWS = "eopd_kernels/rows.py"
 MUTANTS = [
     *OBJECTIVES,
     *GRADIENT_FILTER,
+    *PARALLEL,
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
@@ -50,7 +52,7 @@ MUTANTS = [
     Mutant("labels inverted", INPUTS, "labels == ignore_index", "labels != ignore_index"),
     Mutant("mask forgotten where there are labels", INPUTS, "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
     Mutant("num_items forgotten", INPUTS, "if num_items is None:\n        count", "if True:\n        count"),
-    Mutant("vocabulary off by one", INPUTS, "        return student\n    if isinstance(vocab_size", "        return student - 1\n    if isinstance(vocab_size"),
+    Mutant("vocabulary off by one", INPUTS, "        return student\n    check_vocab_size", "        return student - 1\n    check_vocab_size"),
     Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
     Mutant("teacher's grad accepted", INPUTS, "tensor is not None and tensor.requires_grad:", "False:"),
     Mutant("gradient of the sum for the mean", FUNCTION, "weights=problem.weights / denominator", "weights=problem.weights"),
@@ -62,7 +64,7 @@ MUTANTS = [
     Mutant("fp16 gradients forget their factor", FUNCTION, "g.mul_(factor) if last and g is not None else g", "g"),
     Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.on_host(student.device):", "if True:"),
     Mutant("a GPU is asked for its upstream gradient", FUNCTION, "last and devices.on_host(factor.device) and factor == 1", "last and factor == 1"),
-    Mutant("autocast is forgotten", FUNCTION, "valid, options.autocast)", "valid)"),
+    Mutant("autocast is forgotten", FUNCTION, "options.vocab_size, valid, options.autocast)", "options.vocab_size, valid)"),
     Mutant("autocast rounds fp64", PRODUCTS, " or logits == torch.float64", ""),
     Mutant("16-bit operands of two kinds", PRODUCTS, "hidden.dtype == weight.dtype else logits", "True else logits"),
     Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),
@@ -77,7 +79,7 @@ MUTANTS = [
     Mutant("slices are not merged", FIGURES, "RowStatistics(self.packed).merge(part).packed", "part.packed"),
     Mutant("chunks ignore the budget", SCHEDULES, "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),
     Mutant("teacher's transform for both", PROBLEM, "[*self.student.transform, of_student,", "[*teacher.transform, of_student,"),
-    Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[self.rows] = self.chunk", "pass"),
+    Mutant("dX of compacted tokens is lost", SIDES, "self.hidden[rows] = chunk", "pass"),
     Mutant("bias takes the last chunk", SIDES, "self.bias[columns] += gradient", "self.bias[columns] = gradient"),
     Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :].zero_()", "pass"),
     Mutant("in place without telling autograd", SIDES, "torch.autograd.graph.increment_version(logits)", "pass"),

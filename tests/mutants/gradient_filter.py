@@ -1,4 +1,4 @@
-# ruff: noqa: E501 (a mutant is a line)
+
 """What is broken of the products that leave columns out."""
 
 from __future__ import annotations

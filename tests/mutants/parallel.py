@@ -1,0 +1,27 @@
+# ruff: noqa: E501 (a mutant is a line)
+"""What is broken between the ranks of a tensor-parallel group."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+PARALLEL, FIGURES, SIDES = "eopd_kernels/parallel.py", "eopd_kernels/figures.py", "eopd_kernels/sides.py"
+SCHEDULES, PROBLEM, ACROSS = "eopd_kernels/schedules.py", "eopd_kernels/problem.py", "eopd_kernels/across.py"
+
+MUTANTS = [
+    Mutant("parallel: every rank begins at entry 0", PROBLEM, "return 0 if self.shard is None else self.shard.offset", "return 0"),
+    Mutant("parallel: gates see the shard's vocabulary", PROBLEM, "self.student.vocab_size if self.shard is None else self.shard.vocab_size", "self.student.vocab_size"),
+    Mutant("parallel: sums are not recentred", FIGURES, "RowStatistics(self.packed).recentred_sums(student_max, teacher_max)", "RowStatistics(self.packed).recentred_sums(*self.packed[:, 0:3:2].unbind(1))"),
+    Mutant("parallel: the fused kernel sees a shard for a row", PROBLEM, "whole_rows = self.shard is None and self.teacher is not None", "whole_rows = self.teacher is not None"),
+    Mutant("parallel: mixtures are not summed", FIGURES, "if problem.shard is not None and self.mixture is not None:", "if False:"),
+    Mutant("parallel: every rank has a top k of its own", FIGURES, "if problem.shard is None or self.top_ids is None or", "if True or"),
+    Mutant("parallel: dX stays partial", SIDES, "shard if shard is not None and shard.sums_hidden_gradient else None", "None"),
+    Mutant("parallel: dX is summed where it was to stay partial", SIDES, "shard if shard is not None and shard.sums_hidden_gradient else None", "shard"),
+    Mutant("parallel: the last dX never arrives", SIDES, "        self.arrive()\n        return self.hidden", "        return self.hidden"),
+    Mutant("parallel: one block for two chunks", ACROSS, "blocks[i % 2]", "blocks[0]"),
+    Mutant("parallel: the teacher goes first, alone", SCHEDULES, "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
+    Mutant("parallel: padding is compared", PARALLEL, "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
+    Mutant("parallel: ranks that differ go on", PARALLEL, "    if different:", "    if False:"),
+    Mutant("parallel: shards that differ go on", PARALLEL, "    if cut[0] != cut[1]:", "    if False:"),
+    Mutant("parallel: a rank plans with its own width", SCHEDULES, "student.vocab_size if shard is None else shard.widest", "student.vocab_size"),
+]  # fmt: skip
