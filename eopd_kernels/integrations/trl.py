@@ -206,8 +206,8 @@ def jsd_loss(objective: Objective | None) -> Any:
     ) -> Tensor:
         if num_items_in_batch is None and reduction not in ("batchmean", "sum"):
             raise ValueError(
-                f"the patched generalized_jsd_loss has reduction 'batchmean' and 'sum', got {reduction!r}, which is over "
-                "the vocabulary's entries too"
+                f"the patched generalized_jsd_loss has reduction 'batchmean' and 'sum', got {reduction!r}, which "
+                "is over the vocabulary's entries too"
             )
         num_items = on_device(num_items_in_batch, student_logits)
         if num_items is None and reduction == "batchmean" and labels is None:
