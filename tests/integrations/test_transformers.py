@@ -94,6 +94,15 @@ def test_micro_batches_weigh_every_token_alike(make: Any, tmp_path: Path, per_de
     assert relative_error((old - head) / 0.1, old.grad) < 2e-3
 
 
+def test_the_mixin_counts_shifted_labels_whatever_the_models_own_loss_is(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    student.loss_type = "ForMaskedLM"
+    expected = expected_loss(student, teacher, rows()).item()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path, per_device_train_batch_size=4), train_dataset=rows())
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_evaluation_has_the_same_loss(make: Any, tmp_path: Path) -> None:
     student, teacher = tiny_pair()
     trainer = make(student, teacher, args=arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=rows())

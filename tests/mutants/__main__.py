@@ -33,6 +33,7 @@ SUITE = [
     "tests/backends/test_cuda_rows.py",
     "tests/backends/test_cuda_availability.py",
 ]
+ADAPTERS, ADAPTER_SUITE = "eopd_kernels/integrations/", ["tests/integrations"]  # nothing else calls them
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
 
@@ -57,12 +58,15 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def suite(folder: Path, mutants: Iterable[Mutant]) -> subprocess.CompletedProcess[str]:
-    """The tests that are to notice ``mutants``: of the backends whose kernels are interpreted, which is slow, only
-    those that their names or files speak of, and these first."""
+    """The tests that are to notice ``mutants``: those of the adapters, where all are of adapters; of the backends
+    whose kernels are interpreted, which is slow, only those that their names or files speak of, and these first."""
+    mutants = list(mutants)
+    of_adapters = [mutant.file.startswith(ADAPTERS) for mutant in mutants]
+    rooms = [*(() if all(of_adapters) else SUITE), *(ADAPTER_SUITE if any(of_adapters) else ())]
     words = " ".join(f"{mutant.name} {mutant.file}" for mutant in mutants).lower()
     slow = {name: name in words for name in ("triton", "cuda")}
     left_out = " and ".join(f"not {name}" for name, needed in slow.items() if not needed)
-    tests = sorted(SUITE, key=lambda test: not any(needed and name in test for name, needed in slow.items()))
+    tests = sorted(rooms, key=lambda test: not any(needed and name in test for name, needed in slow.items()))
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *(["-k", left_out] if left_out else [])]
     return run(folder, sys.executable, "-m", "pytest", *options, *tests)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
+from .integrations import MUTANTS as INTEGRATIONS
 from .mutant import Mutant
 from .objectives import MUTANTS as OBJECTIVES
 
@@ -29,6 +30,7 @@ ROWS = "eopd_kernels/rows.py"
 MUTANTS = [
     *OBJECTIVES,
     *GRADIENT_FILTER,
+    *INTEGRATIONS,
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
