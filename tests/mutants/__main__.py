@@ -33,8 +33,6 @@ SUITE = [
     "tests/backends/test_cuda_rows.py",
     "tests/backends/test_cuda_availability.py",
 ]
-# What notices a mutant of the code between ranks, which processes alone do not run.
-BETWEEN_RANKS = ["tests/distributed/test_tensor_parallel.py"]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
 
@@ -61,12 +59,14 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def suite(folder: Path, mutants: Iterable[Mutant]) -> subprocess.CompletedProcess[str]:
     """The tests that are to notice ``mutants``: of the backends whose kernels are interpreted, which is slow, only
     those that their names or files speak of, and these first."""
+    mutants = list(mutants)
+    rooms = {test for mutant in mutants for test in mutant.tests or SUITE}
     words = " ".join(f"{mutant.name} {mutant.file}" for mutant in mutants).lower()
     slow = {name: name in words for name in ("triton", "cuda")}
     left_out = " and ".join(f"not {name}" for name, needed in slow.items() if not needed)
-    tests = sorted(SUITE, key=lambda test: not any(needed and name in test for name, needed in slow.items()))
-    if any(mutant.name.startswith("parallel: ") for mutant in mutants):
-        tests = BETWEEN_RANKS + tests
+    first = [test for test in rooms if any(needed and name in test for name, needed in slow.items())]
+    order = [*first, *SUITE, *sorted(rooms)]
+    tests = sorted(rooms, key=order.index)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *(["-k", left_out] if left_out else [])]
     return run(folder, sys.executable, "-m", "pytest", *options, *tests)
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
-from .mutant import Mutant
+from .integrations import MUTANTS as INTEGRATIONS
+from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
 from .parallel import MUTANTS as PARALLEL
 
@@ -29,8 +30,9 @@ ROWS = "eopd_kernels/rows.py"
 
 MUTANTS = [
     *OBJECTIVES,
-    *GRADIENT_FILTER,
-    *PARALLEL,
+    *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
+    *noticed_by(("tests/distributed/test_tensor_parallel.py",), PARALLEL),
+    *noticed_by(("tests/integrations",), INTEGRATIONS),
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),

@@ -1,0 +1,99 @@
+"""Liger: the signature of ``liger_kernel.chunked_loss.LigerFusedLinearJSDLoss``, for code that calls that already.
+
+Nothing of Liger is imported. The arithmetic is this package's: fp32 logits and accumulators whatever the inputs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import LMHead, Objective, entropy_aware_kl
+from ..arguments import finite
+
+
+class LigerFusedLinearJSDLoss(nn.Module):
+    """Generalised JSD of hidden states and heads, with Liger's arguments; or any other objective.
+
+    Args:
+        weight_hard_loss: must be 0: there is no cross-entropy here. Liger's default of 0.5 is this signature's too, so
+            that a call that relies on it is refused instead of changing its meaning.
+        weight_soft_loss: multiplies the loss, at least 0. Default 0.5, as Liger's.
+        beta: β in [0, 1] as in Liger (and GKD): 0 the forward KL, 1 the reverse KL, between them the JSD. Default 0.5.
+        ignore_index: labels of tokens that are left out. Default −100.
+        temperature: T > 0 of both sides, no factor T². Default 1.0.
+        compiled, chunk_size: taken and without effect, as they are in Liger on the result.
+        return_soft_hard_loss: must be False: there is no hard loss to return.
+        objective: an :class:`Objective` in place of β and the temperature, which must then keep their defaults.
+
+    Raises:
+        TypeError, ValueError: an argument is outside what is stated above.
+    """
+
+    def __init__(
+        self,
+        weight_hard_loss: float = 0.5,
+        weight_soft_loss: float = 0.5,
+        beta: float = 0.5,
+        ignore_index: int = -100,
+        temperature: float = 1.0,
+        compiled: bool = True,
+        chunk_size: int = 1024,
+        return_soft_hard_loss: bool = False,
+        *,
+        objective: Objective | None = None,
+    ) -> None:
+        super().__init__()
+        if weight_hard_loss != 0:
+            raise ValueError(
+                "weight_hard_loss must be 0: this loss has no cross-entropy in it (add one of your own), "
+                f"got {weight_hard_loss!r}, Liger's default being 0.5"
+            )
+        if return_soft_hard_loss:
+            raise ValueError("return_soft_hard_loss must be False: there is no hard loss to return, got True")
+        if objective is not None and (beta, temperature) != (0.5, 1.0):
+            raise ValueError(
+                f"objective replaces beta and temperature, got both: {objective!r}, beta={beta!r}, "
+                f"temperature={temperature!r}"
+            )
+        self.weight_soft_loss = finite("weight_soft_loss", weight_soft_loss, least=0.0)
+        self.ignore_index = ignore_index
+        self.objective = Objective.gkd(beta, temperature) if objective is None else objective
+
+    def forward(
+        self,
+        student_input: Tensor,
+        student_weight: Tensor,
+        teacher_input: Tensor,
+        teacher_weight: Tensor,
+        true_labels: Tensor,
+        student_bias: Tensor | None = None,
+        teacher_bias: Tensor | None = None,
+    ) -> Tensor:
+        """``weight_soft_loss`` times the mean over tokens whose label is not ``ignore_index``.
+
+        Args:
+            student_input: ``[N, D_s]`` hidden states.
+            student_weight: ``[V, D_s]``.
+            teacher_input: ``[N, D_t]``; no gradient flows into the teacher.
+            teacher_weight: ``[V, D_t]``; V must be the student's: Liger pads the student with zeros where it is not.
+            true_labels: ``[N]`` integer, aligned with the hidden states: nothing is shifted here.
+            student_bias, teacher_bias: ``[V]`` or None.
+
+        Raises:
+            TypeError, ValueError: as :func:`eopd_kernels.entropy_aware_kl`.
+        """
+        if len(student_weight) != len(teacher_weight):
+            raise ValueError(
+                f"student_weight and teacher_weight must have one vocabulary, got {len(student_weight)} and "
+                f"{len(teacher_weight)} entries: pass the common ones, e.g. teacher_weight[:{len(student_weight)}]"
+            )
+        loss = entropy_aware_kl(
+            student_input,
+            teacher_input.detach(),
+            student_head=LMHead(student_weight, student_bias),
+            teacher_head=LMHead(teacher_weight.detach(), None if teacher_bias is None else teacher_bias.detach()),
+            labels=true_labels,
+            ignore_index=self.ignore_index,
+            objective=self.objective,
+        ).loss
+        return self.weight_soft_loss * loss

@@ -1,0 +1,196 @@
+"""transformers: distillation with its Trainer, by a mixin (full logits never exist) or by ``compute_loss_func``.
+
+Both honour ``num_items_in_batch``, which the Trainer counts over all micro-batches of an optimizer step, and with
+``average_tokens_across_devices`` over all processes. Both compare position t of student and teacher, whose logits are
+about token t + 1, so that its label is ``labels[:, t + 1]``; the teacher reads the very inputs of the student.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import LMHead, Objective, Sampled, entropy_aware_kl
+from ..model_head import unwrapped
+from .hooks import check_parameters, moved
+
+TESTED = "5.23"
+COMPUTE_LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
+
+
+class DistillationMixin:
+    """Makes a ``transformers.Trainer`` distil: ``class Distiller(DistillationMixin, Trainer): ...``.
+
+    Takes the Trainer's own arguments, and by keyword:
+
+    Args:
+        teacher_model: a causal language model of the student's vocabulary. It is moved to the Trainer's device, put
+            into eval mode, and its parameters stop requiring gradients.
+        objective: see :class:`Objective`; default ``Objective()``. A sampled reverse half is refused: the inputs have
+            no old log-probabilities.
+        vocab_size: as in :func:`entropy_aware_kl`, for vocabularies of two sizes.
+
+    Batches need ``labels`` (−100: left out), or ``shift_labels`` that are shifted already, beside what the models read.
+    Neither model's logits are computed, except those of one position, and in an evaluation with ``compute_metrics``,
+    which is given the student's in full.
+
+    Raises:
+        HookMoved: the Trainer's ``compute_loss`` or its count of labels is not as in transformers 5.23.
+        ValueError: a model is refused by :meth:`LMHead.from_model` or takes no ``logits_to_keep``; several GPUs in one
+            process (``nn.DataParallel``).
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        teacher_model: nn.Module,
+        objective: Objective | None = None,
+        vocab_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        trainer: Any = self
+        base = super().compute_loss  # type: ignore[misc]
+        check_parameters("transformers", TESTED, "Trainer.compute_loss", base, COMPUTE_LOSS)
+        if not hasattr(self, "_loss_shifts_labels") or not hasattr(self, "model_accepts_loss_kwargs"):
+            raise moved("transformers", TESTED, "Trainer does not say any more how it counts num_items_in_batch")
+        if trainer.args.n_gpu > 1:
+            raise ValueError(
+                f"DistillationMixin does not work under nn.DataParallel, got {trainer.args.n_gpu} GPUs in one process: "
+                "launch one process per GPU (torchrun, accelerate launch), or show one with CUDA_VISIBLE_DEVICES"
+            )
+        # Whatever the model's own loss is, ours is about labels[:, 1:] and needs their count.
+        trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True
+        self.objective = checked_objective(objective)
+        self.vocab_size = vocab_size
+        self.teacher_model = teacher_model.requires_grad_(False).eval().to(trainer.args.device)
+        for name, model in (("model", trainer.model), ("teacher_model", teacher_model)):
+            check_logits_to_keep(name, model)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        trainer: Any = self
+        read = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
+        all_logits = return_outputs and trainer.compute_metrics is not None
+        student, outputs = hidden_states(model, read, 0 if all_logits else 1)
+        with torch.no_grad():
+            teacher, _ = hidden_states(self.teacher_model, read, 1)
+        aligned = "shift_labels" in inputs
+        predicting = slice(None) if aligned else slice(-1)
+        loss = entropy_aware_kl(
+            student[:, predicting],
+            teacher[:, predicting],
+            student_head=LMHead.from_model(model),
+            teacher_head=LMHead.from_model(self.teacher_model),
+            labels=inputs["shift_labels"] if aligned else inputs["labels"][:, 1:],
+            num_items=on_device(num_items_in_batch, student),
+            vocab_size=self.vocab_size,
+            objective=self.objective,
+        ).loss
+        if trainer.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # num_items counts the tokens of all processes, and data parallelism averages their gradients.
+            loss = loss * (trainer.accelerator.num_processes // trainer.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
+
+
+def compute_loss_func(
+    student: nn.Module, teacher: nn.Module, objective: Objective | None = None, *, vocab_size: int | None = None
+) -> Callable[..., Tensor]:
+    """A ``Trainer(compute_loss_func=...)`` for those who cannot subclass: both models' logits then exist in full.
+
+    The Trainer hands such a function the student's outputs and the labels, but no inputs. A hook on ``student``
+    therefore keeps the inputs of its last call in training or evaluation, until the loss has run the teacher on them.
+    :class:`DistillationMixin` is what saves memory; this saves what the loss itself would take beside the logits.
+
+    Args:
+        student: the model that the Trainer gets.
+        teacher: a causal language model of the same vocabulary, on the student's device. It is put into eval mode, and
+            its parameters stop requiring gradients.
+        objective, vocab_size: as in :class:`DistillationMixin`.
+
+    Returns:
+        A function of ``(outputs, labels, num_items_in_batch=None)``.
+    """
+    objective = checked_objective(objective)
+    teacher.requires_grad_(False).eval()
+    kept: list[dict[str, Any]] = []
+
+    def keep(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        kept[:] = [{name: value for name, value in options.items() if name not in ("labels", "num_items_in_batch")}]
+
+    student.register_forward_pre_hook(keep, with_kwargs=True)
+
+    def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        if labels is None:
+            raise ValueError("compute_loss_func needs labels in the batch: -100 where a token is left out")
+        if not kept:
+            raise RuntimeError(
+                "the student was not called before its loss: compute_loss_func(student, ...) must be given the very "
+                "model that the Trainer has"
+            )
+        logits = outputs["logits"]
+        with torch.no_grad():
+            teacher_logits = teacher(**kept.pop()).logits
+        return entropy_aware_kl(
+            logits[:, :-1],
+            teacher_logits[:, :-1],
+            labels=labels[:, 1:],
+            num_items=on_device(num_items_in_batch, logits),
+            vocab_size=vocab_size,
+            objective=objective,
+        ).loss
+
+    return loss
+
+
+def checked_objective(objective: Objective | None) -> Objective:
+    objective = Objective() if objective is None else objective
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective or None, got {objective!r}")
+    if isinstance(objective.reverse, Sampled):
+        raise ValueError(
+            "a Trainer's batches have no old log-probabilities, which a sampled reverse half needs: use "
+            f"reverse='full' or 'none', got {objective.reverse!r}"
+        )
+    return objective
+
+
+def check_logits_to_keep(name: str, model: nn.Module) -> None:
+    LMHead.from_model(model)
+    if "logits_to_keep" not in inspect.signature(unwrapped(model).forward).parameters:
+        raise ValueError(
+            f"{name} must take logits_to_keep, so that its logits can be left out, got a {type(model).__name__}; "
+            "compute_loss_func works with its logits"
+        )
+
+
+def hidden_states(model: nn.Module, inputs: dict[str, Any], logits_to_keep: int) -> tuple[Tensor, Any]:
+    """What the head would read, [B, T, D], and the model's outputs, with the logits of the last few positions (0: all).
+
+    The model is called as a whole, so that data parallelism and the like see their forward; its hidden states are taken
+    on the way from the backbone to the head.
+    """
+    taken: list[Tensor] = []
+
+    def take(module: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
+        taken.append(outputs.last_hidden_state)
+
+    handle = unwrapped(model).base_model.register_forward_hook(take)
+    try:
+        outputs = model(**inputs, logits_to_keep=logits_to_keep, use_cache=False, return_dict=True)
+    finally:
+        handle.remove()
+    return taken[-1], outputs
+
+
+def on_device(num_items: Tensor | int | None, like: Tensor) -> Tensor | int | None:
+    return num_items.to(like.device) if isinstance(num_items, Tensor) else num_items

@@ -1,0 +1,210 @@
+"""transformers' own Trainer, against the specification computed on whole batches of logits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from eopd_kernels import EntropyGate, Objective, Sampled, reference
+from eopd_kernels.integrations import hooks
+from eopd_kernels.integrations.transformers import DistillationMixin, compute_loss_func
+from tests.conftest import relative_error
+
+from .conftest import tiny_pair
+
+OBJECTIVE = Objective(gate=EntropyGate(1.0), alpha=0.7)
+
+
+class Distiller(DistillationMixin, Trainer):
+    """The one line that a user writes."""
+
+
+def rows(count: int = 4, length: int = 9) -> list[dict[str, Any]]:
+    """Sequences whose labels cover very different numbers of tokens, the first token's among them."""
+    generator = torch.Generator().manual_seed(11)
+    ids = torch.randint(3, 40, (count, length), generator=generator)
+    labels = ids.clone()
+    for row in range(count):
+        labels[row, : 2 * row] = -100
+    return [
+        {"input_ids": i, "attention_mask": torch.ones_like(i), "labels": label}
+        for i, label in zip(ids, labels, strict=True)
+    ]
+
+
+def expected_loss(student: PreTrainedModel, teacher: PreTrainedModel, batch: list[dict[str, Any]]) -> Tensor:
+    """The mean over all tokens that are predicted, each sequence run by itself in fp64."""
+    logits = [[m(input_ids=row["input_ids"][None]).logits[0, :-1] for row in batch] for m in (student, teacher)]
+    labels = torch.cat([row["labels"][1:] for row in batch])
+    return reference.entropy_aware_kl(
+        torch.cat(logits[0]).double(), torch.cat(logits[1]).double().detach(), labels=labels, objective=OBJECTIVE
+    ).loss
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    silent = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+    step = {"max_steps": 1, "logging_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0.0}
+    return TrainingArguments(str(folder), **{**silent, **step, "lr_scheduler_type": "constant", **changes})
+
+
+def by_mixin(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any) -> Trainer:
+    return Distiller(student, teacher_model=teacher, objective=OBJECTIVE, **options)
+
+
+def by_function(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any) -> Trainer:
+    return Trainer(student, compute_loss_func=compute_loss_func(student, teacher, OBJECTIVE), **options)
+
+
+@pytest.fixture(params=[by_mixin, by_function], ids=["mixin", "function"])
+def make(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "granite", "phi"])
+def test_a_step_is_that_of_the_specification(make: Any, tmp_path: Path, architecture: str) -> None:
+    student, teacher = tiny_pair(architecture)
+    before = copy.deepcopy(student)
+    expected = expected_loss(before, teacher, rows())
+    expected.backward()
+    trainer = make(student, teacher, args=arguments(tmp_path, per_device_train_batch_size=4), train_dataset=rows())
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    for (name, new), old in zip(student.named_parameters(), before.parameters(), strict=True):
+        assert old.grad is not None
+        assert relative_error((old - new) / 0.1, old.grad) < 2e-3, name
+
+
+@pytest.mark.parametrize("per_device", [1, 2])
+def test_micro_batches_weigh_every_token_alike(make: Any, tmp_path: Path, per_device: int) -> None:
+    student, teacher = tiny_pair()
+    before = copy.deepcopy(student)
+    expected = expected_loss(before, teacher, rows())
+    expected.backward()
+    cut = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": 4 // per_device}
+    trainer = make(student, teacher, args=arguments(tmp_path, **cut), train_dataset=rows())
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    head, old = student.get_output_embeddings().weight, before.get_output_embeddings().weight
+    assert relative_error((old - head) / 0.1, old.grad) < 2e-3
+
+
+def test_the_mixin_counts_shifted_labels_whatever_the_models_own_loss_is(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    student.loss_type = "ForMaskedLM"
+    expected = expected_loss(student, teacher, rows()).item()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path, per_device_train_batch_size=4), train_dataset=rows())
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_evaluation_has_the_same_loss(make: Any, tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    trainer = make(student, teacher, args=arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=rows())
+    expected = expected_loss(student, teacher, rows()).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_metrics_see_all_logits_with_the_mixin(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    shapes = []
+    trainer = by_mixin(
+        student,
+        teacher,
+        args=arguments(tmp_path),
+        eval_dataset=rows(),
+        compute_metrics=lambda seen: shapes.append(seen.predictions.shape) or {},  # type: ignore[func-returns-value]
+    )
+    trainer.evaluate()
+    assert shapes == [(4, 9, 40)]
+
+
+def test_the_mixin_leaves_the_logits_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = tiny_pair()
+    widths: list[int] = []
+    for model in (student, teacher):
+        model.get_output_embeddings().register_forward_hook(lambda m, i, out: widths.append(out.shape[1]))
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path), train_dataset=rows())
+    trainer.train()
+    assert widths == [1, 1]
+
+
+def test_labels_that_are_shifted_already_stay_where_they_are(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path))
+    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
+    plain = trainer.compute_loss(student, dict(batch))
+    shifted = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    torch.testing.assert_close(trainer.compute_loss(student, {**batch, "shift_labels": shifted}), plain)
+
+
+def test_the_count_of_all_processes_meets_the_mean_of_their_gradients(make: Any, tmp_path: Path) -> None:
+    """Two processes whose gradients are averaged: each one's loss is over all tokens, times two."""
+    student, teacher = tiny_pair()
+    trainer = make(student, teacher, args=arguments(tmp_path, average_tokens_across_devices=True))
+    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
+    alone = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
+    trainer.accelerator.state._shared_state["num_processes"] = 2
+    try:
+        of_two = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
+        trainer.args.average_tokens_across_devices = False
+        own = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
+    finally:
+        trainer.accelerator.state._shared_state["num_processes"] = 1
+    torch.testing.assert_close(of_two, 2 * alone)
+    torch.testing.assert_close(own, alone)
+
+
+def test_the_teacher_is_a_constant(make: Any, tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    teacher.train()
+    before = copy.deepcopy(teacher.state_dict())
+    make(student, teacher, args=arguments(tmp_path), train_dataset=rows()).train()
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_a_sampled_half_is_refused(make: Any, tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    with pytest.raises(ValueError, match="old log-probabilities"):
+        Distiller(student, teacher_model=teacher, objective=Objective(reverse=Sampled()), args=arguments(tmp_path))
+    with pytest.raises(ValueError, match="old log-probabilities"):
+        compute_loss_func(student, teacher, Objective(reverse=Sampled()))
+
+
+def test_another_model_than_the_trainers_is_noticed() -> None:
+    student, teacher = tiny_pair()
+    loss = compute_loss_func(student, teacher)
+    with pytest.raises(RuntimeError, match="the very model"):
+        loss({"logits": torch.zeros(1, 3, 40)}, torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="needs labels"):
+        loss({"logits": torch.zeros(1, 3, 40)}, None)
+
+
+def test_a_trainer_of_another_make_is_named(tmp_path: Path) -> None:
+    class Other(Trainer):
+        def compute_loss(self, model: Any, inputs: Any) -> None:  # type: ignore[override]
+            pass
+
+    class OtherDistiller(DistillationMixin, Other):
+        pass
+
+    student, teacher = tiny_pair()
+    version = hooks.installed_version("transformers")
+    with pytest.raises(hooks.HookMoved, match=rf"transformers {version}.*compute_loss takes \(model, inputs\)"):
+        OtherDistiller(student, teacher_model=teacher, args=arguments(tmp_path))
+
+
+def test_a_model_that_cannot_leave_its_logits_out_is_refused(tmp_path: Path) -> None:
+    class Whole(type(tiny_pair()[0])):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Any = None) -> Any:
+            return super().forward(input_ids, attention_mask, labels=labels)
+
+    student, teacher = tiny_pair()
+    with pytest.raises(ValueError, match="must take logits_to_keep"):
+        Distiller(Whole(student.config), teacher_model=teacher, args=arguments(tmp_path))

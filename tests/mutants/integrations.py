@@ -1,0 +1,29 @@
+# ruff: noqa: E501 (a mutant is a line)
+"""What is broken of the adapters to trainers."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+TRANSFORMERS, TRL = "eopd_kernels/integrations/transformers.py", "eopd_kernels/integrations/trl.py"
+LIGER, VERL = "eopd_kernels/integrations/liger.py", "eopd_kernels/integrations/verl.py"
+
+MUTANTS = [
+    Mutant("integrations: the mixin's labels are not shifted", TRANSFORMERS, 'inputs["labels"][:, 1:]', 'inputs["labels"][:, :-1]'),
+    Mutant("integrations: the function's labels are not shifted", TRANSFORMERS, "labels=labels[:, 1:]", "labels=labels[:, :-1]"),
+    Mutant("integrations: the mixin ignores num_items", TRANSFORMERS, "on_device(num_items_in_batch, student)", "None"),
+    Mutant("integrations: the function ignores num_items", TRANSFORMERS, "on_device(num_items_in_batch, logits)", "None"),
+    Mutant("integrations: the mean of gradients divides once more", TRANSFORMERS, "loss * (trainer.accelerator.num_processes // trainer.get_tp_size())", "loss"),
+    Mutant("integrations: the first label counts", TRANSFORMERS, "trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True", "trainer.model_accepts_loss_kwargs = True"),
+    Mutant("integrations: the mixin computes all logits", TRANSFORMERS, "0 if all_logits else 1", "0"),
+    Mutant("integrations: trl's beta from the other end", TRL, "Objective.gkd(beta, temperature)", "Objective.gkd(1 - beta, temperature)"),
+    Mutant("integrations: trl's num_items is ignored", TRL, "on_device(num_items_in_batch, student_hidden_states)", "None"),
+    Mutant("integrations: trl's batchmean without labels is a mean", TRL, "num_items = student_logits.size(0)", "num_items = None"),
+    Mutant("integrations: trl logs the teacher's entropy", TRL, "out.student_entropy.sum()", "out.teacher_entropy.sum()"),
+    Mutant("integrations: trl stays patched", TRL, "setattr(trainer, CHUNKED, original_chunked)", "pass"),
+    Mutant("integrations: threads patch trl as they like", TRL, "if not self.lock.acquire(blocking=False):", "if False:"),
+    Mutant("integrations: a temperature is dropped silently", TRL, "objective.temperatures != (temperature, temperature)", "False"),
+    Mutant("integrations: Liger's beta from the other end", LIGER, "Objective.gkd(beta, temperature) if", "Objective.gkd(1 - beta, temperature) if"),
+    Mutant("integrations: Liger's soft weight is forgotten", LIGER, "self.weight_soft_loss * loss", "loss"),
+    Mutant("integrations: verl's other losses become ours", VERL, "if distillation_config.distillation_loss.loss_mode != name:", "if False:"),
+]  # fmt: skip
