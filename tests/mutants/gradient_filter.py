@@ -1,4 +1,3 @@
-
 """What is broken of the products that leave columns out."""
 
 from __future__ import annotations
