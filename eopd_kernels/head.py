@@ -28,7 +28,8 @@ class LMHead:
     """The last layer of a language model, as the loss needs it: logits = softcap·tanh(scale·(X Wᵀ + bias) / softcap).
 
     Args:
-        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is.
+        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. A DTensor (FSDP2) is
+            gathered once per call of the loss, and its gradient is one, averaged over the ranks of its mesh.
         bias: ``[V]`` or None (default).
         scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
             (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
@@ -43,6 +44,7 @@ class LMHead:
     ) -> None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise TypeError(f"LMHead.weight must be a floating-point tensor, got {described(weight)}")
+        check_not_partitioned("LMHead.weight", weight)
         if weight.dim() != 2 or weight.shape[0] == 0:
             raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
         if bias is not None:
@@ -120,6 +122,16 @@ class LMHead:
             part = slice(start, min(start + panel_rows, len(weight)))
             panel = buffer[: part.stop - part.start]
             yield part, panel.copy_(weight[part])
+
+
+def check_not_partitioned(name: str, weight: Tensor) -> None:
+    """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
+    if hasattr(weight, "ds_id") and weight.numel() == 0:
+        raise ValueError(
+            f"{name} is partitioned by DeepSpeed ZeRO-3 ({tuple(getattr(weight, 'ds_shape', ()))} in whole, empty here): "
+            "call the loss in the forward of the module given to deepspeed.initialize, with schedule='chunked', inside "
+            "`with deepspeed.zero.GatheredParameters([lm_head.weight]):`; see docs/distributed.md"
+        )
 
 
 def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
