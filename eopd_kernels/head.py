@@ -66,6 +66,8 @@ class LMHead:
         Reads the model's class and config for a logit scale (Cohere, Falcon-H1, Granite, ...) and a final softcap
         (Gemma, ...); nothing of transformers is imported. The weight is the model's own parameter, tied or not, so that
         gradients reach it; call this again after the model's output layer was replaced or resized.
+        With a LoRA adapter on the output layer it is base + scaling·B·A, computed here: gradients reach A and B, and it
+        is to be called for every step. A sharded weight (FSDP2) stays the DTensor it is.
 
         Args:
             model: anything with ``get_output_embeddings()`` and a ``config``, also inside torch.compile, data
@@ -74,7 +76,8 @@ class LMHead:
         Raises:
             TypeError: ``model`` is not such a model.
             ValueError: its logits cannot be expressed, or what happens to them is not known: no output embeddings, an
-                adapter on the output layer, a quantised or sharded weight, a layer before it, an encoder-decoder, or a
+                adapter on the output layer other than plain LoRA or with dropout, a quantised weight or one that FSDP1
+                or ZeRO-3 have partitioned, a layer before it, an encoder-decoder, or a
                 class that is not known here whose config has a field like ``logit_scale``. The message says which, and
                 what to do instead.
         """
@@ -128,9 +131,9 @@ def check_not_partitioned(name: str, weight: Tensor) -> None:
     """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
     if hasattr(weight, "ds_id") and weight.numel() == 0:
         raise ValueError(
-            f"{name} is partitioned by DeepSpeed ZeRO-3 ({tuple(getattr(weight, 'ds_shape', ()))} in whole, empty here): "
-            "call the loss in the forward of the module given to deepspeed.initialize, with schedule='chunked', inside "
-            "`with deepspeed.zero.GatheredParameters([lm_head.weight]):`; see docs/distributed.md"
+            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))} in whole, empty here; "
+            "call the loss in the forward of the module given to deepspeed.initialize, where reading lm_head.weight "
+            "gathers it: see docs/distributed.md"
         )
 
 
