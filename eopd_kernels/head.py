@@ -131,7 +131,7 @@ def check_not_partitioned(name: str, weight: Tensor) -> None:
     """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
     if hasattr(weight, "ds_id") and weight.numel() == 0:
         raise ValueError(
-            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))} in whole, empty here; "
+            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))}, empty here; "
             "call the loss in the forward of the module given to deepspeed.initialize, where reading lm_head.weight "
             "gathers it: see docs/distributed.md"
         )

@@ -1,4 +1,4 @@
-"""Whatever way tokens are spread, over ranks and micro-batches: the loss and gradients of one process on all of them."""
+"""However tokens are spread, over ranks and micro-batches: loss and gradients of one process on all of them."""
 
 from __future__ import annotations
 
