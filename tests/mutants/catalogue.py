@@ -6,6 +6,7 @@ from __future__ import annotations
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
 from .mutant import Mutant
 from .objectives import MUTANTS as OBJECTIVES
+from .sharded import MUTANTS as SHARDED
 
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
@@ -29,6 +30,7 @@ ROWS = "eopd_kernels/rows.py"
 MUTANTS = [
     *OBJECTIVES,
     *GRADIENT_FILTER,
+    *SHARDED,
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
