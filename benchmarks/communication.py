@@ -73,12 +73,12 @@ def vocabulary_forward_bytes(sampled: bool = False, skewed: bool = False) -> int
     return 4 * (2 + 6 + 2 * sampled + 4 * skewed)
 
 
-def vocabulary_top_k_bytes(k: int, ranks: int) -> int:
-    """Bytes per token that a rank has after the gather of the likeliest entries: an id and two logits of each."""
-    return k * (8 + 4 + 4) * ranks
+def vocabulary_top_k_bytes(k: int) -> int:
+    """Bytes per token that a rank puts into the gather of the likeliest entries: an id and two logits of each."""
+    return k * (4 + 4 + 4)
 
 
-def vocabulary_backward_bytes(dim: int) -> int:
+def vocabulary_hidden_gradient_bytes(dim: int) -> int:
     """Bytes per token of the all-reduce (or reduce-scatter) of the hidden states' gradient, in fp32."""
     return 4 * dim
 
@@ -88,14 +88,14 @@ V, D_S, D_T, TOKENS = 151_936, 1_024, 4_096, 8_192  # Qwen3-0.6B's head under Qw
 
 def rows() -> list[list[str]]:
     student, teacher = V * D_S * 2, V * D_T * 2
-    forward, backward = (TOKENS * b for b in (vocabulary_forward_bytes(), vocabulary_backward_bytes(D_S)))
+    forward, hidden = (TOKENS * b for b in (vocabulary_forward_bytes(), vocabulary_hidden_gradient_bytes(D_S)))
     kinds = {
         "count of tokens, per step": lambda r: all_reduce(r, COUNT_BYTES),
         "FSDP2: student's head, per call": lambda r: ring_all_gather(r, student),
         "FSDP2: its gradient, per call": lambda r: ring_all_gather(r, student),
         "FSDP2: teacher's head, per call": lambda r: ring_all_gather(r, teacher),
-        "vocabulary: forward, per call": lambda r: all_reduce(r, forward / 4) + all_reduce(r, forward * 3 / 4),
-        "vocabulary: backward, per call": lambda r: all_reduce(r, backward),
+        "tensor parallelism: sums, per call": lambda r: all_reduce(r, forward / 4) + all_reduce(r, forward * 3 / 4),
+        "tensor parallelism: dX, per call": lambda r: all_reduce(r, hidden),
     }
     return [[name, *(f"{1e3 * seconds(r):.3g} ms" for r in RANKS)] for name, seconds in kinds.items()]
 

@@ -35,3 +35,4 @@ def test_shards_are_padded_to_the_largest() -> None:
 
 def test_bytes_per_token_of_the_vocabulary_parallel_loss() -> None:
     assert [model.vocabulary_forward_bytes(*of) for of in [(), (True,), (False, True)]] == [32, 40, 48]
+    assert (model.vocabulary_top_k_bytes(16), model.vocabulary_hidden_gradient_bytes(1024)) == (192, 4096)
