@@ -51,10 +51,10 @@ def by_rank(ranks: int) -> list[tuple[slice, slice]]:
 class WithLoss(Student):
     """The loss in the forward of the wrapped module: there its parameters are whole, and nothing is gathered twice."""
 
-    def forward(self, part: Any, num_items: Any = None) -> Tensor:  # type: ignore[override]
+    def forward(self, part: Any, num_items: Any = None) -> Tensor:
         if isinstance(part, Tensor):
             return super().forward(part)
-        return loss_of(_Inner(self), Batch(), part, num_items)  # type: ignore[arg-type]
+        return loss_of(_Inner(self), Batch(), part, num_items)
 
 
 class _Inner:
