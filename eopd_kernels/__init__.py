@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from .denominators import global_num_items
 from .function import EntropyAwareKL
 from .gates import EntropyGate, QuantileGate
 from .halves import Sampled, Skewed, TopK
@@ -27,4 +28,5 @@ __all__ = [
     "TopK",
     "TopKTeacher",
     "entropy_aware_kl",
+    "global_num_items",
 ]

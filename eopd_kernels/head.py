@@ -28,8 +28,10 @@ class LMHead:
     """The last layer of a language model, as the loss needs it: logits = softcap·tanh(scale·(X Wᵀ + bias) / softcap).
 
     Args:
-        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. V is 0 at most on a rank of
-            a ``tensor_parallel_group`` that holds nothing of the vocabulary.
+        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. A DTensor (FSDP2) is
+            gathered once per call of the loss, and its gradient is one, averaged over the ranks of its mesh; under a
+            ``tensor_parallel_group`` it stays where it is. V is 0 at most on a rank of such a group that holds nothing
+            of the vocabulary.
         bias: ``[V]`` or None (default).
         scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
             (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
@@ -44,6 +46,7 @@ class LMHead:
     ) -> None:
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise TypeError(f"LMHead.weight must be a floating-point tensor, got {described(weight)}")
+        check_not_partitioned("LMHead.weight", weight)
         if weight.dim() != 2:
             raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
         if bias is not None:
@@ -65,6 +68,8 @@ class LMHead:
         Reads the model's class and config for a logit scale (Cohere, Falcon-H1, Granite, ...) and a final softcap
         (Gemma, ...); nothing of transformers is imported. The weight is the model's own parameter, tied or not, so that
         gradients reach it; call this again after the model's output layer was replaced or resized.
+        With a LoRA adapter on the output layer it is base + scaling·B·A, computed here: gradients reach A and B, and it
+        is to be called for every step. A sharded weight (FSDP2) stays the DTensor it is.
 
         Args:
             model: anything with ``get_output_embeddings()`` and a ``config``, also inside torch.compile, data
@@ -73,7 +78,8 @@ class LMHead:
         Raises:
             TypeError: ``model`` is not such a model.
             ValueError: its logits cannot be expressed, or what happens to them is not known: no output embeddings, an
-                adapter on the output layer, a quantised or sharded weight, a layer before it, an encoder-decoder, or a
+                adapter on the output layer other than plain LoRA or with dropout, a quantised weight or one that FSDP1
+                or ZeRO-3 have partitioned, a layer before it, an encoder-decoder, or a
                 class that is not known here whose config has a field like ``logit_scale``. The message says which, and
                 what to do instead.
         """
@@ -121,6 +127,16 @@ class LMHead:
             part = slice(start, min(start + panel_rows, len(weight)))
             panel = buffer[: part.stop - part.start]
             yield part, panel.copy_(weight[part])
+
+
+def check_not_partitioned(name: str, weight: Tensor) -> None:
+    """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
+    if hasattr(weight, "ds_id") and weight.numel() == 0:
+        raise ValueError(
+            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))}, empty here; "
+            "call the loss in the forward of the module given to deepspeed.initialize, where reading lm_head.weight "
+            "gathers it: see docs/distributed.md"
+        )
 
 
 def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:

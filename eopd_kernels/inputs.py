@@ -13,10 +13,11 @@ from torch import Tensor
 from . import devices, parallel
 from .arguments import described, finite
 from .gates import needs_every_row
-from .head import LMHead, compute_dtype, tensors_of
+from .head import LMHead, check_not_partitioned, compute_dtype, tensors_of
 from .objective import Objective
 from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
+from .sharded import gathered, is_dtensor
 from .sides import uniform_rows
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
@@ -206,8 +207,8 @@ def checked(
     return Call(
         student,
         dense,
-        student_head,
-        teacher_head,
+        gathered(student_head),  # after every check: a call that is refused sends nothing
+        gathered(teacher_head),
         weights,
         denominator(weights, num_items, reduction),
         tokens_of(per_token, sparse, objective, weights, student.shape[:-1], compared),
@@ -244,13 +245,22 @@ def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -
     """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V is ``least`` or more."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {described(tensor)}")
+    if is_dtensor(tensor):
+        raise TypeError(
+            f"{name} must be an ordinary tensor with this rank's tokens, got a DTensor: pass {name}.to_local(), or "
+            f"{name}.full_tensor() where it is not sharded by tokens"
+        )
     if head is not None and not isinstance(head, LMHead):
         raise TypeError(f"{name}_head must be an LMHead or None, got {described(head)}")
     if tensor.dim() < 1 or tensor.shape[-1] < (least if head is None else 1):
         last = "V" if head is None else "D"
         raise ValueError(f"{name} must have the shape [..., {last}] with {last} >= 1, got {tuple(tensor.shape)}")
-    if head is not None and len(head.weight) < least:
-        raise ValueError(f"{name}_head.weight must have the shape [V, D] with V >= 1, got {tuple(head.weight.shape)}")
+    if head is not None:
+        check_not_partitioned(f"{name}_head.weight", head.weight)
+        if len(head.weight) < least:
+            raise ValueError(
+                f"{name}_head.weight must have the shape [V, D] with V >= 1, got {tuple(head.weight.shape)}"
+            )
     if head is not None and tensor.shape[-1] != head.weight.shape[1]:
         raise ValueError(
             f"{name} hidden states must end in D = {head.weight.shape[1]} as {name}_head.weight "

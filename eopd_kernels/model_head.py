@@ -12,7 +12,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from . import lora
 from .arguments import described
+from .head import check_not_partitioned
+from .sharded import is_dtensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -129,7 +132,13 @@ def parts_of(model: Any) -> Parts:
     if getattr(model.config, "is_encoder_decoder", False):
         refuse(model, "is an encoder-decoder", "build an LMHead by hand: LMHead(weight, bias, scale=..., softcap=...)")
     owner = owner_of(layer, model)
-    weight, bias = checked_layer(layer, owner)
+    try:
+        layer = lora.in_use(layer)
+        adapted = hasattr(layer, "base_layer")
+        updates = lora.updates_of(layer) if adapted else []
+    except lora.NotExpressible as why:
+        refuse(owner, why.found, why.remedy)
+    weight, bias = lora.merged(*checked_layer(layer.base_layer if adapted else layer, owner), updates)
     config = text_config(owner)
     transform = transform_of(owner, config)
 
@@ -191,12 +200,6 @@ def text_config(model: Any) -> Any:
 def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
     """The weight and the bias of an output layer that is nothing but hidden · weightᵀ + bias."""
     kind = type(layer).__name__
-    if hasattr(layer, "base_layer") or hasattr(layer, "original_module"):
-        refuse(
-            owner,
-            f"has an adapter on its output layer (a {kind})",
-            "merge it, or build an LMHead of the weight that is in use (base weight + update): gradients reach both",
-        )
     if not isinstance(layer, nn.Module) or type(layer).forward is not nn.Linear.forward:
         refuse(
             owner,
@@ -210,7 +213,8 @@ def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
             continue
         if not isinstance(tensor, nn.Parameter):
             refuse(owner, f"computes the {name} of its output layer", f"build an LMHead by hand of its {name}")
-        if type(tensor) is not nn.Parameter:
+        check_not_partitioned(f"the {name} of {type(owner).__name__}'s output layer", tensor)
+        if type(tensor) is not nn.Parameter and not is_dtensor(tensor):
             refuse(
                 owner,
                 f"has an output layer whose {name} is a {type(tensor).__name__}, quantised or sharded",
@@ -227,7 +231,7 @@ def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
             refuse(
                 owner,
                 f"has an output layer of the shape {shape} whose {name} has the shape {tuple(tensor.shape)}, a shard",
-                "gather it, and build an LMHead of the whole by hand",
+                "call the loss in the forward of the wrapped model, where its parameters are whole (FSDP1, ZeRO-3)",
             )
     return weight, bias
 

@@ -228,7 +228,7 @@ class WithAdapter(nn.Module):
         return self.base_model
 
 
-class LoraLinear(nn.Module):
+class OtherAdapter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.base_layer = nn.Linear(5, 7)
@@ -239,7 +239,7 @@ class LoraLinear(nn.Module):
 
 
 class Packed(Tensor):
-    """As torchao and DTensor hold a weight: it says to have the usual shape and dtype."""
+    """As torchao holds a weight: it says to have the usual shape and dtype."""
 
 
 class NormHead(nn.Linear):
@@ -290,7 +290,7 @@ def test_a_class_that_is_not_known_is_taken_at_its_config() -> None:
         (Fake(linear(weight=torch.zeros(7, 5).as_subclass(Packed))), "weight is a Packed, quantised or sharded"),
         (Fake(linear(torch.float8_e4m3fn)), "a float8_e4m3fn tensor of shape .*: quantised, or not loaded"),
         (Fake(linear(device="meta")), "on meta: quantised, or not loaded"),
-        (Fake(LoraLinear()), r"an adapter on its output layer \(a LoraLinear\); merge it, or build"),
+        (Fake(OtherAdapter()), r"an adapter on its output layer that is not LoRA \(a OtherAdapter\); merge it first"),
         (Fake(NormHead(5, 7)), "has a NormHead as its output layer, which is not nn.Linear"),
         (Fake(parametrized()), "computes the weight of its output layer"),
         (inside(linear()), "has its output layer inside a Sequential"),

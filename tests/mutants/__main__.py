@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
 # Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
 ROOMS = """gates top_k paper sparse_teacher token_inputs objectives rows rows_mixture loss function oracle objective
-statistics head schedules inputs gradient_filter gpu_path objective_costs""".split()
+statistics head schedules inputs gpu_path objective_costs""".split()
 SUITE = [
     *(f"tests/test_{room}.py" for room in ROOMS),
     "tests/backends/test_cpu_capability.py",

@@ -8,6 +8,7 @@ from .integrations import MUTANTS as INTEGRATIONS
 from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
 from .parallel import MUTANTS as PARALLEL
+from .sharded import MUTANTS as SHARDED
 
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
@@ -33,6 +34,15 @@ MUTANTS = [
     *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(("tests/distributed/test_tensor_parallel.py",), PARALLEL),
     *noticed_by(("tests/integrations",), INTEGRATIONS),
+    *noticed_by(
+        (
+            "tests/test_lora.py",
+            "tests/test_head.py",
+            "tests/distributed/test_sharded_heads.py",
+            "tests/distributed/test_denominators.py",
+        ),
+        SHARDED,
+    ),
     Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
     Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
