@@ -65,7 +65,8 @@ class DistillationMixin:
             )
         # Whatever the model's own loss is, ours is about labels[:, 1:] and needs their count.
         trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True
-        self.objective = checked_objective(objective)
+        # Not `objective`: a Trainer keeps the figure of a hyperparameter search under that name.
+        self.distillation_objective = checked_objective(objective)
         self.vocab_size = vocab_size
         self.teacher_model = teacher_model.requires_grad_(False).eval().to(trainer.args.device)
         for name, model in (("model", trainer.model), ("teacher_model", teacher_model)):
@@ -94,7 +95,7 @@ class DistillationMixin:
             labels=inputs["shift_labels"] if aligned else inputs["labels"][:, 1:],
             num_items=on_device(num_items_in_batch, student),
             vocab_size=self.vocab_size,
-            objective=self.objective,
+            objective=self.distillation_objective,
         ).loss
         if trainer.args.average_tokens_across_devices and num_items_in_batch is not None:
             # num_items counts the tokens of all processes, and data parallelism averages their gradients.

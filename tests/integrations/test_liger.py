@@ -42,7 +42,12 @@ def inputs(bias: bool = False) -> tuple[list[Tensor], list[Tensor]]:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (1.0, 2.0), (0.5, 1.0), (0.2, 0.7)])
 def test_loss_and_gradients_are_ligers(theirs: Any, beta: float, temperature: float, bias: bool) -> None:
-    options = {"weight_hard_loss": 0.0, "weight_soft_loss": 0.6, "beta": beta, "temperature": temperature}
+    options: dict[str, Any] = {
+        "weight_hard_loss": 0.0,
+        "weight_soft_loss": 0.6,
+        "beta": beta,
+        "temperature": temperature,
+    }
     results = []
     for loss in (theirs, LigerFusedLinearJSDLoss):
         arguments, leaves = inputs(bias)
