@@ -15,7 +15,6 @@ from .arguments import described
 from .gates import needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
-from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
@@ -37,8 +36,8 @@ class Options:
     """The options of one call, checked.
 
     Args:
-        objective, reduction, schedule, inplace: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
-        functions: the row functions of the backend chosen.
+        objective, reduction, schedule, inplace, backend: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule``
+            resolved.
         vocab_size: the entries of the vocabulary that are compared.
         workspace_bytes: the budget for blocks of logits, or None for the default.
         student_transform, teacher_transform: scale and softcap of each head.
@@ -51,7 +50,7 @@ class Options:
     reduction: str
     schedule: str
     inplace: bool
-    functions: RowFunctions
+    backend: str
     vocab_size: int
     workspace_bytes: int | None
     student_transform: Transform
@@ -156,11 +155,6 @@ def checked(
     teacher_width = None if dense is None else width(dense, teacher_head)
     compared = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
     schedule = resolve_schedule(schedule, reduction, objective, gate is not None)
-    blocks = Logits(
-        compared,
-        student.dtype if student_head is None else dtype,
-        dtype if dense is None or teacher_head is not None else dense.dtype,
-    )
     return Call(
         student,
         dense,
@@ -174,7 +168,7 @@ def checked(
             reduction,
             schedule,
             check_inplace(inplace, student, student_head, schedule),
-            choose(backend, student.device, blocks),
+            backend,
             compared,
             check_workspace(workspace_bytes),
             transform(student_head),
@@ -277,9 +271,9 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
     else:
         if isinstance(num_items, bool) or not isinstance(num_items, Real):
             raise TypeError(f"num_items must be a number, a 0-d tensor or None, got {described(num_items)}")
-        if not math.isfinite(num_items) or num_items < 0:
+        if not 0 <= num_items < math.inf:
             raise ValueError(f"num_items must be finite and at least 0, got {num_items!r}")
-        count = torch.full((), num_items, dtype=weights.dtype, device=weights.device)
+        count = weights.new_ones(()) * num_items
     return torch.where(count == 0, 1, count).to(weights.dtype)
 
 
@@ -287,14 +281,14 @@ def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_g
     """ "auto": chunked where the upstream gradient is one number and a gate looks at its own row, else recompute."""
     if schedule not in ("auto", *SCHEDULES):
         raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {schedule!r}")
-    reason = None
-    if reduction == "none":
-        reason = "before the upstream gradient of each token is known: with reduction='none'"
-    elif needs_every_row(objective.gate) and not gate_given:
-        reason = f"before every token's statistics are known: with the gate {objective.gate!r}"
-    if reason is None:
+    waits_for_rows = needs_every_row(objective.gate) and not gate_given
+    if reduction != "none" and not waits_for_rows:
         return "chunked" if schedule == "auto" else schedule
     if schedule == "chunked":
+        if reduction == "none":
+            reason = "before the upstream gradient of each token is known: with reduction='none'"
+        else:
+            reason = f"before every token's statistics are known: with the gate {objective.gate!r}"
         raise ValueError(f"schedule='chunked' takes the gradient {reason} use schedule='recompute' (or 'auto')")
     return "recompute"
 
