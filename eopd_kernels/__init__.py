@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from . import compiled as compiled  # its ops must be there when a graph from a cache calls them
 from .denominators import global_num_items
 from .function import EntropyAwareKL
 from .gates import EntropyGate, QuantileGate

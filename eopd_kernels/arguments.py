@@ -24,7 +24,7 @@ def finite(
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {described(value)}")
     number = float(value)
-    if not math.isfinite(number) or number <= above or number < least or number > most:
+    if not -math.inf < number < math.inf or number <= above or number < least or number > most:
         bound = f" above {above:g}" if above > -math.inf else f" of at least {least:g}" if least > -math.inf else ""
         bound += f" and at most {most:g}" if most < math.inf else ""
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")

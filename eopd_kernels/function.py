@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .head import LMHead, tensors_of
 from .inputs import Call, Options, Transform, checked
 from .objective import Coefficients
 from .problem import Problem
+from .rows import Logits, choose
 from .schedules import Seen, gradient_of, student_gradient, teacher_statistics, tiling, visit, visit_with_gradient
 from .sides import HiddenSide, LogitsSide, Side, nothing_held
 from .sparse_teacher import TopKTeacher
@@ -25,7 +26,11 @@ from .terms import Own, scaled
 from .tokens import Tokens
 
 
-class EntropyAwareKL(torch.autograd.Function):
+class Inlined(type(torch.autograd.Function)):  # type: ignore[misc]
+    """The type of an autograd.Function whose ``apply`` torch.compile traces: of any other it traces ``forward``."""
+
+
+class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
     """L = reverse_kl + α·1[H_teacher > τ]·forward_kl over the whole vocabulary (arXiv 2603.07079, Eq. 9), in nats.
 
     ``EntropyAwareKL.apply(student_logits, teacher_logits)`` compares logits ``[..., V]``;
@@ -67,6 +72,24 @@ class EntropyAwareKL(torch.autograd.Function):
     @classmethod
     def call(cls, call: Call) -> tuple[Tensor, Seen]:
         """Loss, and what was seen of the N tokens, of a checked call."""
+        if torch.compiler.is_compiling():
+            from . import compiled
+
+            obstacle = compiled.obstacle(call.options)
+            if obstacle is None:
+                return compiled.call(call)
+            torch._dynamo.graph_break(msg=obstacle)  # which fullgraph=True makes an error
+            return torch._dynamo.disable(cls.call_eagerly)(call)
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "EntropyAwareKL cannot be transformed by torch.func (grad, vmap, jvp, ...): the gradient is taken in "
+                "forward. Use torch.autograd, with torch.func.functional_call if parameters are to be replaced"
+            )
+        return cls.call_eagerly(call)
+
+    @classmethod
+    def call_eagerly(cls, call: Call) -> tuple[Tensor, Seen]:
+        """The same, by autograd's own means."""
         loss, *seen = super().apply(
             call.student,
             *tensors_of(call.student_head),
@@ -94,35 +117,16 @@ class EntropyAwareKL(torch.autograd.Function):
         options: Options,
     ) -> tuple[Tensor, ...]:
         tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
-        needs_gradient = any(options.needs_gradient)
-        problem, options, known = without_shut_rows(tensors, token_weights, tokens, options)
-        if needs_gradient and options.schedule == "chunked":
-            # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
-            # where logits have their gradient in fp16 it is not: divided by N that would underflow.
-            deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
-            if denominator is not None and deferred is None:
-                problem = replace(problem, weights=problem.weights / denominator)
-            gradient = student_gradient(
-                tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
-            )
-            alone = problem.shard is None
-            seen = (visit_with_gradient if alone else visit_across_ranks)(problem, gradient)
-            ctx.save_for_backward(deferred, *gradient.tensors())
-        else:
-            seen, terms = visit(problem)
-            if needs_gradient:
-                own = (None,) * 4 if terms.own is None else terms.own
-                ctx.save_for_backward(*tensors, problem.weights, denominator, seen.packed, *terms.coefficients, *own)
-        seen = seen if known is None else completed(seen, *known)
-        ctx.options, ctx.tokens = options, problem.tokens
+        solved = solve(tensors, token_weights, denominator, tokens, options)
+        seen = solved.seen
+        if any(options.needs_gradient):
+            again = () if options.schedule == "chunked" else (*tensors, denominator, seen.packed)
+            ctx.save_for_backward(*again, *solved.kept)
+        ctx.options = solved.options
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
         outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
         ctx.mark_non_differentiable(*outputs)
-        losses = weighted(token_weights, seen.loss)
-        if options.reduction == "none":
-            return losses.view(student.shape[:-1]), *outputs
-        loss = losses.sum()
-        return loss if denominator is None else loss / denominator, *outputs
+        return solved.loss, *outputs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -136,6 +140,59 @@ class EntropyAwareKL(torch.autograd.Function):
 
 
 Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
+
+
+class Solved(NamedTuple):
+    """What forward leaves: the loss, what was seen of every token, and what backward needs beside the arguments.
+
+    Args:
+        kept: "chunked": the denominator if it is still to divide the gradients, then the gradients. "recompute": the
+            tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient nothing.
+        options: those that ``kept`` was found with.
+    """
+
+    loss: Tensor
+    seen: Seen
+    kept: tuple[Tensor | None, ...]
+    options: Options
+
+
+def solve(
+    tensors: Sequence[Tensor | None],
+    token_weights: Tensor,
+    denominator: Tensor | None,
+    tokens: Tokens,
+    options: Options,
+) -> Solved:
+    """The forward pass; ``tensors``: student, weight, bias, teacher, weight, bias."""
+    student = tensors[0]
+    assert student is not None
+    needs_gradient = any(options.needs_gradient)
+    problem, options, known = without_shut_rows(tensors, token_weights, tokens, options)
+    kept: tuple[Tensor | None, ...] = ()
+    if needs_gradient and options.schedule == "chunked":
+        # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
+        # where logits have their gradient in fp16 it is not: divided by N that would underflow.
+        deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
+        if denominator is not None and deferred is None:
+            problem = replace(problem, weights=problem.weights / denominator)
+        gradient = student_gradient(
+            tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
+        )
+        seen = (visit_with_gradient if problem.shard is None else visit_across_ranks)(problem, gradient)
+        kept = (deferred, *gradient.tensors())
+    else:
+        seen, terms = visit(problem)
+        if needs_gradient:
+            own = (None,) * 4 if terms.own is None else terms.own
+            kept = (problem.weights, *terms.coefficients, *own)
+    seen = seen if known is None else completed(seen, *known)
+    losses = weighted(token_weights, seen.loss)
+    if options.reduction == "none":
+        loss = losses.view(student.shape[:-1])
+    else:
+        loss = losses.sum() if denominator is None else losses.sum() / denominator
+    return Solved(loss, seen, kept, options)
 
 
 def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
@@ -154,18 +211,32 @@ def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
 
 def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
-    *tensors, weights, denominator, packed, a, b, c, ids, present, own_a, values = ctx.saved_tensors
-    options: Options = ctx.options
+    *tensors, denominator, packed, weights, a, b, c, ids, present, own_a, values = ctx.saved_tensors
+    own = None if ids is None else Own(ids, present, own_a, values)
+    gradients = solve_again(tensors, upstream, denominator, packed, weights, Coefficients(a, b, c), own, ctx.options)
+    return as_inputs(gradients, ctx.forms)
+
+
+def solve_again(
+    tensors: Sequence[Tensor | None],
+    upstream: Tensor,  # 0-d, or the leading shape
+    denominator: Tensor | None,  # 0-d
+    packed: Tensor,  # [N, 8]
+    weights: Tensor,  # [N]
+    coefficients: Coefficients,
+    own: Own | None,
+    options: Options,
+) -> list[Tensor | None]:
+    """The backward pass of the recompute schedule; ``tensors`` as in :func:`solve`."""
     factor = upstream if denominator is None else upstream / denominator
-    problem = problem_of(tensors, weights, ctx.tokens, options)
+    problem = problem_of(tensors, weights, Tokens(), options)
     # A single factor waits until the sums are there where logits have their gradient in fp16, as in the other schedule.
     last = factor.dim() == 0 and problem.student.gradient_dtype == torch.float16
     per_token = weights if last else weights * factor.reshape(-1)
-    own = None if ids is None else Own(ids, present, own_a, values)
-    coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
+    coefficients, own = scaled(coefficients, own, per_token)
     gradient = student_gradient(tensors[:3], problem, per_token, options.needs_gradient, options.gradient_filter)
     gradient_of(problem, packed, coefficients, own, gradient)
-    return as_inputs([g.mul_(factor) if last and g is not None else g for g in gradient.tensors()], ctx.forms)
+    return [g.mul_(factor) if last and g is not None else g for g in gradient.tensors()]
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}
@@ -217,7 +288,10 @@ def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens
         device=student.device,
         shard=options.shard,
     )
-    objective, functions, shard = options.objective, options.functions, options.shard
+    width = max(options.vocab_size, 1)
+    logits = Logits(width, of_student.dtype, (of_student if of_teacher is None else of_teacher).dtype)
+    functions = choose(options.backend, student.device, logits)
+    objective, shard = options.objective, options.shard
     return Problem(of_student, of_teacher, weights, index, objective, tokens, functions, shape, shard)
 
 
@@ -235,10 +309,7 @@ def without_shut_rows(
     nothing is gained, because the number of open tokens would have to travel to the host.
     """
     objective = options.objective
-    on_host = tensors[1] is not None and devices.on_host(weights.device)
-    reverse, reverse_gate, _, _ = objective.combination
-    looks_away = tokens.gate is not None or not needs_student(objective.gate)
-    if not on_host or reverse != 0 or reverse_gate != 0 or not looks_away or objective.gate == "always":
+    if not teacher_goes_first(tensors[1], tokens.gate, options, weights.device):
         return problem_of(tensors, weights, tokens, options), options, None
     everything = problem_of(tensors, weights, tokens, options)
     statistics = teacher_statistics(everything, look=tokens.gate is None)
@@ -250,6 +321,17 @@ def without_shut_rows(
     else:
         tokens = replace(tokens, gate=gate)
     return problem_of(tensors, opened, tokens, options), options, (statistics.packed, gate)
+
+
+def teacher_goes_first(
+    student_weight: Tensor | None, gate: Tensor | None, options: Options, device: torch.device
+) -> bool:
+    """Whether the gates are found in a visit of their own: see :func:`without_shut_rows`."""
+    objective = options.objective
+    reverse, reverse_gate, _, _ = objective.combination
+    looks_away = gate is not None or not needs_student(objective.gate)
+    on_host = student_weight is not None and devices.on_host(device)
+    return on_host and reverse == reverse_gate == 0 and looks_away and objective.gate != "always"
 
 
 def completed(seen: Seen, packed: Tensor, gate: Tensor) -> Seen:

@@ -15,7 +15,6 @@ from .arguments import described, finite
 from .gates import needs_every_row
 from .head import LMHead, check_not_partitioned, compute_dtype, tensors_of
 from .objective import Objective
-from .rows import Logits, RowFunctions, choose
 from .schedules import SCHEDULES
 from .sharded import gathered, is_dtensor
 from .sides import uniform_rows
@@ -39,8 +38,8 @@ class Options:
     """The options of one call, checked.
 
     Args:
-        objective, reduction, schedule, inplace: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule`` resolved.
-        functions: the row functions of the backend chosen.
+        objective, reduction, schedule, inplace, backend: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule``
+            resolved.
         vocab_size: the entries of the vocabulary that are compared here.
         workspace_bytes: the budget for blocks of logits, or None for the default.
         gradient_filter: ε, or None for exact products.
@@ -55,7 +54,7 @@ class Options:
     reduction: str
     schedule: str
     inplace: bool
-    functions: RowFunctions
+    backend: str
     vocab_size: int
     workspace_bytes: int | None
     gradient_filter: float | None
@@ -199,11 +198,6 @@ def checked(
             not partial_hidden_gradient,
         )
         compared, here = shard.vocab_size, shard.size
-    blocks = Logits(
-        max(here, 1),
-        student.dtype if student_head is None else dtype,
-        dtype if dense is None or teacher_head is not None else dense.dtype,
-    )
     return Call(
         student,
         dense,
@@ -217,7 +211,7 @@ def checked(
             reduction,
             schedule,
             check_inplace(inplace, student, student_head, schedule),
-            choose(backend, student.device, blocks),
+            backend,
             here,
             check_workspace(workspace_bytes),
             check_gradient_filter(gradient_filter, student_head),
@@ -350,9 +344,9 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
     else:
         if isinstance(num_items, bool) or not isinstance(num_items, Real):
             raise TypeError(f"num_items must be a number, a 0-d tensor or None, got {described(num_items)}")
-        if not math.isfinite(num_items) or num_items < 0:
+        if not 0 <= num_items < math.inf:
             raise ValueError(f"num_items must be finite and at least 0, got {num_items!r}")
-        count = torch.full((), num_items, dtype=weights.dtype, device=weights.device)
+        count = weights.new_ones(()) * num_items
     return torch.where(count == 0, 1, count).to(weights.dtype)
 
 
@@ -360,14 +354,14 @@ def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_g
     """ "auto": chunked where the upstream gradient is one number and a gate looks at its own row, else recompute."""
     if schedule not in ("auto", *SCHEDULES):
         raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {schedule!r}")
-    reason = None
-    if reduction == "none":
-        reason = "before the upstream gradient of each token is known: with reduction='none'"
-    elif needs_every_row(objective.gate) and not gate_given:
-        reason = f"before every token's statistics are known: with the gate {objective.gate!r}"
-    if reason is None:
+    waits_for_rows = needs_every_row(objective.gate) and not gate_given
+    if reduction != "none" and not waits_for_rows:
         return "chunked" if schedule == "auto" else schedule
     if schedule == "chunked":
+        if reduction == "none":
+            reason = "before the upstream gradient of each token is known: with reduction='none'"
+        else:
+            reason = f"before every token's statistics are known: with the gate {objective.gate!r}"
         raise ValueError(f"schedule='chunked' takes the gradient {reason} use schedule='recompute' (or 'auto')")
     return "recompute"
 

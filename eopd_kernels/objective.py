@@ -58,7 +58,7 @@ class Objective:
         TypeError, ValueError: an option is outside what is stated above.
     """
 
-    gate: Gate = field(default_factory=EntropyGate)
+    gate: Gate = field(default_factory=lambda: EntropyGate())  # a bare class there is not traced by torch.compile
     alpha: float = 1.0
     combine: Literal["add", "switch", "blend"] = "add"
     temperature: float | tuple[float, float] = 1.0

@@ -22,6 +22,7 @@ class Side(Protocol):
 
     vocab_size: int
     transform: tuple[float, float]  # scale and softcap, 0 for no softcap
+    dtype: torch.dtype  # of its blocks of logits
     gradient_dtype: torch.dtype  # of the gradient of its logits, as the student
     run: int  # rows between two multiples of `run` can be taken as one block
 
@@ -46,7 +47,7 @@ class LogitsSide:
     def __init__(self, logits: Tensor, vocab_size: int) -> None:
         self.tensor = logits[..., :vocab_size]  # [..., V]
         self.vocab_size = vocab_size
-        self.gradient_dtype = logits.dtype
+        self.dtype = self.gradient_dtype = logits.dtype
         self.leading = logits.shape[:-1]
         self.depth, self.run = uniform_rows(logits)
 

@@ -1,0 +1,281 @@
+"""The loss as custom ops: what torch.compile sees of it, instead of loops over chunks and kernels.
+
+    loss(arguments)                             -> the loss, what was seen of the tokens, what backward needs
+    loss_backward(upstream, kept, arguments)    -> the gradients, under the schedule "recompute"
+
+Traced, the loops would unroll and the graph would hold for one number of tokens. As an op the loss is one node whose
+fake knows the shapes; everything below it happens when the graph runs, looking at a CPU's numbers included. Under the
+schedule "chunked" backward is a few products, which the compiler may fuse with what follows, so it is no op.
+
+An op takes tensors, numbers and text, so the options are spelt out (:func:`spelt`). A handle would not do: compiled
+graphs are kept on disk and run in processes in which that handle means something else.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from torch import Tensor
+
+from .function import Gradients, as_inputs, refuse_second_derivative, solve, solve_again, teacher_goes_first
+from .gates import EntropyGate, QuantileGate
+from .halves import Sampled, Skewed, TopK
+from .head import compute_dtype, tensors_of
+from .inputs import Call, Options, Transform
+from .objective import Coefficients, Objective
+from .rows import LIBRARY
+from .schedules import Seen
+from .terms import Own
+from .token_inputs import within_vocabulary
+from .tokens import Tokens
+
+
+class Arguments(NamedTuple):
+    """What the ops take: the tensors of a call (N tokens), the sizes, which may be symbolic, and the other options."""
+
+    student: Tensor  # [..., D_s] or [..., V]
+    student_weight: Tensor | None  # [V, D_s]
+    student_bias: Tensor | None  # [V]
+    teacher: Tensor | None  # [..., D_t] or [..., V]
+    teacher_weight: Tensor | None  # [V, D_t]
+    teacher_bias: Tensor | None  # [V]
+    weights: Tensor  # [N]
+    denominator: Tensor | None  # 0-d
+    token_ids: Tensor | None  # from here on as in Tokens
+    old_log_probs: Tensor | None
+    gate: Tensor | None
+    reverse_weights: Tensor | None
+    forward_weights: Tensor | None
+    top_ids: Tensor | None
+    top_log_probs: Tensor | None
+    top_present: Tensor | None
+    teacher_entropy: Tensor | None
+    teacher_token_log_probs: Tensor | None
+    vocab_size: int
+    workspace_bytes: int | None
+    spelling: str
+
+    @classmethod
+    def of(cls, call: Call) -> Arguments:
+        return cls(
+            call.student,
+            *tensors_of(call.student_head),
+            call.teacher,
+            *tensors_of(call.teacher_head),
+            call.weights,
+            call.denominator,
+            **{name: getattr(call.tokens, name) for name in TOKENS},
+            vocab_size=call.options.vocab_size,
+            workspace_bytes=call.options.workspace_bytes,
+            spelling=repr(spelt(call.options)),
+        )
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """Student, weight, bias, teacher, weight, bias."""
+        return list(self[:6])
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(**{name: getattr(self, name) for name in TOKENS})
+
+    @property
+    def options(self) -> Options:
+        return replace(read(self.spelling), vocab_size=self.vocab_size, workspace_bytes=self.workspace_bytes)
+
+
+TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: "SymInt?", str: "str"}
+SCHEMA = ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(Arguments).items())
+TOKENS = tuple(field.name for field in fields(Tokens))
+SEEN = tuple(field.name for field in fields(Seen))
+
+RECORDS: dict[str, Any] = {
+    record.__name__: record
+    for record in (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK, Transform)
+}
+SIZES = ("vocab_size", "workspace_bytes")
+
+
+def spelt(value: Any) -> Any:
+    """``value`` as a literal; a record becomes its name and what is in its fields, but for the sizes.
+
+    Raises:
+        TypeError: it holds something that a text cannot say, such as a callable gate.
+    """
+    kind = type(value).__name__
+    if kind in RECORDS:
+        names = value._fields if isinstance(value, Transform) else [field.name for field in fields(value)]
+        return (kind, *[None if name in SIZES else spelt(getattr(value, name)) for name in names])
+    if isinstance(value, tuple):
+        return ("tuple", *[spelt(part) for part in value])
+    if isinstance(value, torch.dtype):
+        return ("dtype", str(value))
+    if isinstance(value, int | float):
+        # A number that torch.compile keeps symbolic becomes a constant of the graph: each value has a graph of its own.
+        return guarded(value) if torch.compiler.is_compiling() else value
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"torch.compile takes options that can be written down, got {value!r}")
+
+
+def guarded(number: float) -> float:
+    from torch.fx.experimental.symbolic_shapes import guard_scalar  # imports sympy: a second
+
+    return guard_scalar(number)
+
+
+@functools.lru_cache(maxsize=1024)
+def read(spelling: str) -> Any:
+    """What was :func:`spelt`."""
+
+    def built(value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        kind, *parts = value
+        if kind == "dtype":
+            return getattr(torch, parts[0].removeprefix("torch."))
+        return tuple(map(built, parts)) if kind == "tuple" else RECORDS[kind](*map(built, parts))
+
+    return built(ast.literal_eval(spelling))
+
+
+def call(call: Call) -> tuple[Tensor, Seen]:
+    """Loss, and what was seen of the N tokens, of a checked call."""
+    loss, *rest = torch.ops.eopd_kernels.loss(*Arguments.of(call))
+    return loss, Seen(*rest[: len(SEEN)])
+
+
+def obstacle(options: Options) -> str | None:
+    """Why a call with these options cannot be an op, or None."""
+    if options.inplace:
+        return "inplace=True overwrites an input, which an op with a gradient may not"
+    if options.shard is not None:
+        return "a tensor_parallel_group is no part of a graph"
+    if not isinstance(options.objective.gate, str | EntropyGate | QuantileGate):
+        return f"a callable gate cannot be part of a graph, got {options.objective.gate!r}; gate= takes its values"
+    return None
+
+
+def loss(*given: Any) -> list[Tensor]:
+    """The loss, the tensors of :class:`Seen`, and what backward needs: see :class:`~eopd_kernels.function.Solved`."""
+    arguments = Arguments(*given)
+    options, tokens = arguments.options, arguments.tokens
+    for name, ids in (("token_ids", tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
+        if ids is not None:
+            within_vocabulary(name, ids, options.vocab_size)
+    solved = solve(arguments.tensors, arguments.weights, arguments.denominator, tokens, options)
+    first, *kept = solved.kept or (None,)
+    if any(options.needs_gradient):
+        # "chunked": what is still to divide the gradients, 1 for nothing; "recompute": the weights. Often an argument,
+        # which an op may not hand out.
+        kept.insert(0, arguments.weights.new_ones(()) if first is None else first.clone())
+    return [solved.loss, *[getattr(solved.seen, name) for name in SEEN], *[t for t in kept if t is not None]]
+
+
+def loss_fake(*given: Any) -> list[Tensor]:
+    arguments = Arguments(*given)
+    options, new, n = arguments.options, arguments.weights.new_empty, arguments.weights.shape[0]
+    outputs = [new(arguments.student.shape[:-1] if options.reduction == "none" else ()), new(n, 8)]
+    outputs += [new(n) for _ in SEEN[1:]]
+    if not any(options.needs_gradient):
+        return outputs
+    inputs = arguments.student, arguments.student_weight, arguments.student_bias
+    if options.schedule == "chunked":
+        hidden = arguments.student_weight is not None
+        dtype = compute_dtype(*inputs) if hidden else arguments.student.dtype
+        student = arguments.student.flatten(0, -2) if hidden else arguments.student
+        needed = [t for t, needs in zip((student, *inputs[1:]), options.needs_gradient, strict=True) if needs]
+        return [*outputs, new(()), *[t.new_empty(t.shape, dtype=dtype) for t in needed if t is not None]]
+    outputs += [new(n) for _ in ("weights", "a", "b", "c")]
+    k = own_columns(options.objective, arguments.top_ids)
+    if k:
+        outputs += [new(n, k, dtype=torch.int64), new(n, k, dtype=torch.bool), new(n), new(n, k)]
+    return outputs
+
+
+def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
+    """How many columns of a row have a gradient of their own."""
+    k = 1 if isinstance(objective.reverse, Sampled) else 0
+    if isinstance(objective.forward, TopK):
+        k += objective.forward.k if top_ids is None else top_ids.shape[1]
+    return k
+
+
+def loss_backward(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *given: Any) -> list[Tensor]:
+    """The gradients of student, weight and bias that are needed, in their dtypes."""
+    arguments = Arguments(*given)
+    options, tensors = arguments.options, arguments.tensors
+    if teacher_goes_first(arguments.student_weight, arguments.gate, options, upstream.device):
+        options = replace(options, some_weigh_nothing=True)
+    weights, a, b, c, *own = kept
+    gradients = solve_again(
+        tensors,
+        upstream,
+        arguments.denominator,
+        packed,
+        weights,
+        Coefficients(a, b, c),
+        Own(*own) if own else None,
+        options,
+    )
+    forms: Any = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
+    return [g for g in as_inputs(gradients, forms) if g is not None]
+
+
+def loss_backward_fake(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *given: Any) -> list[Tensor]:
+    arguments = Arguments(*given)
+    pairs = zip(arguments.tensors[:3], arguments.options.needs_gradient, strict=True)
+    return [t.new_empty(t.shape) for t, needs in pairs if t is not None and needs]
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    arguments = Arguments(*inputs)
+    _, packed, *rest = output
+    kept = rest[len(SEEN) - 1 :]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.forms = [None if t is None else (t.dtype, t.shape) for t in arguments.tensors[:3]]
+    ctx.rest = arguments[-3:]
+    ctx.recompute = arguments.options.schedule == "recompute"
+    ctx.needs = arguments.options.needs_gradient
+    again = (packed, *arguments[:-3]) if ctx.recompute else ()
+    ctx.save_for_backward(*again, *kept)
+
+
+def backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    if upstream[0] is None:
+        return (None,) * len(Arguments._fields)
+    gradients = gradients_of(ctx, upstream[0])
+    if torch.is_grad_enabled():
+        gradients = refuse_second_derivative(gradients)
+    return *gradients, *(None,) * (len(Arguments._fields) - 3)
+
+
+def gradients_of(ctx: Any, upstream: Tensor) -> Gradients:
+    with torch.no_grad():
+        if ctx.recompute:
+            tensors = len(Arguments._fields) - 3
+            packed, *saved = ctx.saved_tensors
+            found = torch.ops.eopd_kernels.loss_backward(upstream, packed, saved[tensors:], *saved[:tensors], *ctx.rest)
+        else:
+            divisor, *stored = ctx.saved_tensors
+            factor = upstream / divisor
+            found = [g * factor for g in stored]
+    found = iter(found)
+    return as_inputs([next(found) if needs else None for needs in ctx.needs], ctx.forms)
+
+
+def register(name: str, schema: str, implementation: Any, fake: Any) -> None:
+    LIBRARY.define(f"{name}({schema}) -> Tensor[]")
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"eopd_kernels::{name}", fake, lib=LIBRARY)
+
+
+register("loss", SCHEMA, loss, loss_fake)
+register("loss_backward", f"Tensor upstream, Tensor packed, Tensor[] kept, {SCHEMA}", loss_backward, loss_backward_fake)
+torch.library.register_autograd("eopd_kernels::loss", backward, setup_context=setup_context, lib=LIBRARY)
