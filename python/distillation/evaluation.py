@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import comb
 from statistics import fmean
 
 import torch
@@ -13,15 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from eopd_kernels import Objective
 
 from .rollouts import Rollouts, completions, end_of_sequence_ids, sample
+from .success import pass_rates
 from .training import score
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The probability that at least one of k samples, drawn without replacement from these, is correct.
-
-    Unbiased for samples >= k (Chen et al., arXiv 2107.03374): 1 − C(n − c, k) / C(n, k).
-    """
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
 
 
 def sample_in_batches(
@@ -46,6 +38,35 @@ def sample_in_batches(
     ]
 
 
+def correctness(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    checks: list[Callable[[str], bool]],
+    *,
+    samples: int,
+    batch_size: int,
+    max_new_tokens: int,
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """Whether each of ``samples`` completions of each prompt is right, 0 or 1, ``[prompts][samples]``.
+
+    ``checks`` has one predicate per prompt; it sees the text before the end of the sequence. An answer that never ends
+    is wrong. :mod:`distillation.success` makes Avg@k, Pass@k and their intervals of the matrix.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    eos_ids = end_of_sequence_ids(model, tokenizer)
+    texts: list[str | None] = []
+    for rollouts in sample_in_batches(
+        model, tokenizer, repeated, batch_size=batch_size, max_new_tokens=max_new_tokens, vocab_size=vocab_size
+    ):
+        texts += completions(rollouts, tokenizer, eos_ids)
+    return [
+        [int(text is not None and check(text)) for text in texts[i * samples : (i + 1) * samples]]
+        for i, check in enumerate(checks)
+    ]
+
+
 def success_rates(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -57,17 +78,11 @@ def success_rates(
     batch_size: int,
     max_new_tokens: int,
 ) -> dict[str, float]:
-    """pass@k for each k from ``samples`` completions per prompt; an answer that never ends is wrong."""
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    eos_ids = end_of_sequence_ids(model, tokenizer)
-    texts: list[str | None] = []
-    for rollouts in sample_in_batches(model, tokenizer, repeated, batch_size=batch_size, max_new_tokens=max_new_tokens):
-        texts += completions(rollouts, tokenizer, eos_ids)
-    correct = [
-        sum(text is not None and check(text) for text in texts[i * samples : (i + 1) * samples])
-        for i, check in enumerate(checks)
-    ]
-    return {f"pass@{k}": fmean(pass_at_k(samples, c, k) for c in correct) for k in ks}
+    """pass@k for each k, the mean over the prompts, from what :func:`correctness` finds."""
+    correct = correctness(
+        model, tokenizer, prompts, checks, samples=samples, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )
+    return {f"pass@{k}": fmean(pass_rates(correct, k)) for k in ks}
 
 
 @torch.no_grad()

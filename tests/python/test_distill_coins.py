@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations, product
+from itertools import product
 
 import pytest
 import torch
 from distillation.coins import COINS, LONGEST_ANSWER, Payment, build_tokenizer, draw_problems, ways
-from distillation.evaluation import pass_at_k
 from distillation.scenarios import supervised_batches
 
 PAYMENT = Payment(47, 4, (5, 30))
@@ -90,11 +89,3 @@ def test_supervised_labels_are_the_answers_and_nothing_else() -> None:
         assert targets[-1] == tokenizer.eos_token_id
         problem = by_prompt[str(tokenizer.decode(ids[attended.bool() & ~labelled]))]
         assert problem.accepts(str(tokenizer.decode(ids[labelled][:-1])))
-
-
-@pytest.mark.parametrize(("samples", "k"), [(8, 1), (8, 8), (10, 3), (5, 2)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_success(samples: int, k: int) -> None:
-    for correct in range(samples + 1):
-        outcomes = [i < correct for i in range(samples)]
-        subsets = list(combinations(outcomes, k))
-        assert pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
