@@ -80,8 +80,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     if not any(argument.split("=")[0] in ("--teacher", "--student", "--prompts") for argument in rest):
         parser.set_defaults(**DEMO)
     given = vars(parser.parse_args(rest))
-    groups = [group(**{f.name: given[f.name] for f in fields(group) if f.init}) for group in GROUPS]
-    return Options(*groups, given=given)
+    parts: list[Any] = [group(**{f.name: given[f.name] for f in fields(group) if f.init}) for group in GROUPS]
+    parts.append(given)
+    return Options(*parts)
 
 
 def from_file(argument: str, path: Path) -> list[str]:
@@ -136,11 +137,9 @@ def print_help() -> None:
     for group in GROUPS:
         shown = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
         for option in fields(group):
-            default, own = (
-                option.default,
-                group is not TrainingOptions or option.name in TrainingOptions.__annotations__,
-            )
-            if not own or option.metadata.get("help") in (None, "fixed"):
+            default = option.default
+            inherited = group is TrainingOptions and option.name not in TrainingOptions.__annotations__
+            if inherited or option.metadata["help"] == "fixed":
                 continue
             text = option.metadata["help"]
             if option.name in DEMO:

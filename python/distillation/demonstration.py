@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from . import coins
@@ -54,7 +55,7 @@ def build_models(options: Options, folder: RunFolder, device: torch.device) -> N
         for _ in progress(losses, steps, label):
             pass
 
-        def save(path: str, model: torch.nn.Module = model) -> None:
+        def save(path: str, model: PreTrainedModel = model) -> None:
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
 

@@ -1,7 +1,7 @@
 """Chance that belongs to a draw of the run, not to the machine: the same completions however prompts are batched.
 
-A training run is a sequence of draws: its i-th prompt, wherever that is answered, gets uniform numbers of its own from a
-generator seeded with the run's seed and i. So neither the number of processes, nor the size of a batch, nor a resume
+A training run is a sequence of draws: its i-th prompt, wherever that is answered, gets uniform numbers of its own, from
+a generator seeded with the run's seed and i. So neither the number of processes, nor the size of a batch, nor a resume
 changes what is sampled, as far as the logits are the same. In other company they differ in the last bits, which moves
 the bounds of the intervals below by about 1e-7: about one token in a million may come out as its neighbour.
 """

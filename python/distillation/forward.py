@@ -1,4 +1,4 @@
-"""Anything at all inside a wrapped module's forward: the hooks of DDP, FSDP and DeepSpeed run as for the model's own."""
+"""Anything at all inside a wrapped module's forward: DDP's, FSDP's and DeepSpeed's hooks run as for its own."""
 
 from __future__ import annotations
 

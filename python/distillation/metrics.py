@@ -55,7 +55,7 @@ class StepTotals:
         def mean(value: float, count: float) -> float | None:
             return value / count if count else None
 
-        found = {"loss": total["loss"]}
+        found: dict[str, float | None] = {"loss": total["loss"]}
         for figure in FIGURES:
             found[figure] = mean(sum(total[f"{figure}_{split}"] for split in SPLITS), tokens)
             for split in SPLITS:

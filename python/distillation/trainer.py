@@ -26,11 +26,11 @@ from .clock import Clock
 from .errors import RunError
 from .forward import inside_forward
 from .metrics import StepTotals
-from .models import without_dropout
+from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
-from .stream import PromptStream
+from .stream import Draw, PromptStream
 from .training import score
 
 
@@ -68,11 +68,11 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
     ) -> None:
         # The distribution that is trained is the one that was sampled from.
         without_dropout(student)
-        super().__init__(student, args, data_collator=list, train_dataset=stream, callbacks=callbacks)
-        self.teacher = teacher.to(args.device).eval().requires_grad_(False)
+        super().__init__(student, args, data_collator=as_it_is, train_dataset=stream, callbacks=callbacks)
+        self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.answer: Answering | None = None
-        self.objective = objective
+        self.objective: Objective = objective
         self.tau = tau
         self.vocab_size = vocab_size
         self.on_step = on_step
@@ -225,6 +225,11 @@ class Bar(ProgressCallback):
         if self.training_bar is not None and "loss" in logs:
             shown = {"loss": logs["loss"], "tok/s": logs.get("tokens_per_second")}
             self.training_bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if value is not None})
+
+
+def as_it_is(draws: list[Draw]) -> Any:
+    """A batch of the data loader: the draws themselves, to be answered first."""
+    return draws
 
 
 def number(value: Any) -> float | None:
