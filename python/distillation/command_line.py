@@ -115,7 +115,9 @@ def as_words(name: str, value: Any) -> list[str]:
         return [f"--{name}", *map(str, value)]
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    if value is True:
+        return [f"--{name}"]  # also for options that are true or a text
+    return [f"--{name}={'false' if value is False else value}"]
 
 
 def print_help() -> None:

@@ -225,6 +225,8 @@ class TrainingOptions(TrainingArguments):
             _ = self.device  # starts the process group
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError("of transformers.TrainingArguments", " ".join(str(error).split())) from error
+        if self.fsdp and self.device.type == "cpu":
+            raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
         if self.n_gpu > 1:
             raise UsageError(
                 "CUDA_VISIBLE_DEVICES",

@@ -2,8 +2,8 @@
 
     python -m tests.python.killed_runs FOLDER SEED KILLS
 
-Every call of the functions below is two moments, its begin and its end; SIGKILL comes at one of them. A line of a record
-may also be torn, half of it on the disk.
+Every call of the functions below is two moments, its begin and its end; SIGKILL comes at one of them. A line of a
+record may also be torn, half of it on the disk.
 """
 
 from __future__ import annotations

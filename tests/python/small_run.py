@@ -16,9 +16,9 @@ MEASURED = ("tokens_per_second", "peak_memory_mib")
 
 def arguments(folder: Path, *more: str) -> list[str]:
     """Models and prompts, saved under ``folder``, and a configuration; ``more`` may overrule it."""
-    for name in ("teacher", "student"):
+    for seed, name in enumerate(("teacher", "student")):
         if not (folder / name).exists():
-            torch.manual_seed(len(name))
+            torch.manual_seed(seed)
             tiny_model("llama").save_pretrained(folder / name)
             tiny_tokenizer(tiny_words()).save_pretrained(folder / name)
     prompts = folder / "prompts.txt"
@@ -27,6 +27,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
         "teacher": folder / "teacher",
         "student": folder / "student",
         "prompts": prompts,
+        "tau": 3.1,  # in the middle of this teacher's entropies
         "max-steps": 6,
         "per-device-train-batch-size": 2,
         "gradient-accumulation-steps": 4,
