@@ -48,4 +48,5 @@ class DrawTokens(LogitsProcessor):
         bounds = scores.softmax(-1, dtype=torch.float32).double().cumsum_(-1)
         hit = self.numbers[:, position : position + 1] * bounds[:, -1:]
         drawn = torch.searchsorted(bounds, hit, right=True)
+        drawn.clamp_(max=scores.shape[-1] - 1)  # logits of nan have no bounds: the loss will say so
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)

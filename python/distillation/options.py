@@ -178,7 +178,7 @@ class RunOptions:
 
 @dataclass
 class TrainingOptions(TrainingArguments):
-    """transformers.TrainingArguments, with defaults for distillation; refuses what this program would not honour."""
+    """Training, as transformers.TrainingArguments has it; what this program would not honour is refused."""
 
     max_steps: int = field(default=100, metadata=described("optimizer steps; -1: as many as --num-train-epochs needs"))
     per_device_train_batch_size: int = field(

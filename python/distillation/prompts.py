@@ -26,10 +26,12 @@ class Prompt:
     completion: list[int] | None = None  # given, to be learnt from in place of a sampled one
 
 
-def read_prompts(options: PromptOptions, tokenizer: Tokenizer) -> list[Prompt]:
-    """Every different prompt of ``options.prompts``, in the source's order."""
+def encode_prompts(
+    rows: Iterable[tuple[str, dict[str, Any]]], options: PromptOptions, tokenizer: Tokenizer
+) -> list[Prompt]:
+    """Every different prompt of what :func:`records` found, in the source's order."""
     encoded: dict[tuple[int, ...], Prompt] = {}
-    for place, record in records(options):
+    for place, record in rows:
         prompt = encode(record, place, options, tokenizer)
         encoded.setdefault(tuple(prompt.ids), prompt)
     return list(encoded.values())

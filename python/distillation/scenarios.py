@@ -17,7 +17,7 @@ from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
 from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
-from .prompts import Prompt, read_prompts
+from .prompts import Prompt, encode_prompts, records
 from .report import say
 from .run_folder import RunFolder
 
@@ -58,11 +58,12 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     models = options.models
     teacher_name = models.teacher or str(folder.path / TEACHER)
     start = models.student or str(folder.path / START)
+    rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
     tokenizer = load_tokenizer("--student", start)
     teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = teacher_tokenizer.chat_template
-    prompts = [] if options.demo else read_prompts(options.prompts, tokenizer)
+    prompts = encode_prompts(rows, options.prompts, tokenizer)
     teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
     teacher.requires_grad_(False)
     student = load_model("--student", start, models.student_dtype, device, models.attn_implementation)

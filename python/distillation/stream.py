@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Draw(NamedTuple):
     prompt: Prompt
 
 
-class PromptStream(Dataset):
+class PromptStream(Dataset[Draw]):
     """As many draws as a run needs: every prompt once per round, each round in an order of its own.
 
     A pure function of the seed and the position, so that a resumed run and a run on several processes go on where, and
@@ -37,8 +37,13 @@ class PromptStream(Dataset):
         return self.draws
 
     def __getitem__(self, number: int) -> Draw:
+        if not 0 <= number < self.draws:
+            raise IndexError(number)
         turn, place = divmod(number, len(self.prompts))
         return Draw(number, self.prompts[self.order(turn)[place]])
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (self[number] for number in range(self.draws))
 
     def _order(self, turn: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, turn))

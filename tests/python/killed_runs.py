@@ -34,7 +34,7 @@ MOMENTS: list[tuple[Any, str]] = [
     (checkpoints, "flush"),
     (checkpoints, "rotate_checkpoints"),
     (run_folder.RunFolder, "log"),
-    (run_folder.os, "replace"),
+    (os, "replace"),
     (run_folder.RunFolder, "save_model"),
 ]
 
@@ -55,7 +55,7 @@ class Moments:
                     stream.write(json.dumps(record)[:20])
             whole(folder, name, record)
 
-        run_folder.RunFolder.log = torn  # type: ignore[method-assign]
+        setattr(run_folder.RunFolder, "log", torn)  # noqa: B010
 
     def watched(self, function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
