@@ -2,6 +2,7 @@
 
     python python/distill.py                                                       # a demonstration, CPU, offline
     python python/distill.py --teacher A --student B --prompts prompts.jsonl       # two models of one's own
+    torchrun --nproc-per-node 8 python/distill.py --config configs/math-qwen3-1.7b.yaml
 
 The student writes completions, the teacher says on every token what it would have expected, and the loss compares the
 two from hidden states. README.md, beside this file, says what is logged and what each number means.
@@ -10,196 +11,301 @@ two from hidden states. README.md, beside this file, says what is logged and wha
 from __future__ import annotations
 
 import copy
+import math
 import os
 import platform
+import signal
 import sys
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: threads that spin while they wait for each other make the small products of the demonstration
 # more than ten times slower as soon as another program wants one of the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+import torch.distributed as dist
 import transformers
-from distillation.errors import RunError, UsageError
-from distillation.evaluation import agreement, sample_in_batches, success_rates
-from distillation.options import Options, parse_options
-from distillation.prompts import shuffled_batches
-from distillation.report import (
-    RunFolder,
-    peak_memory_mib,
-    progress,
-    say,
-    shown,
-    step_header,
-    step_line,
-    table,
-)
-from distillation.rollouts import Rollouts, sample
-from distillation.scenarios import Scenario, demonstration, own_models, pick_device
-from distillation.training import distill
-from transformers import PreTrainedModel
+from distillation.answering import Given, Sampled
+from distillation.checkpoints import last_checkpoint
+from distillation.command_line import parse_options
+from distillation.demonstration import build_models
+from distillation.errors import Interrupted, RunError, UsageError
+from distillation.evaluation import agreement, correctness, sample_in_batches
+from distillation.options import Options
+from distillation.page import write_page
+from distillation.report import say, shown, step_header, step_line, table
+from distillation.rollouts import Completion, Rollouts, text_of
+from distillation.run_folder import RunFolder
+from distillation.scenarios import Scenario, load_scenario
+from distillation.stream import PromptStream
+from distillation.success import pass_rates
+from distillation.trainer import Bar, OnPolicyTrainer
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
 
 from eopd_kernels import EntropyGate, Objective
 
 PASS_AT = (1, 8)
-EVALUATION_BATCH = 400  # sequences of the demonstration sampled at a time; own models use --micro-batch-size
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder = None
     try:
         options = parse_options(arguments)
-        device = pick_device(options)
-        folder = RunFolder(options.output or Path("runs") / time.strftime("distill-%Y%m%d-%H%M%S"))
-        run(options, device, folder)
+        path = Path(options.training.output_dir or "")
+        if not options.given["output_dir"]:
+            path = Path("runs") / time.strftime("distill-%Y%m%d-%H%M%S")
+        folder = RunFolder(path, resumed="--resume" in arguments, writes=options.training.process_index == 0)
+        run(options, folder)
     except RunError as error:
         print(f"distill.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        kept = f"; what was logged so far is in {folder.path}" if folder else ""
+    except (Interrupted, KeyboardInterrupt):
+        kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder else ""
         print(f"\ndistill.py: interrupted{kept}", file=sys.stderr)
         return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return 0
 
 
-def run(options: Options, device: torch.device, folder: RunFolder) -> None:
+def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
     started = time.perf_counter()
-    scenario = demonstration(options, device) if options.demo else own_models(options, device)
-    folder.write("config.json", {**asdict(options), "device": device, "versions": versions()})
-    if options.demo:
-        folder.save_model("teacher", scenario.teacher, scenario.tokenizer)
-        folder.save_model("student-start", scenario.student, scenario.tokenizer)
-    names = ("reverse-kl", "entropy-aware") if options.objective == "both" else (options.objective,)
-    start = copy.deepcopy(scenario.student.state_dict()) if len(names) > 1 else None
+    device = options.training.device
+    if folder.read("config.json") is None:
+        echoed = {**options.given, "device": device, "processes": options.training.world_size, "versions": versions()}
+        folder.write("config.json", echoed)
+    if options.demo and folder.writes:
+        build_models(options, folder, device)
+    wait(options)
+    scenario = load_scenario(options, folder, device)
+    names = ("reverse-kl", "entropy-aware") if options.loss.objective == "both" else (options.loss.objective,)
+    results = Results(options, scenario, folder)
 
-    torch.manual_seed(options.seed)
-    reference = teacher_samples(options, scenario)
-    results = [("teacher", evaluate(options, scenario, scenario.teacher, reference))]
-    results.append(("student at start", evaluate(options, scenario, scenario.student, reference)))
+    results.add("teacher", lambda: scenario.teacher)
+    results.add("student at start", scenario.load_student)
     for name in names:
-        if start is not None:
-            scenario.student.load_state_dict(start)
-        train(options, scenario, name, folder)
-        folder.save_model(f"student-{name}", scenario.student, scenario.tokenizer)
-        results.append((name, evaluate(options, scenario, scenario.student, reference)))
+        trained = folder.path / f"student-{name}"
+        if not trained.exists():
+            train(options, scenario, name, folder)
+        results.add(name, lambda trained=trained: scenario.load_student(str(trained)))
 
-    folder.write("results.json", dict(results))
-    report(options, scenario, results)
-    say(f"\n{time.perf_counter() - started:.0f} s in all; config, metrics, results and models are in {folder.path}")
+    wait(options)
+    if folder.writes:
+        report(options, scenario, results.rows())
+        say(f"\n{write_page(folder.path)} shows the run")
+    say(f"{time.perf_counter() - started:.0f} s in all; config, metrics, results and models are in {folder.path}")
 
 
 def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) -> None:
-    """One distillation with the objective called ``name``; every step goes to the run folder, some to the terminal."""
-    torch.manual_seed(options.seed)
-    batches = shuffled_batches(scenario.training_prompts, options.batch_size, options.seed)
+    """One distillation with the objective called ``name``, from its last checkpoint if it has one."""
+    args = copy.deepcopy(options.training)
+    args.output_dir = str(folder.checkpoints(name))
+    if args.max_steps < 0:
+        args.max_steps = math.ceil(args.num_train_epochs * len(scenario.training) / args.prompts_per_step)
+    checkpoint = last_checkpoint(folder.checkpoints(name))
+    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
+    folder.forget_after(name, done)
 
-    def draw_rollouts() -> Rollouts:
-        return sample(
-            scenario.student,
-            scenario.tokenizer,
-            next(batches),
-            max_new_tokens=options.max_new_tokens,
-            vocab_size=scenario.vocab_size,
-        )
-
-    steps = distill(
-        scenario.student,
-        scenario.teacher,
-        draw_rollouts,
-        objective_called(name, options),
-        steps=options.steps,
-        micro_batch_size=options.micro_batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warmup_steps=options.warmup_steps,
-        max_grad_norm=options.max_grad_norm,
-        vocab_size=scenario.vocab_size,
-    )
-    say(f"\ndistilling with {name}: {options.steps} steps of {options.batch_size} completions")
-    say(step_header())
-    for metrics in progress(steps, options.steps, name):
-        metrics["peak_memory_mib"] = peak_memory_mib(scenario.student.device)
-        folder.log({"objective": name, **metrics})
-        if shown(int(metrics["step"]), options.steps):
+    def on_step(metrics: dict[str, Any], histograms: dict[str, Any], completions: list[Completion]) -> None:
+        step = metrics["step"]
+        folder.log("metrics.jsonl", {"run": name, **metrics})
+        if step % options.run.histogram_steps == 0 or step in (1, args.max_steps):
+            folder.log("histograms.jsonl", {"run": name, "step": step, **histograms})
+        if shown(step, args.max_steps):
             say(step_line(metrics))
+            for completion in completions[: options.run.logged_completions]:
+                folder.log("completions.jsonl", {"run": name, "step": step, **readable(scenario, completion)})
+
+    trainer = OnPolicyTrainer(
+        scenario.load_student(),
+        scenario.teacher,
+        scenario.tokenizer,
+        args,
+        PromptStream(scenario.training, args.max_steps * args.prompts_per_step, args.seed),
+        objective=objective_called(name, options),
+        tau=options.loss.tau,
+        vocab_size=scenario.vocab_size,
+        on_step=on_step,
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if sys.stderr.isatty():
+        trainer.add_callback(Bar())
+    rollouts = options.rollouts
+    if trainer.shares_parameters and rollouts.off_policy_fraction not in (0.0, 1.0):
+        raise UsageError(
+            "--off-policy-fraction",
+            f"{rollouts.off_policy_fraction:g} would have the processes, which share the student's parameters, sample "
+            "from it unequally often; 0 and 1 are possible",
+        )
+    if options.prompts.completion_column is not None:
+        trainer.answer = Given(rollouts.max_new_tokens)
+    else:
+        trainer.answer = Sampled(
+            trainer.student,
+            scenario.teacher,
+            scenario.tokenizer,
+            seed=args.seed,
+            max_new_tokens=rollouts.max_new_tokens,
+            vocab_size=scenario.vocab_size,
+            batch_size=rollouts.generation_batch_size,
+            off_policy_fraction=rollouts.off_policy_fraction,
+            synced=trainer.shares_parameters,
+        )
+    say(f"\ndistilling with {name}: {args.max_steps} steps of {args.prompts_per_step} completions")
+    if done:
+        say(f"from step {done}, as {checkpoint} has it")
+    say(step_header())
+    with stopping(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.stop_requested and trainer.state.global_step < args.max_steps:
+        raise Interrupted
+    folder.save_model(f"student-{name}", trainer.save_student)
+    wait(options)
+
+
+class stopping:
+    """While it is entered, Ctrl-C and SIGTERM end training after the step, with a checkpoint; a second one at once."""
+
+    def __init__(self, trainer: OnPolicyTrainer) -> None:
+        self.trainer = trainer
+        self.signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> None:
+        self.before = {number: signal.signal(number, self.stop) for number in self.signals}
+
+    def stop(self, number: int, frame: Any) -> None:
+        if self.trainer.stop_requested:
+            raise KeyboardInterrupt
+        self.trainer.stop_requested = True
+        print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
+    """A completion as it is logged."""
+    text = text_of(completion, scenario.tokenizer)
+    prompt = next((prompt for prompt in scenario.training if prompt.ids == completion.prompt), None)
+    check = scenario.check(prompt) if prompt is not None else None
+    correct = None if check is None else completion.ended and check(text)
+    shown_prompt = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
+    return {"prompt": shown_prompt, "completion": text, "correct": correct, "ended": completion.ended}
 
 
 def objective_called(name: str, options: Options) -> Objective:
     """The objective of the command line's ``name`` and loss options."""
+    loss = options.loss
     if name == "reverse-kl":
-        return Objective.reverse_kl(temperature=options.temperature)
+        return Objective.reverse_kl(temperature=loss.temperature)
     if name == "forward-kl":
-        return Objective.forward_kl(temperature=options.temperature)
-    return Objective(
-        gate=EntropyGate(options.tau), alpha=options.alpha, combine=options.combine, temperature=options.temperature
-    )
+        return Objective.forward_kl(temperature=loss.temperature)
+    return Objective(gate=EntropyGate(loss.tau), alpha=loss.alpha, combine=loss.combine, temperature=loss.temperature)
 
 
-def teacher_samples(options: Options, scenario: Scenario) -> list[Rollouts]:
-    """The teacher's own answers to the held-out prompts: what the models' distributions are compared on."""
-    repeated = [prompt for prompt in scenario.held_out_prompts for _ in range(options.eval_samples)]
-    return sample_in_batches(
-        scenario.teacher,
-        scenario.tokenizer,
-        repeated,
-        batch_size=EVALUATION_BATCH if options.demo else options.micro_batch_size,
-        max_new_tokens=options.max_new_tokens,
-        vocab_size=scenario.vocab_size,
-    )
+class Results:
+    """``results.json``: each model once, so that a resumed run goes on where it stopped."""
 
+    def __init__(self, options: Options, scenario: Scenario, folder: RunFolder) -> None:
+        self.options = options
+        self.scenario = scenario
+        self.folder = folder
+        self.reference: list[Rollouts] | None = None
+        self.content = folder.read("results.json") or {
+            "task": scenario.task,
+            "prompts": len(scenario.held_out),
+            "samples": options.run.eval_samples,
+            "tau": options.loss.tau,
+            "models": [],
+        }
 
-def evaluate(
-    options: Options, scenario: Scenario, model: PreTrainedModel, reference: list[Rollouts]
-) -> dict[str, float]:
-    """Agreement with the teacher on ``reference`` and, where answers can be checked, how often they are right."""
-    numbers = agreement(model, scenario.teacher, reference, tau=options.tau, vocab_size=scenario.vocab_size)
-    if scenario.checks is None:
-        return numbers
-    torch.manual_seed(options.seed)
-    rates = success_rates(
-        model,
-        scenario.tokenizer,
-        scenario.held_out_prompts,
-        scenario.checks,
-        samples=options.eval_samples,
-        ks=PASS_AT,
-        batch_size=EVALUATION_BATCH,
-        max_new_tokens=options.max_new_tokens,
-    )
-    return {**rates, **numbers}
+    def add(self, name: str, load: Any) -> None:
+        """Evaluates the model called ``name`` on the main process, unless that was done."""
+        if self.folder.writes and all(row["name"] != name for row in self.content["models"]):
+            self.content["models"].append({"name": name, **self.evaluated(load())})
+            self.folder.write("results.json", self.content)
+        wait(self.options)
+
+    def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Right answers where they can be checked, and agreement with the teacher on its own answers."""
+        options, scenario = self.options, self.scenario
+        sampling: dict[str, Any] = {
+            "batch_size": options.run.evaluation_batch_size,
+            "max_new_tokens": options.rollouts.max_new_tokens,
+            "vocab_size": scenario.vocab_size,
+        }
+        prompts = [prompt.ids for prompt in scenario.held_out]
+        if self.reference is None:
+            torch.manual_seed(options.training.seed)
+            repeated = [ids for ids in prompts for _ in range(options.run.eval_samples)]
+            self.reference = sample_in_batches(scenario.teacher, scenario.tokenizer, repeated, **sampling)
+        found = agreement(model, scenario.teacher, self.reference, tau=options.loss.tau, vocab_size=scenario.vocab_size)
+        checks = [check for prompt in scenario.held_out if (check := scenario.check(prompt)) is not None]
+        correct = None
+        if len(checks) == len(prompts):
+            torch.manual_seed(options.training.seed)
+            correct = correctness(
+                model, scenario.tokenizer, prompts, checks, samples=options.run.eval_samples, **sampling
+            )
+        # JSON has no nan: a mean over no tokens is null.
+        return {
+            "correct": correct,
+            "agreement": {key: None if math.isnan(value) else value for key, value in found.items()},
+        }
+
+    def rows(self) -> list[tuple[str, dict[str, float]]]:
+        """The table's: pass@k beside the agreement."""
+        rows = []
+        for model in self.content["models"]:
+            numbers = {key: math.nan if value is None else value for key, value in model["agreement"].items()}
+            for k in PASS_AT:
+                if model["correct"] is not None and k <= self.options.run.eval_samples:
+                    numbers[f"pass@{k}"] = float(pass_rates(model["correct"], k).mean())
+            rows.append((model["name"], numbers))
+        return rows
 
 
 def report(options: Options, scenario: Scenario, results: list[tuple[str, dict[str, float]]]) -> None:
     """The table, and what is needed to judge its noise."""
-    columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT] if scenario.checks is not None else []
+    reference = results[0][1]
+    columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT if f"pass@{k}" in reference]
+    checked = bool(columns)
     columns += [
         ("H_s | H_t>tau", "student_entropy_uncertain", ".3f"),
         ("fwd KL | H_t>tau", "forward_kl_uncertain", ".3f"),
         ("fwd KL | else", "forward_kl_certain", ".3f"),
     ]
-    reference = results[0][1]
-    prompts = len(scenario.held_out_prompts)
-    say(f"\nheld-out prompts: {prompts}, samples per prompt: {options.eval_samples}, one training run per row\n")
+    prompts = len(scenario.held_out)
+    say(f"\nheld-out prompts: {prompts}, samples per prompt: {options.run.eval_samples}, one training run per row\n")
     say(table(results, columns))
     say(
         f"\nH_s and forward KL: means in nats over the {reference['tokens']:.0f} tokens of the teacher's own samples; "
-        f"{reference['uncertain_fraction']:.0%} have H_t > tau = {options.tau:g}."
+        f"{reference['uncertain_fraction']:.0%} have H_t > tau = {options.loss.tau:g}."
     )
-    if scenario.checks is not None:
+    if checked:
         say("pass@k: unbiased estimate from each model's own samples.")
+
+
+def wait(options: Options) -> None:
+    """Until every process is here."""
+    if options.training.world_size > 1:
+        dist.barrier()
 
 
 def versions() -> dict[str, str]:
     """Of everything that the numbers of a run depend on."""
-    packages = ("eopd-kernels", "torch", "transformers", "tokenizers")
+    packages = ("eopd-kernels", "torch", "transformers", "accelerate", "tokenizers")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 

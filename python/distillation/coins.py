@@ -65,6 +65,12 @@ class Payment:
             if ways(payment.amount, payment.count, payment.accepted):
                 return payment
 
+    @classmethod
+    def parse(cls, prompt: str) -> Payment:
+        """The problem that a prompt poses."""
+        words = prompt.split()
+        return cls(int(words[1]), int(words[3]), tuple(int(word[:-1]) for word in words[5:-1]))
+
     def draw_answer(self, rng: random.Random) -> str:
         """One right answer, every one of them (order counts) equally likely."""
         rest, words = self.amount, []

@@ -13,3 +13,7 @@ class UsageError(RunError):
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"argument {argument}: {problem}")
         self.argument = argument
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did so after a step, with a checkpoint."""

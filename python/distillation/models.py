@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from eopd_kernels import LMHead
 
 from .errors import UsageError
+from .rollouts import end_of_sequence_ids
 
 
 def small_llama(
@@ -33,11 +34,18 @@ def small_llama(
     return moved(LlamaForCausalLM(config), device)
 
 
-def load_model(argument: str, name: str, torch_dtype: str, device: torch.device) -> PreTrainedModel:
+def load_model(
+    argument: str, name: str, dtype: str, device: torch.device, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """The causal language model in a folder or on the hub, in eval mode. ``argument`` is the option an error names."""
-    dtype = torch_dtype if torch_dtype == "auto" else getattr(torch, torch_dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,  # no pickles
+        )
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(argument, f"cannot load a causal language model from {name!r}: {first_line(error)}") from error
     return moved(model, device).eval()
@@ -60,23 +68,34 @@ def load_tokenizer(argument: str, name: str) -> Tokenizer:
     return tokenizer
 
 
+def without_dropout(model: PreTrainedModel) -> None:
+    """Turns dropout off for good, so that a model in training mode, which activation checkpointing needs, computes what
+    it computes when it is sampled from."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def align_ends(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: Tokenizer, teacher_tokenizer: Tokenizer, shared: int
+) -> list[int]:
+    """Has both models end a sequence at whatever ends one for either of them; the ids.
+
+    A chat model ends its turns with another token than a base model its documents (<|im_end|> and <|endoftext|>). The
+    loss compares the distributions as they are, so that the student learns to end where the teacher would.
+    """
+    ends = end_of_sequence_ids(student, tokenizer) + end_of_sequence_ids(teacher, teacher_tokenizer)
+    known = sorted({i for i in ends if i < shared})
+    for model in (student, teacher):
+        model.generation_config.eos_token_id = known
+    return known
+
+
 def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def lm_head(model: PreTrainedModel) -> LMHead:
-    """The model's own head: the live weight [V, D] and bias [V], and the scale and softcap that its config states."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    scale = 1.0
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
-        scale = float(config.logit_scale)
-    elif getattr(config, "logits_scaling", None) is not None:  # Granite divides
-        scale = 1.0 / float(config.logits_scaling)
-    elif getattr(config, "lm_head_multiplier", None) is not None:  # Falcon-H1
-        scale = float(config.lm_head_multiplier)
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
-    return LMHead(head.weight, getattr(head, "bias", None), scale=scale, softcap=softcap)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -95,16 +114,17 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Ten
 
 @torch.no_grad()
 def check_head(argument: str, model: PreTrainedModel, token_ids: list[int]) -> None:
-    """Refuses a model whose logits are not what :func:`lm_head` makes of its hidden states, on one short text.
+    """Refuses a model whose logits are not what its ``LMHead`` makes of its hidden states, on one short text.
 
     An architecture may scale, cap or transform in ways its config does not tell; distilling without that would
     silently train another model.
     """
-    if model.get_output_embeddings() is None:
-        raise UsageError(argument, f"{type(model).__name__} has no output embeddings to read the head from")
+    try:
+        head = LMHead.from_model(model)
+    except (TypeError, ValueError) as error:
+        raise UsageError(argument, str(error)) from error
     input_ids = torch.tensor([token_ids[:16]], device=model.device)
     attention_mask = torch.ones_like(input_ids)
-    head = lm_head(model)
     hidden = hidden_states(model, input_ids, attention_mask)
     logits = hidden @ head.weight.T if head.bias is None else hidden @ head.weight.T + head.bias
     logits = logits.float() * head.scale
@@ -142,3 +162,9 @@ def shared_vocabulary(
             f"{ours[first]!r} for the student, {theirs[first]!r} for the teacher",
         )
     return shared
+
+
+def described(model: PreTrainedModel) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+    return f"{type(model).__name__} of {size} parameters"

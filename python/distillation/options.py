@@ -1,243 +1,270 @@
-"""The command line: what can be chosen, the defaults of the two modes, and the checks that need no model."""
+"""What can be chosen, in four groups of our own beside the training arguments of transformers."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import math
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
 
 from .errors import UsageError
 
-DTYPES = ("float32", "bfloat16", "auto")
-OBJECTIVES = ("entropy-aware", "reverse-kl", "forward-kl", "both")
+DType = Literal["float32", "bfloat16", "auto"]
+ObjectiveName = Literal["entropy-aware", "reverse-kl", "forward-kl", "both"]
 
-# What differs between the demonstration and a run on one's own models.
-DEMO = {
+# Without --teacher: the demonstration.
+DEMO: dict[str, Any] = {
     "objective": "both",
-    "steps": 120,
-    "batch_size": 128,
-    "micro_batch_size": 64,
+    "max_steps": 120,
+    "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 2,
     "learning_rate": 2e-3,
     "warmup_steps": 5,
     "max_new_tokens": 14,
     "eval_prompts": 200,
     "eval_samples": 16,
+    "evaluation_batch_size": 400,
+    "use_cpu": True,
 }
-OWN = {
-    "objective": "entropy-aware",
-    "steps": 100,
-    "batch_size": 32,
-    "micro_batch_size": 4,
-    "learning_rate": 1e-5,
-    "warmup_steps": 10,
-    "max_new_tokens": 256,
-    "eval_prompts": 32,
-    "eval_samples": 1,
-}
+
+
+def described(meaning: str) -> dict[str, str]:
+    return {"help": meaning}
+
+
+def require(allowed: bool, option: str, value: Any, meaning: str) -> None:
+    if not allowed:
+        raise UsageError(f"--{option.replace('_', '-')}", f"{value!r} is not {meaning}")
+
+
+def require_at_least(options: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        require(value is None or value >= least, name, value, f"an integer of at least {least}")
+
+
+@dataclass
+class ModelOptions:
+    """Own models (give both, with --prompts)."""
+
+    teacher: str | None = field(
+        default=None, metadata=described("a folder or a hub name; code from the hub is never run")
+    )
+    student: str | None = field(default=None, metadata=described("a folder or a hub name; the model that is trained"))
+    teacher_dtype: DType = field(default="float32", metadata=described("of the teacher's weights; 'auto': as saved"))
+    student_dtype: DType = field(
+        default="float32",
+        metadata=described("of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"),
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata=described("of both models, as transformers names them")
+    )
+
+
+@dataclass
+class PromptOptions:
+    """Prompts and answers."""
+
+    prompts: str | None = field(
+        default=None,
+        metadata=described(
+            ".txt (a prompt a line), .jsonl or .parquet (each row with 'prompt' or 'messages'), or a data set as "
+            "'name' or 'name:configuration'"
+        ),
+    )
+    prompts_split: str = field(default="train", metadata=described("of a data set"))
+    prompt_column: str | None = field(
+        default=None, metadata=described("where the prompt is, if not in 'prompt' or 'messages'")
+    )
+    prompt_suffix: str = field(default="", metadata=described("is appended to prompts that are texts"))
+    chat: bool = field(
+        default=False, metadata=described("a prompt that is a text is a user's turn, through the chat template")
+    )
+    enable_thinking: bool | None = field(default=None, metadata=described("handed to the chat template where given"))
+    chat_template_kwargs: str | None = field(
+        default=None, metadata=described("more of what the chat template takes, as a JSON object")
+    )
+    answer_column: str = field(
+        default="answer", metadata=described("where the right answer is, for exact match, if there is one")
+    )
+    completion_column: str | None = field(
+        default=None,
+        metadata=described("learn from the completions in this column: nothing is sampled from the student"),
+    )
+    max_prompt_tokens: int | None = field(default=None, metadata=described("longer prompts are left out"))
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "max_prompt_tokens")
+        self.template_arguments()
+
+    def template_arguments(self) -> dict[str, Any]:
+        """What goes to the chat template."""
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except json.JSONDecodeError:
+            found = None
+        require(isinstance(found, dict), "chat_template_kwargs", self.chat_template_kwargs, "a JSON object")
+        thinking = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return {**found, **thinking}
+
+
+@dataclass
+class LossOptions:
+    """The loss."""
+
+    objective: ObjectiveName = field(
+        default="entropy-aware",
+        metadata=described(
+            "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; or 'both': reverse-kl, then "
+            "entropy-aware, from the same start"
+        ),
+    )
+    tau: float = field(default=0.8, metadata=described("the gate opens above this teacher entropy, nats"))
+    alpha: float = field(default=1.0, metadata=described("weight of the forward KL where the gate is open"))
+    combine: Literal["add", "switch"] = field(
+        default="add", metadata=described("keep reverse KL where the gate is open (add) or replace it (switch)")
+    )
+    temperature: float = field(
+        default=1.0, metadata=described("of both distributions in the loss; sampling is always at 1")
+    )
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.tau), "tau", self.tau, "a finite number")
+        require(0 <= self.alpha < math.inf, "alpha", self.alpha, "a number of at least 0")
+        require(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
+
+
+@dataclass
+class RolloutOptions:
+    """Completions."""
+
+    max_new_tokens: int = field(default=256, metadata=described("longest completion"))
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata=described("completions sampled at a time on a process; by default all of an optimizer step"),
+    )
+    off_policy_fraction: float = field(default=0.0, metadata=described("share of the prompts that the teacher answers"))
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "max_new_tokens", "generation_batch_size")
+        share = self.off_policy_fraction
+        require(0 <= share <= 1, "off_policy_fraction", share, "a number from 0 to 1")
+
+
+@dataclass
+class RunOptions:
+    """Evaluation and logs."""
+
+    eval_prompts: int = field(default=32, metadata=described("held-out prompts"))
+    eval_samples: int = field(default=1, metadata=described("completions per held-out prompt"))
+    evaluation_batch_size: int = field(
+        default=16, metadata=described("completions sampled at a time in the evaluation")
+    )
+    histogram_steps: int = field(default=10, metadata=described("entropy histograms every so many steps"))
+    logged_completions: int = field(default=3, metadata=described("completions kept per logged step"))
+    teacher_steps: int = field(default=400, metadata=described("demonstration: supervised steps of the teacher"))
+    student_steps: int = field(
+        default=280, metadata=described("demonstration: supervised steps of the student's start")
+    )
+
+    def __post_init__(self) -> None:
+        names = ("eval_prompts", "eval_samples", "evaluation_batch_size", "histogram_steps")
+        require_at_least(self, 1, *names, "teacher_steps", "student_steps")
+        require_at_least(self, 0, "logged_completions")
+
+
+@dataclass
+class TrainingOptions(TrainingArguments):
+    """Training, as transformers.TrainingArguments has it; what this program would not honour is refused."""
+
+    max_steps: int = field(default=100, metadata=described("optimizer steps; -1: as many as --num-train-epochs needs"))
+    per_device_train_batch_size: int = field(
+        default=4, metadata=described("completions per forward and backward pass of a process")
+    )
+    gradient_accumulation_steps: int = field(default=8, metadata=described("such passes per optimizer step"))
+    learning_rate: float = field(default=1e-5, metadata=described("of AdamW, after the warm-up"))
+    warmup_steps: float = field(default=10, metadata=described("steps of linear warm-up"))
+    logging_steps: float = field(
+        default=1, metadata=described("steps between two records of --report-to; metrics.jsonl has every step")
+    )
+    save_total_limit: int | None = field(default=2, metadata=described("checkpoints kept"))
+    seed: int = field(default=0, metadata=described("of everything that is drawn"))
+    use_cache: bool = field(default=True, metadata=described("kept in the student's config"))
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata=described("all parameters of a language model are used")
+    )
+    # Fixed: the stream is shuffled already, its items are not tensors, and a loss that is not finite ends the run.
+    train_sampling_strategy: str = field(default="sequential", metadata=described("fixed"))
+    remove_unused_columns: bool = field(default=False, metadata=described("fixed"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=described("fixed"))
+
+    FIXED = ("train_sampling_strategy", "remove_unused_columns", "logging_nan_inf_filter")
+    REFUSED = (
+        *("auto_find_batch_size", "load_best_model_at_end", "push_to_hub", "torch_compile", "label_smoothing_factor"),
+        *("neftune_noise_alpha", "save_only_model", "ignore_data_skip", "resume_from_checkpoint", "parallelism_config"),
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps")
+        require(self.max_steps == -1 or self.max_steps >= 1, "max_steps", self.max_steps, "an integer of at least 1")
+        rate = self.learning_rate
+        require(0 < rate < math.inf, "learning_rate", rate, "a number above 0")
+        require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "a number of at least 0")
+        require(self.average_tokens_across_devices, "average_tokens_across_devices", False, "possible here")
+        fields = self.__dataclass_fields__
+        for name in (*self.FIXED, *self.REFUSED):
+            value = getattr(self, name)
+            default = fields[name].default
+            require(value == default, name, value, f"supported by this program: leave it {default!r}")
+        require(str(self.eval_strategy) in ("no", "IntervalStrategy.NO"), "eval_strategy", self.eval_strategy, "'no'")
+        try:
+            super().__post_init__()
+            _ = self.device  # starts the process group
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError("of transformers.TrainingArguments", " ".join(str(error).split())) from error
+        if self.fsdp and self.device.type == "cpu":
+            raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
+        if self.n_gpu > 1:
+            raise UsageError(
+                "CUDA_VISIBLE_DEVICES",
+                f"{torch.cuda.device_count()} GPUs are visible to one process; start one per GPU (torchrun "
+                "--nproc-per-node N python/distill.py ...) or make one visible",
+            )
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Of all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 @dataclass
 class Options:
-    """A parsed and checked command line; README.md says what each option means."""
+    """A parsed and checked command line."""
 
-    teacher: str | None
-    student: str | None
-    prompts: Path | None
-    objective: str
-    tau: float
-    alpha: float
-    combine: Literal["add", "switch"]
-    temperature: float
-    steps: int
-    batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    max_grad_norm: float
-    max_new_tokens: int
-    eval_prompts: int
-    eval_samples: int
-    torch_dtype: str
-    student_dtype: str
-    device: str
-    seed: int
-    output: Path | None
-    teacher_steps: int
-    student_steps: int
+    models: ModelOptions
+    prompts: PromptOptions
+    loss: LossOptions
+    rollouts: RolloutOptions
+    run: RunOptions
+    training: TrainingOptions
+    given: dict[str, Any]  # every value as it was parsed: what is echoed, and enough to start the same run again
+
+    def __post_init__(self) -> None:
+        sources = {"teacher": self.models.teacher, "student": self.models.student, "prompts": self.prompts.prompts}
+        named = [name for name, value in sources.items() if value is not None]
+        if named and len(named) < 3:
+            missing = next(name for name, value in sources.items() if value is None)
+            raise UsageError(f"--{missing}", f"missing; --{named[0]} needs --teacher, --student and --prompts together")
+        if self.demo and self.run.eval_samples < 8:
+            raise UsageError(
+                "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"
+            )
+        if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
+            raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
 
     @property
     def demo(self) -> bool:
-        return self.teacher is None
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Reports a bad argument in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def number(kind: Callable[[str], Any], *, least: float = -math.inf, above: float = -math.inf) -> Callable[[str], Any]:
-    """An argparse type: a finite int or float of at least ``least`` and above ``above``."""
-    bound = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < least or value <= above:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}{bound}")
-        return value
-
-    return parse
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="distill.py",
-        usage="%(prog)s [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        description=(
-            "On-policy distillation of one causal language model into another.\n\n"
-            "Without arguments: a demonstration on two CPU cores, offline, in a few minutes. It trains a\n"
-            "small teacher on a task of its own, distils a smaller student twice from the same start, and\n"
-            "prints what came out.\n"
-            "With --teacher, --student and --prompts: any two models that share a tokenizer."
-        ),
-        epilog="Defaults in pairs are 'demonstration / own models'. All entropies and divergences are in nats.",
-    )
-
-    def add(group: Any, flag: str, meaning: str, **settings: Any) -> None:
-        name = flag.removeprefix("--").replace("-", "_")
-        if name in DEMO:
-            meaning += f" (default: {DEMO[name]} / {OWN[name]})"
-        elif settings.get("default") is not None:
-            meaning += f" (default: {settings['default']})"
-        group.add_argument(flag, help=meaning, **settings)
-
-    models = parser.add_argument_group("own models (give all three)")
-    add(models, "--teacher", "a folder or a hub name; never runs code from the hub", metavar="MODEL")
-    add(models, "--student", "a folder or a hub name; the model that is trained", metavar="MODEL")
-    add(
-        models,
-        "--prompts",
-        ".txt, a prompt a line, or .jsonl, each line with 'prompt' (text) or 'messages' (chat)",
-        metavar="FILE",
-        type=Path,
-    )
-    add(
-        models,
-        "--torch-dtype",
-        "of the teacher's weights; 'auto': as saved",
-        default="float32",
-        choices=DTYPES,
-    )
-    add(
-        models,
-        "--student-dtype",
-        "of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing",
-        default="float32",
-        choices=DTYPES,
-    )
-
-    loss = parser.add_argument_group("loss")
-    add(
-        loss,
-        "--objective",
-        "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; "
-        "or 'both': reverse-kl, then entropy-aware, from the same start",
-        choices=OBJECTIVES,
-    )
-    add(loss, "--tau", "the gate opens above this teacher entropy", type=number(float), default=0.8, metavar="X")
-    add(
-        loss,
-        "--alpha",
-        "weight of the forward KL where the gate is open",
-        type=number(float, least=0),
-        default=1.0,
-        metavar="X",
-    )
-    add(
-        loss,
-        "--combine",
-        "keep reverse KL where the gate is open (add) or replace it (switch)",
-        default="add",
-        choices=("add", "switch"),
-    )
-    add(
-        loss,
-        "--temperature",
-        "of both distributions in the loss; sampling is always at 1",
-        type=number(float, above=0),
-        default=1.0,
-        metavar="X",
-    )
-
-    training = parser.add_argument_group("training")
-    positive = number(int, least=1)
-    add(training, "--steps", "optimizer steps", type=positive, metavar="N")
-    add(training, "--batch-size", "sampled completions per optimizer step", type=positive, metavar="N")
-    add(training, "--micro-batch-size", "completions per forward and backward pass", type=positive, metavar="N")
-    add(
-        training,
-        "--learning-rate",
-        "of AdamW, after the warm-up; falls linearly to a tenth",
-        type=number(float, above=0),
-        metavar="X",
-    )
-    add(training, "--warmup-steps", "steps of linear warm-up", type=number(int, least=0), metavar="N")
-    add(training, "--weight-decay", "of AdamW", type=number(float, least=0), default=0.0, metavar="X")
-    add(
-        training,
-        "--max-grad-norm",
-        "gradients are clipped to this norm",
-        type=number(float, above=0),
-        default=1.0,
-        metavar="X",
-    )
-    add(training, "--max-new-tokens", "longest completion", type=positive, metavar="N")
-
-    run = parser.add_argument_group("run")
-    add(run, "--eval-prompts", "held-out prompts", type=positive, metavar="N")
-    add(run, "--eval-samples", "completions per held-out prompt", type=positive, metavar="N")
-    add(
-        run,
-        "--device",
-        "such as cpu or cuda:0; 'auto' is cuda if there is one, cpu in the demonstration",
-        default="auto",
-    )
-    add(run, "--seed", "of everything that is drawn", type=number(int, least=0), default=0, metavar="N")
-    add(run, "--output", "the run folder, new or empty (default: runs/distill-<time>)", metavar="DIR", type=Path)
-
-    demo = parser.add_argument_group("demonstration only")
-    add(demo, "--teacher-steps", "supervised steps of the teacher", type=positive, default=400, metavar="N")
-    add(demo, "--student-steps", "supervised steps of the student's start", type=positive, default=280, metavar="N")
-    return parser
-
-
-def parse_options(arguments: list[str] | None = None) -> Options:
-    """The options of a command line, defaults filled in.
-
-    Raises:
-        UsageError: options that do not go together. A single bad value ends the program as argparse does (status 2).
-    """
-    parsed = vars(build_parser().parse_args(arguments))
-    own = [name for name in ("teacher", "student", "prompts") if parsed[name] is not None]
-    if own and len(own) < 3:
-        missing = next(name for name in ("teacher", "student", "prompts") if parsed[name] is None)
-        raise UsageError(f"--{missing}", f"missing; --{own[0]} needs --teacher, --student and --prompts together")
-    for name, value in (OWN if own else DEMO).items():
-        if parsed[name] is None:
-            parsed[name] = value
-    options = Options(**parsed)
-    if options.demo and options.eval_samples < 8:
-        raise UsageError("--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {options.eval_samples}")
-    return options
+        return self.models.teacher is None

@@ -1,65 +1,120 @@
-"""Prompts: from a file to token ids, and an endless shuffled stream of batches."""
+"""Prompts: from a file, a data set or a built-in task to token ids."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import UsageError
+from .options import PromptOptions
+
+FILES = (".txt", ".jsonl", ".parquet")
 
 
-def read_prompts(path: Path) -> list[str | list[dict[str, Any]]]:
-    """The prompts of a .txt file (one a line) or a .jsonl file: texts, or chats where a line has 'messages'."""
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UsageError("--prompts", f"{str(path)!r} must end in .txt or .jsonl")
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, what they were made of, and what the source says about the answer."""
+
+    ids: list[int]
+    text: str
+    answer: str | None = None  # the right one, to compare with
+    completion: list[int] | None = None  # given, to be learnt from in place of a sampled one
+
+
+def encode_prompts(
+    rows: Iterable[tuple[str, dict[str, Any]]], options: PromptOptions, tokenizer: Tokenizer
+) -> list[Prompt]:
+    """Every different prompt of what :func:`records` found, in the source's order."""
+    encoded: dict[tuple[int, ...], Prompt] = {}
+    for place, record in rows:
+        prompt = encode(record, place, options, tokenizer)
+        encoded.setdefault(tuple(prompt.ids), prompt)
+    return list(encoded.values())
+
+
+def records(options: PromptOptions) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, fields) of each prompt."""
+    assert options.prompts is not None
+    path = Path(options.prompts)
+    if path.suffix == ".txt":
+        for number, line in numbered_lines(path):
+            yield f"{path}, line {number}", {"prompt": line}
+    elif path.suffix == ".jsonl":
+        for number, line in numbered_lines(path):
+            place = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UsageError("--prompts", f"{place}: not JSON ({error})") from error
+            yield place, record if isinstance(record, dict) else {}
+    elif path.is_file() and path.suffix != ".parquet":
+        raise UsageError("--prompts", f"{str(path)!r} must end in {', '.join(FILES)}")
+    else:
+        for number, record in enumerate(dataset(options), start=1):
+            yield f"{options.prompts}, row {number}", record
+
+
+def numbered_lines(path: Path) -> Iterable[tuple[int, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("--prompts", f"cannot read {str(path)!r}: {error}") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".txt":
-        return [line for _, line in numbered]
-    prompts: list[str | list[dict[str, Any]]] = []
-    for number, line in numbered:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError("--prompts", f"{path}, line {number}: not JSON ({error})") from error
-        prompt = record.get("prompt", record.get("messages")) if isinstance(record, dict) else None
-        if not isinstance(prompt, (str, list)) or not prompt:
-            raise UsageError("--prompts", f"{path}, line {number}: needs a 'prompt' (text) or 'messages' (a list)")
-        prompts.append(prompt)
-    return prompts
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: list[str | list[dict[str, Any]]]) -> list[list[int]]:
-    """Token ids of each prompt, chats through the tokenizer's template; repeated prompts once."""
-    encoded: dict[tuple[int, ...], None] = {}
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt)["input_ids"]
-        elif tokenizer.chat_template is None:
-            raise UsageError("--prompts", "has 'messages', but the student's tokenizer has no chat template")
-        else:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-        if not ids:
-            raise UsageError("--prompts", f"{prompt!r} is no token at all for the student's tokenizer")
-        encoded[tuple(ids)] = None
-    return [list(ids) for ids in encoded]
+def dataset(options: PromptOptions) -> Iterable[dict[str, Any]]:
+    """The rows of a parquet file, or of a data set by its name (``name`` or ``name:configuration``)."""
+    from datasets import load_dataset
+
+    source = str(options.prompts)
+    try:
+        if source.endswith(".parquet"):
+            return load_dataset("parquet", data_files=source, split="train")
+        name, _, configuration = source.partition(":")
+        return load_dataset(name, configuration or None, split=options.prompts_split)
+    except (OSError, ValueError, ConnectionError) as error:  # datasets' own errors are of these kinds
+        raise UsageError("--prompts", f"cannot load {source!r}: {error}") from error
 
 
-def shuffled_batches(prompts: list[list[int]], batch_size: int, seed: int) -> Iterator[list[list[int]]]:
-    """Batches without end: every prompt once per round, each round in a new order."""
-    rng = random.Random(seed)
-    batch: list[list[int]] = []
-    while True:
-        for prompt in rng.sample(prompts, len(prompts)):
-            batch.append(prompt)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
+def encode(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> Prompt:
+    """One prompt as token ids: text as it is, a chat (or, with ``chat``, text as a user's turn) by the template."""
+    if options.prompt_column is not None:
+        found = record.get(options.prompt_column)
+        needed = f"a {options.prompt_column!r} that is a text or a list of messages"
+    else:
+        found = record.get("prompt", record.get("messages"))
+        needed = "a 'prompt' (text) or 'messages' (a list)"
+    if not isinstance(found, str | list) or not found:
+        raise UsageError("--prompts", f"{place}: needs {needed}")
+    if isinstance(found, str):
+        found += options.prompt_suffix
+        if options.chat:
+            found = [{"role": "user", "content": found}]
+    if isinstance(found, str):
+        ids = tokenizer(found)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise UsageError("--prompts", f"{place}: is a chat, but neither tokenizer has a chat template")
+    else:
+        ids = tokenizer.apply_chat_template(
+            found, add_generation_prompt=True, tokenize=True, return_dict=False, **options.template_arguments()
+        )
+    if not ids:
+        raise UsageError("--prompts", f"{place}: {found!r} is no token at all for the student's tokenizer")
+    text = found if isinstance(found, str) else str(found[-1]["content"])
+    answer = record.get(options.answer_column)
+    return Prompt(list(ids), text, None if answer is None else str(answer), given(record, place, options, tokenizer))
+
+
+def given(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> list[int] | None:
+    """The completion that comes with a prompt, ended by the tokenizer's end-of-sequence token."""
+    if options.completion_column is None:
+        return None
+    text = record.get(options.completion_column)
+    if not isinstance(text, str) or not text:
+        raise UsageError("--completion-column", f"{place}: needs a {options.completion_column!r} (text)")
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

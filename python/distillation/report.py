@@ -1,20 +1,17 @@
-"""What a run leaves behind: lines on the terminal and a folder with config, metrics and models."""
+"""What a run says on the terminal."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import platform
 import resource
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
-
-from .errors import UsageError
 
 Item = TypeVar("Item")
 
@@ -33,41 +30,24 @@ STEP_COLUMNS = (
 )
 
 
-class RunFolder:
-    """A folder with config.json, metrics.jsonl (one line per step, written as it happens), results.json and models."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
-        except OSError as error:
-            raise UsageError("--output", f"cannot use {str(path)!r} as a run folder: {error.strerror}") from error
-        if occupied:
-            raise UsageError("--output", f"{str(path)!r} is not empty; a run needs a folder of its own")
-        self.path = path
-
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-
-    def log(self, record: dict[str, Any]) -> None:
-        # Opened for every line, so that an interrupted run loses none.
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-    def save_model(self, name: str, model: Any, tokenizer: Any) -> None:
-        model.save_pretrained(self.path / name)
-        tokenizer.save_pretrained(self.path / name)
-
-
 def say(text: str = "") -> None:
-    """A line on standard output that does not tear a progress bar apart."""
+    """A line on standard output, of the first process only, that does not tear a progress bar apart."""
+    if int(os.environ.get("RANK", "0")):
+        return
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """A bar on standard error while ``items`` are consumed; none where that is not a terminal."""
-    yield from tqdm(items, total=total, desc=label, leave=False, disable=None, dynamic_ncols=True)
+    yield from tqdm(
+        items,
+        total=total,
+        desc=label,
+        leave=False,
+        disable=None if os.environ.get("RANK", "0") == "0" else True,
+        dynamic_ncols=True,
+    )
 
 
 def shown(step: int, steps: int, lines: int = 5) -> bool:
@@ -81,7 +61,8 @@ def step_header() -> str:
 
 def step_line(metrics: dict[str, Any]) -> str:
     return "  " + "  ".join(
-        format(metrics[name], form).rjust(width(heading, form)) for heading, name, form in STEP_COLUMNS
+        ("-" if metrics[name] is None else format(metrics[name], form)).rjust(width(heading, form))
+        for heading, name, form in STEP_COLUMNS
     )
 
 

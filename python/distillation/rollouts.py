@@ -1,4 +1,4 @@
-"""Sampling from the student, and which of the sampled tokens count.
+"""Sampling completions, and which of their tokens count.
 
     input_ids        p p P P P | C C C E p       p padding, P prompt, C completion, E end of sequence
     attention_mask   0 0 1 1 1 | 1 1 1 1 0
@@ -9,14 +9,25 @@ The mask of a completion ends with its end-of-sequence token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from .draws import DrawTokens
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and what follows it, as token ids; the last id is an end-of-sequence token where it ``ended``."""
+
+    prompt: list[int]
+    ids: list[int]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -36,14 +47,25 @@ class Rollouts:
         """Valid completion tokens per sequence, the end-of-sequence token included, int64 [B]."""
         return self.completion_mask.sum(dim=1)
 
-    def split(self, size: int) -> Iterator[Rollouts]:
-        """Micro-batches of at most ``size`` sequences, each without the columns that are padding in all of them."""
-        for start in range(0, len(self.input_ids), size):
-            rows = slice(start, start + size)
-            attended = self.attention_mask[rows].any(dim=0).nonzero()
-            first, end = int(attended[0]), int(attended[-1]) + 1
-            completion = self.completion_mask[rows, : end - self.prompt_width]
-            yield Rollouts(self.input_ids[rows, first:end], self.attention_mask[rows, first:end], completion)
+    def sequences(self, eos_ids: list[int]) -> list[Completion]:
+        """Each row without its padding."""
+        rows = zip(self.input_ids.tolist(), self.attention_mask.tolist(), self.lengths.tolist(), strict=True)
+        width, found = self.prompt_width, []
+        for ids, attended, length in rows:
+            answer = ids[width : width + length]
+            found.append(Completion(ids[attended.index(1) : width], answer, answer[-1] in eos_ids))
+        return found
+
+
+def collate(completions: Sequence[Completion], pad_id: int, device: torch.device) -> Rollouts:
+    """Sequences of any lengths as one batch, padded no further than the longest prompt and completion in it."""
+    input_ids, attention_mask = left_pad([completion.prompt for completion in completions], pad_id, device)
+    width = max(len(completion.ids) for completion in completions)
+    answers = [completion.ids + [pad_id] * (width - len(completion.ids)) for completion in completions]
+    lengths = torch.tensor([len(completion.ids) for completion in completions], device=device)
+    mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
+    input_ids = torch.cat([input_ids, torch.tensor(answers, device=device)], dim=1)
+    return Rollouts(input_ids, torch.cat([attention_mask, mask.long()], dim=1), mask)
 
 
 def completion_mask(completion_ids: Tensor, eos_ids: list[int]) -> Tensor:
@@ -79,41 +101,56 @@ def sample(
     *,
     max_new_tokens: int,
     vocab_size: int | None = None,
+    numbers: Tensor | None = None,
+    synced: bool = False,
 ) -> Rollouts:
     """One completion per prompt, drawn from the model's own distribution at temperature 1.
 
-    Ids from ``vocab_size`` on are never drawn: the other model would not know them.
+    Ids from ``vocab_size`` on are never drawn: the other model would not know them. ``numbers`` [B, max_new_tokens]
+    decide (see :mod:`distillation.draws`); without them torch's global generator does. ``synced``: keep all processes
+    at it until the last has finished, for a model whose parameters are shared out among them.
     """
+    if numbers is None:
+        numbers = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64)
     eos_ids = end_of_sequence_ids(model, tokenizer)
     head_size = len(model.get_output_embeddings().weight)
     unshared = list(range(vocab_size, head_size)) if vocab_size is not None else []
     plain = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # DrawTokens leaves one id to choose
+        use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_ids or None,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=unshared or None,
     )
     input_ids, attention_mask = left_pad(prompts, tokenizer.pad_token_id, model.device)
+    draw = DrawTokens(numbers.to(model.device), input_ids.shape[1])
     # generate() fills what its argument leaves open from the model's own config: a top-p or repetition penalty from
     # there would make the samples off-policy.
     own, model.generation_config = model.generation_config, plain
+    training = model.training
+    model.eval()
     try:
-        sequences = cast(Any, model).generate(input_ids, attention_mask=attention_mask, generation_config=plain)
+        sequences = cast(Any, model).generate(
+            input_ids,
+            attention_mask=attention_mask,
+            generation_config=plain,
+            logits_processor=LogitsProcessorList([draw]),
+            synced_gpus=synced,
+        )
     finally:
         model.generation_config = own
+        model.train(training)
     mask = completion_mask(sequences[:, input_ids.shape[1] :], eos_ids)
     return Rollouts(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
 
 
 def completions(rollouts: Rollouts, tokenizer: Tokenizer, eos_ids: list[int]) -> list[str | None]:
     """Each completion as text without its end-of-sequence token; None where it never ended."""
-    completion_ids = rollouts.input_ids[:, rollouts.prompt_width :].tolist()
-    texts: list[str | None] = []
-    for ids, length in zip(completion_ids, rollouts.lengths.tolist(), strict=True):
-        ended = ids[length - 1] in eos_ids
-        texts.append(str(tokenizer.decode(ids[: length - 1], skip_special_tokens=False)) if ended else None)
-    return texts
+    return [text_of(found, tokenizer) if found.ended else None for found in rollouts.sequences(eos_ids)]
+
+
+def text_of(completion: Completion, tokenizer: Tokenizer) -> str:
+    """A completion as text, without its end-of-sequence token."""
+    ids = completion.ids[:-1] if completion.ended else completion.ids
+    return str(tokenizer.decode(ids, skip_special_tokens=False))

@@ -1,141 +1,122 @@
-"""What is distilled into what: the demonstration's own small models and task, or models and prompts of the user's."""
+"""What is distilled into what: two models, checked against each other, and prompts, checked against both."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from . import coins
+from .answers import exact_match
+from .coins import Payment
+from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
-from .models import check_head, load_model, load_tokenizer, shared_vocabulary, small_llama
+from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
-from .prompts import encode_prompts, read_prompts
-from .report import progress, say
-from .rollouts import end_of_sequence_ids, left_pad
-from .training import train_supervised
-
-TRAINING_PROBLEMS = 20_000
-SUPERVISED_BATCH = 128
+from .prompts import Prompt, encode_prompts, records
+from .report import say
+from .run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Two models that share a vocabulary, prompts as token ids, and a check per held-out prompt if there is one."""
+    """A teacher, the student's start as a folder or hub name, and prompts; ``vocab_size`` ids are known to both."""
 
+    task: str
     teacher: PreTrainedModel
-    student: PreTrainedModel
+    start: str
     tokenizer: Tokenizer
-    training_prompts: list[list[int]]
-    held_out_prompts: list[list[int]]
-    checks: list[Callable[[str], bool]] | None
+    eos_ids: list[int]
+    training: list[Prompt]
+    held_out: list[Prompt]
     vocab_size: int
+    options: Options
+    device: torch.device
+
+    def load_student(self, name: str | None = None) -> PreTrainedModel:
+        """The student at its start, or as a folder has it, ending sequences as the teacher does."""
+        models = self.options.models
+        student = load_model(
+            "--student", name or self.start, models.student_dtype, self.device, models.attn_implementation
+        )
+        student.generation_config.eos_token_id = self.eos_ids
+        return student
+
+    def check(self, prompt: Prompt) -> Callable[[str], bool] | None:
+        """Says of a completion whether it is right; None where nobody knows."""
+        if self.task == "coins":
+            return Payment.parse(prompt.text).accepts
+        return None if prompt.answer is None else partial(exact_match, answer=prompt.answer)
 
 
-def pick_device(options: Options) -> torch.device:
-    """The device asked for; 'auto' is CUDA if there is one, except in the demonstration, which is made for a CPU."""
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() and not options.demo else "cpu")
-    try:
-        device = torch.device(options.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError("--device", f"cannot use {options.device!r}: {reason}") from error
-    return device
-
-
-def own_models(options: Options, device: torch.device) -> Scenario:
-    """The models and prompts of the command line, checked against each other before anything is trained."""
-    assert options.teacher is not None and options.student is not None and options.prompts is not None
-    texts = read_prompts(options.prompts)
-    tokenizer = load_tokenizer("--student", options.student)
-    teacher_tokenizer = load_tokenizer("--teacher", options.teacher)
-    teacher = load_model("--teacher", options.teacher, options.torch_dtype, device)
-    student = load_model("--student", options.student, options.student_dtype, device)
+def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> Scenario:
+    """The models and prompts of the command line, or those of the demonstration, checked before anything is trained."""
+    models = options.models
+    teacher_name = models.teacher or str(folder.path / TEACHER)
+    start = models.student or str(folder.path / START)
+    rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
+    tokenizer = load_tokenizer("--student", start)
+    teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = teacher_tokenizer.chat_template
+    prompts = encode_prompts(rows, options.prompts, tokenizer)
+    teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
     teacher.requires_grad_(False)
-    if not end_of_sequence_ids(student, tokenizer):
-        raise UsageError("--student", f"{options.student!r} names no end-of-sequence token")
+    student = load_model("--student", start, models.student_dtype, device, models.attn_implementation)
     vocab_size = shared_vocabulary(student, teacher, tokenizer, teacher_tokenizer)
-    prompts = encode_prompts(tokenizer, texts)
-    if len(prompts) <= options.eval_prompts:
+    eos_ids = align_ends(student, teacher, tokenizer, teacher_tokenizer, vocab_size)
+    if not eos_ids:
+        raise UsageError("--student", f"neither {start!r} nor the teacher names an end-of-sequence token")
+    if options.demo:
+        training, held_out = coin_prompts(options, tokenizer)
+    else:
+        training, held_out = split(options, prompts)
+    check_prompts(options, training + held_out, student, teacher, vocab_size)
+    check_head("--teacher", teacher, (training + held_out)[0].ids)
+    check_head("--student", student, (training + held_out)[0].ids)
+    if not options.demo:
+        say(f"teacher: {described(teacher)}; student: {described(student)}")
+        say(f"{len(training)} prompts to train on, {len(held_out)} held out")
+        names = ", ".join(repr(tokenizer.decode([i])) for i in eos_ids)
+        say(f"a completion ends with {names}; the {vocab_size} ids that both models have are compared")
+    task = "coins" if options.demo else str(options.prompts.prompts)
+    return Scenario(task, teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
+
+
+def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on, and those held out."""
+    limit, held = options.prompts.max_prompt_tokens, options.run.eval_prompts
+    if limit is not None:
+        prompts = [prompt for prompt in prompts if len(prompt.ids) <= limit]
+    if len(prompts) <= held:
         raise UsageError(
             "--prompts",
-            f"holds {len(prompts)} different prompts and --eval-prompts keeps {options.eval_prompts} of them for "
-            "evaluation; nothing is left to train on",
+            f"holds {len(prompts)} different prompts and --eval-prompts keeps {held} of them for evaluation; "
+            "nothing is left to train on",
         )
-    if max(max(prompt) for prompt in prompts) >= vocab_size:
+    shuffled = random.Random(options.training.seed).sample(prompts, len(prompts))
+    return shuffled[held:], shuffled[:held]
+
+
+def check_prompts(
+    options: Options, prompts: list[Prompt], student: PreTrainedModel, teacher: PreTrainedModel, vocab_size: int
+) -> None:
+    """Refuses prompts that are unknown to a model, or that leave no room for a completion."""
+    if max(max(prompt.ids) for prompt in prompts) >= vocab_size:
         raise UsageError("--prompts", f"contains tokens beyond the {vocab_size} ids that both models have")
-    longest = max(len(prompt) for prompt in prompts) + options.max_new_tokens
+    given = [prompt.completion for prompt in prompts if prompt.completion is not None]
+    if given and max(max(ids) for ids in given) >= vocab_size:
+        raise UsageError("--completion-column", f"contains tokens beyond the {vocab_size} ids that both models have")
+    new = options.rollouts.max_new_tokens
+    longest = max(len(prompt.ids) for prompt in prompts) + new
     for name, model in (("teacher", teacher), ("student", student)):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise UsageError(
                 "--max-new-tokens",
-                f"the longest prompt and {options.max_new_tokens} new tokens make {longest}, but the {name} has "
-                f"{limit} positions",
+                f"the longest prompt and {new} new tokens make {longest}, but the {name} has {limit} positions",
             )
-    check_head("--teacher", teacher, prompts[0])
-    check_head("--student", student, prompts[0])
-    shuffled = random.Random(options.seed).sample(prompts, len(prompts))
-    training, held_out = shuffled[options.eval_prompts :], shuffled[: options.eval_prompts]
-    say(f"teacher: {described(teacher)}; student: {described(student)}")
-    say(f"{len(training)} prompts to train on, {len(held_out)} held out")
-    return Scenario(teacher, student, tokenizer, training, held_out, None, vocab_size)
-
-
-def demonstration(options: Options, device: torch.device) -> Scenario:
-    """A small teacher trained on the coin task, and a smaller student trained briefly, to have a start."""
-    tokenizer = coins.build_tokenizer()
-    training, held_out = coins.draw_problems(TRAINING_PROBLEMS, options.eval_prompts, options.seed)
-    prompts = tokenizer([problem.prompt for problem in training + held_out])["input_ids"]
-    positions = max(len(prompt) for prompt in prompts) + max(options.max_new_tokens, coins.LONGEST_ANSWER)
-    trained = {}
-    for name, hidden_size, layers, steps in (
-        ("teacher", 128, 4, options.teacher_steps),
-        ("student", 96, 2, options.student_steps),
-    ):
-        torch.manual_seed(options.seed)
-        model = small_llama(tokenizer, hidden_size, layers, positions, device)
-        say(f"training the {name} on right answers: {described(model)}, {steps} steps of {SUPERVISED_BATCH}")
-        batches = supervised_batches(training, tokenizer, random.Random(options.seed), device)
-        losses = train_supervised(model, batches.__next__, steps=steps, learning_rate=3e-3)
-        for _ in progress(losses, steps, name):
-            pass
-        trained[name] = model
-    trained["teacher"].requires_grad_(False)
-    return Scenario(
-        trained["teacher"],
-        trained["student"],
-        tokenizer,
-        prompts[: len(training)],
-        prompts[len(training) :],
-        [problem.accepts for problem in held_out],
-        len(tokenizer),
-    )
-
-
-def supervised_batches(
-    problems: list[coins.Payment], tokenizer: Tokenizer, rng: random.Random, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Token ids, attention mask and labels (−100 on prompt and padding), [B, L] each, without end."""
-    while True:
-        drawn = rng.choices(problems, k=SUPERVISED_BATCH)
-        texts = [f"{problem.prompt} {problem.draw_answer(rng)} {tokenizer.eos_token}" for problem in drawn]
-        input_ids, attention_mask = left_pad(tokenizer(texts)["input_ids"], tokenizer.pad_token_id, device)
-        labels = torch.full_like(input_ids, -100)
-        for row, label_row, problem in zip(input_ids, labels, drawn, strict=True):
-            answer = slice(-problem.answer_tokens, None)
-            label_row[answer] = row[answer]
-        yield input_ids, attention_mask, labels
-
-
-def described(model: PreTrainedModel) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
-    return f"{type(model).__name__} of {size} parameters"

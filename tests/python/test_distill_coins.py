@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from distillation.coins import COINS, LONGEST_ANSWER, Payment, build_tokenizer, draw_problems, ways
-from distillation.scenarios import supervised_batches
+from distillation.demonstration import supervised_batches
 
 PAYMENT = Payment(47, 4, (5, 30))
 
@@ -16,6 +16,7 @@ PAYMENT = Payment(47, 4, (5, 30))
 def test_right_answers_are_accepted() -> None:
     assert PAYMENT.prompt == "pay 47 with 4 no 5p 30p :"
     assert Payment(47, 4).prompt == "pay 47 with 4 :"
+    assert [Payment.parse(problem.prompt) for problem in (PAYMENT, Payment(47, 4))] == [PAYMENT, Payment(47, 4)]
     assert PAYMENT.accepts("20p 27 15p 12 10p 2 2p 0")
     assert Payment(47, 5).accepts("20p 27 15p 12 8p 4 2p 2 2p 0")
     assert PAYMENT.accepts("2p 45 10p 35 15p 20 20p 0")

@@ -6,39 +6,45 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import distill as program
 import pytest
 import torch
-from distillation import scenarios
+from datasets import Dataset
+from distillation import demonstration
+from distillation.command_line import GROUPS
 from distillation.errors import RunError
-from distillation.options import Options
-from distillation.prompts import encode_prompts, read_prompts
-from distillation.training import distill
+from distillation.options import DEMO, PromptOptions, TrainingOptions
+from distillation.prompts import encode_prompts, records
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .conftest import VOCABULARY, tiny_words
+from .conftest import EOS, VOCABULARY, tiny_words
 
 PROGRAM = Path(program.__file__)
-TIMINGS = {"tokens_per_second", "rollout_seconds", "update_seconds", "peak_memory_mib"}
+TIMINGS = {
+    *("tokens_per_second", "peak_memory_mib"),
+    *(f"{part}_seconds" for part in ("rollout", "teacher", "student", "optimizer")),
+}
+SPLIT = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy")
 METRICS = {
-    *("objective", "step", "loss", "forward_kl", "reverse_kl", "teacher_entropy", "student_entropy", "gate_fraction"),
-    *("grad_norm", "learning_rate", "completion_length", "tokens"),
+    *("run", "step", "loss", "gate_fraction", "grad_norm", "learning_rate"),
+    *("completion_length", "clipped_fraction", "tokens"),
+    *(f"{name}{split}" for name in SPLIT for split in ("", "_open", "_closed")),
     *TIMINGS,
 }
 SMALL_DEMO = [
-    *("--steps", "3", "--batch-size", "6", "--micro-batch-size", "4", "--teacher-steps", "12", "--student-steps", "4"),
-    *("--eval-prompts", "4", "--eval-samples", "8"),
+    *("--max-steps", "3", "--per-device-train-batch-size", "3", "--gradient-accumulation-steps", "2"),
+    *("--teacher-steps", "12", "--student-steps", "4", "--eval-prompts", "4", "--eval-samples", "8"),
 ]
 
 
 @pytest.fixture(autouse=True)
 def few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenarios, "TRAINING_PROBLEMS", 60)
-    monkeypatch.setattr(scenarios, "SUPERVISED_BATCH", 16)
+    monkeypatch.setattr(demonstration, "TRAINING_PROBLEMS", 60)
+    monkeypatch.setattr(demonstration, "SUPERVISED_BATCH", 16)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -47,21 +53,33 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_demonstration_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert program.main([*SMALL_DEMO, "--output", str(folder)]) == 0
+    assert program.main([*SMALL_DEMO, "--output-dir", str(folder)]) == 0
     records = logged(folder)
-    assert [(record["objective"], record["step"]) for record in records] == [
+    assert [(record["run"], record["step"]) for record in records] == [
         (objective, step) for objective in ("reverse-kl", "entropy-aware") for step in (1, 2, 3)
     ]
     assert all(set(record) == METRICS for record in records)
     # The same start and the same seed: until the first update the two arms see the same tokens.
     assert records[0]["reverse_kl"] == records[3]["reverse_kl"] and records[0]["tokens"] == records[3]["tokens"]
     assert records[3]["loss"] > records[0]["loss"]
-    assert json.loads((folder / "config.json").read_text())["steps"] == 3
+    assert json.loads((folder / "config.json").read_text())["max_steps"] == 3
     results = json.loads((folder / "results.json").read_text())
-    assert list(results) == ["teacher", "student at start", "reverse-kl", "entropy-aware"]
-    for row in results.values():
-        assert {"pass@1", "pass@8", "student_entropy_uncertain", "forward_kl_uncertain"} <= set(row)
-    assert results["teacher"]["forward_kl_uncertain"] == pytest.approx(0, abs=1e-5)
+    assert {name: results[name] for name in ("task", "prompts", "samples", "tau")} == {
+        **{"task": "coins", "prompts": 4, "samples": 8, "tau": 0.8}
+    }
+    names = ["teacher", "student at start", "reverse-kl", "entropy-aware"]
+    assert [row["name"] for row in results["models"]] == names
+    for row in results["models"]:
+        assert len(row["correct"]) == 4 and all(set(outcomes) <= {0, 1} for outcomes in row["correct"])
+        assert {"student_entropy_uncertain", "forward_kl_uncertain", "tokens"} <= set(row["agreement"])
+    assert results["models"][0]["agreement"]["forward_kl_uncertain"] == pytest.approx(0, abs=1e-5)
+    for name in ("completions", "histograms"):
+        kept = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        assert {record["run"] for record in kept} == {"reverse-kl", "entropy-aware"}
+    by_step = {(record["run"], record["step"]): record["tokens"] for record in records}
+    for record in kept:
+        assert len(record["edges"]) == 1 + len(record["student_entropy"])
+        assert sum(record["student_entropy"]) == by_step[record["run"], record["step"]]
 
     weights = {}
     for name in ("teacher", "student-start", "student-reverse-kl", "student-entropy-aware"):
@@ -82,8 +100,8 @@ def test_the_demonstration_writes_everything(tmp_path: Path, capsys: pytest.Capt
 def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
     runs = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        smaller = ["--steps", "2", "--eval-prompts", "2", "--teacher-steps", "2", "--student-steps", "1"]
-        arguments = ["--objective", "entropy-aware", "--seed", seed, "--output", str(tmp_path / name)]
+        smaller = ["--max-steps", "2", "--eval-prompts", "2", "--teacher-steps", "2", "--student-steps", "1"]
+        arguments = ["--objective", "entropy-aware", "--seed", seed, "--output-dir", str(tmp_path / name)]
         assert program.main([*SMALL_DEMO, *smaller, *arguments]) == 0
         records = [{k: v for k, v in record.items() if k not in TIMINGS} for record in logged(tmp_path / name)]
         runs.append((records, (tmp_path / name / "results.json").read_text()))
@@ -95,7 +113,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
     ("form", "choice", "objectives"),
     [
         (".txt", [], ["entropy-aware"]),
-        (".jsonl", ["--objective", "both", "--torch-dtype", "bfloat16"], ["reverse-kl", "entropy-aware"]),
+        (".jsonl", ["--objective", "both", "--teacher-dtype", "bfloat16"], ["reverse-kl", "entropy-aware"]),
     ],
 )
 def test_own_models_and_prompts(
@@ -114,11 +132,11 @@ def test_own_models_and_prompts(
     lines = texts if form == ".txt" else [json.dumps({"prompt": text}) for text in texts]
     prompts.write_text("\n".join(lines) + "\n\n")
     folder = tmp_path / "run"
-    arguments = ["--teacher", teacher, "--student", student, "--prompts", str(prompts), "--output", str(folder)]
-    small = ["--steps", "2", "--batch-size", "4", "--micro-batch-size", "3", "--max-new-tokens", "6"]
+    arguments = ["--teacher", teacher, "--student", student, "--prompts", str(prompts), "--output-dir", str(folder)]
+    small = ["--max-steps", "2", "--per-device-train-batch-size", "2", "--max-new-tokens", "6", "--use-cpu"]
     assert program.main([*arguments, *small, *choice, "--eval-prompts", "4", "--learning-rate", "0.01"]) == 0
     records = logged(folder)
-    steps = [(record["objective"], record["step"]) for record in records]
+    steps = [(record["run"], record["step"]) for record in records]
     assert steps == [(objective, step) for objective in objectives for step in (1, 2)]
     assert len({record["reverse_kl"] for record in records if record["step"] == 1}) == 1  # the same first tokens
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student, folder / "student-entropy-aware"))
@@ -132,11 +150,24 @@ def test_own_models_and_prompts(
 def test_chats_go_through_the_template(tmp_path: Path, saved_model: Callable[..., str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved_model("student", "llama", tiny_words()))
     prompts = tmp_path / "chats.jsonl"
-    prompts.write_text('{"messages": [{"role": "user", "content": "w5 w6"}]}\n')
-    with pytest.raises(RunError, match=r"argument --prompts: has 'messages', but .* no chat template"):
-        encode_prompts(tokenizer, read_prompts(prompts))
-    tokenizer.chat_template = "w3 {{ messages[0]['content'] }}{% if add_generation_prompt %} w4{% endif %}"
-    assert encode_prompts(tokenizer, read_prompts(prompts)) == [[3, 5, 6, 4]]
+    prompts.write_text('{"messages": [{"role": "user", "content": "w5 w6"}], "answer": 7}\n')
+    options = PromptOptions(prompts=str(prompts), enable_thinking=False)
+    with pytest.raises(RunError, match=r"line 1: is a chat, but neither tokenizer has a chat template"):
+        encode_prompts(records(options), options, tokenizer)
+    tokenizer.chat_template = (
+        "w3 {{ messages[0]['content'] }}{% if add_generation_prompt %} w4{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %} w9{% endif %}"
+    )
+    (found,) = encode_prompts(records(options), options, tokenizer)
+    assert (found.ids, found.text, found.answer) == ([3, 5, 6, 4, 9], "w5 w6", "7")
+    texts = tmp_path / "texts.parquet"
+    Dataset.from_dict({"question": ["w5", "w6", "w5"], "reply": ["w7 w8"] * 3}).to_parquet(texts)
+    options = PromptOptions(
+        prompts=str(texts), prompt_column="question", prompt_suffix=" w8", chat=True, completion_column="reply"
+    )
+    found_too = encode_prompts(records(options), options, tokenizer)
+    assert [prompt.ids for prompt in found_too] == [[3, 5, 8, 4], [3, 6, 8, 4]]
+    assert found_too[0].completion == [7, 8, EOS]
 
 
 def test_tokenizers_that_disagree_are_refused(
@@ -148,7 +179,7 @@ def test_tokenizers_that_disagree_are_refused(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("w3\nw4\n")
     arguments = ["--teacher", teacher, "--student", student, "--prompts", str(prompts), "--eval-prompts", "1"]
-    assert program.main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    assert program.main([*arguments, "--output-dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "the student has 40 ids and the teacher 48" in error
     assert "first id 10: 'w10' for the student, 'w39' for the teacher" in error
@@ -161,27 +192,25 @@ OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tau", "high"], "argument --tau: 'high' is not a number"),
-        (["--tau", "nan"], "argument --tau: 'nan' is not a number"),
-        (["--alpha", "-1"], "argument --alpha: '-1' is not a number of at least 0"),
-        (["--temperature", "0"], "argument --temperature: '0' is not a number above 0"),
-        (["--steps", "0"], "argument --steps: '0' is not an integer of at least 1"),
-        (["--batch-size", "2.5"], "argument --batch-size: '2.5' is not an integer of at least 1"),
+        (["--tau", "high"], "argument --tau: invalid float value: 'high'"),
+        (["--tau", "nan"], "argument --tau: nan is not a finite number"),
+        (["--alpha", "-1"], "argument --alpha: -1.0 is not a number of at least 0"),
+        (["--temperature", "0"], "argument --temperature: 0.0 is not a number above 0"),
+        (["--max-steps", "0"], "argument --max-steps: 0 is not an integer of at least 1"),
+        (["--eval-prompts", "2.5"], "argument --eval_prompts/--eval-prompts: invalid int value: '2.5'"),
         (["--objective", "jsd"], "argument --objective: invalid choice: 'jsd'"),
         (["--combine", "mix"], "argument --combine: invalid choice: 'mix'"),
+        (["--steps", "3"], "unrecognized arguments: --steps"),
         (["--eval-samples", "7"], "argument --eval-samples: pass@8 needs at least 8 samples per prompt, got 7"),
         (["--teacher", "a"], "argument --student: missing; --teacher needs"),
         (["--student", "a", "--prompts", "p.txt"], "argument --teacher: missing; --student needs"),
-        (["--device", "cuda:99"], "argument --device: cannot use 'cuda:99'"),
-        (["--device", "toaster"], "argument --device: cannot use 'toaster'"),
-        (["--output", "{file}"], "argument --output: cannot use "),
-        (["--output", "{folder}"], "is not empty; a run needs a folder of its own"),
+        (["--output-dir", "{file}"], "argument --output-dir: cannot use "),
+        (["--output-dir", "{folder}"], "is not empty; a run needs a folder of its own"),
         (
             ["--teacher", "{folder}", "--student", "{folder}", "--prompts", "{folder}/none.txt"],
             "argument --prompts: cannot read ",
         ),
-        ([*OWN, "{folder}/none.txt"], "argument --prompts: cannot read "),
-        ([*OWN, "{file}"], "must end in .txt or .jsonl"),
+        ([*OWN, "{file}"], "must end in .txt, .jsonl, .parquet"),
         ([*OWN, "{folder}/p.txt"], "argument --student: cannot load a tokenizer"),
     ],
 )
@@ -228,26 +257,19 @@ def test_prompts_that_cannot_be_used(
     model = saved_model("model", "llama", tiny_words())
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(lines) + "\n")
-    arguments = ["--teacher", model, "--student", model, "--prompts", str(prompts), "--output", str(tmp_path / "run")]
+    arguments = [
+        "--teacher",
+        model,
+        "--student",
+        model,
+        "--prompts",
+        str(prompts),
+        "--output-dir",
+        str(tmp_path / "run"),
+    ]
     assert program.main([*arguments, "--eval-prompts", "1", *extra]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
-
-
-def test_an_interrupt_keeps_what_was_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[dict[str, float]]:
-        for metrics in distill(*arguments, **options):
-            yield metrics
-            if metrics["step"] == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "distill", interrupted)
-    assert program.main([*SMALL_DEMO, "--output", str(tmp_path / "run")]) == 130
-    assert [record["step"] for record in logged(tmp_path / "run")] == [1, 2]
-    error = capsys.readouterr().err
-    assert "interrupted" in error and str(tmp_path / "run") in error and "Traceback" not in error
 
 
 def test_help_fits_a_terminal_and_names_every_option(
@@ -258,13 +280,14 @@ def test_help_fits_a_terminal_and_names_every_option(
         program.main(["--help"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
-    for option in dataclasses.fields(Options):
-        assert f"--{option.name.replace('_', '-')} " in text
+    own = [group for group in GROUPS if group is not TrainingOptions]
+    for name in [*DEMO, *(option.name for group in own for option in dataclasses.fields(group))]:
+        assert name == "use_cpu" or f"--{name.replace('_', '-')} " in text
 
 
 def test_the_file_runs_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--tau", "high"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert run.returncode == 2
-    assert run.stderr == "distill.py: error: argument --tau: 'high' is not a number\n"
+    assert run.stderr == "distill.py: error: argument --tau: invalid float value: 'high'\n"
     assert not list(tmp_path.iterdir())

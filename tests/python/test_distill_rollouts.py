@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from distillation.prompts import shuffled_batches
-from distillation.rollouts import Rollouts, completion_mask, completions, end_of_sequence_ids, left_pad, sample
+from distillation.answering import Given, Sampled
+from distillation.draws import DrawTokens
+from distillation.prompts import Prompt
+from distillation.rollouts import (
+    Completion,
+    Rollouts,
+    collate,
+    completion_mask,
+    completions,
+    end_of_sequence_ids,
+    sample,
+)
+from distillation.stream import Draw, PromptStream
 from transformers import GenerationConfig
 
 from .conftest import EOS, PAD, VOCABULARY, tiny_model, tiny_tokenizer, tiny_words
@@ -24,16 +37,19 @@ def test_mask_counts_a_sampled_padding_token_and_any_of_several_ends() -> None:
     assert completion_mask(ids, [EOS, 7]).sum(dim=1).tolist() == [4, 2]
 
 
-def test_split_trims_columns_and_keeps_every_valid_token() -> None:
-    prompts, attention = left_pad([[3, 4, 5], [6], [7, 8]], PAD, torch.device("cpu"))
-    answers = torch.tensor([[9, 9, 9, 9, EOS], [8, EOS, PAD, PAD, PAD], [7, 7, EOS, PAD, PAD]])
-    mask = completion_mask(answers, [EOS])
-    whole = Rollouts(torch.cat([prompts, answers], 1), torch.cat([attention, mask.long()], 1), mask)
-    first, second = whole.split(1), list(whole.split(2))[1]
-    assert [part.completion_mask.shape[1] for part in first] == [5, 2, 3]
-    assert second.prompt_width == 2
-    assert second.input_ids.tolist() == [[7, 8, 7, 7, EOS]]
-    assert sum(int(part.lengths.sum()) for part in whole.split(2)) == int(whole.lengths.sum()) == 10
+def test_a_batch_is_no_wider_than_its_sequences_and_gives_them_back() -> None:
+    # Of three tokens: one that ended, one that did not, and one in which padding was sampled.
+    whole = [
+        Completion([3, 4, 5], [9, EOS], True),
+        Completion([6], [8, 8, 8], False),
+        Completion([7], [PAD, EOS], True),
+    ]
+    batch = collate(whole, PAD, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[3, 4, 5, 9, EOS, PAD], [PAD, PAD, 6, 8, 8, 8], [PAD, PAD, 7, PAD, EOS, PAD]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0]]
+    assert batch.lengths.tolist() == [2, 3, 2] and batch.prompt_width == 3
+    assert batch.sequences([EOS]) == whole
+    assert collate(whole[2:], PAD, torch.device("cpu")).input_ids.tolist() == [[7, PAD, EOS]]
 
 
 def test_sampling_is_from_the_models_own_distribution_and_leaves_its_config_alone() -> None:
@@ -91,9 +107,57 @@ def test_end_tokens_come_from_the_model_and_the_tokenizer() -> None:
     assert end_of_sequence_ids(model, tiny_tokenizer(tiny_words())) == [EOS, 7, 9]
 
 
-def test_every_prompt_comes_once_a_round() -> None:
-    prompts = [[i] for i in range(10)]
-    stream = shuffled_batches(prompts, 4, seed=0)
-    drawn = [prompt for _ in range(5) for prompt in next(stream)]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == prompts
-    assert drawn[:10] != drawn[10:]
+def test_every_prompt_comes_once_a_round_in_an_order_that_the_seed_decides() -> None:
+    prompts = [Prompt([i], str(i)) for i in range(10)]
+    drawn = list(PromptStream(prompts, 25, seed=0))
+    assert [draw.number for draw in drawn] == list(range(25))
+    orders = [[draw.prompt.ids[0] for draw in drawn[start : start + 10]] for start in (0, 10)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
+    assert PromptStream(prompts, 25, seed=0)[17] == drawn[17]  # whatever was asked for before
+    assert [draw.prompt for draw in PromptStream(prompts, 10, seed=1)] != [draw.prompt for draw in drawn[:10]]
+
+
+def draws(count: int) -> list[Draw]:
+    return [Draw(i, Prompt([3 + i % 7] * (1 + i % 3), "")) for i in range(count)]
+
+
+def sampled(**options: Any) -> Sampled:
+    torch.manual_seed(0)
+    student, teacher = tiny_model("llama"), tiny_model("gpt2")
+    given = {"seed": 0, "max_new_tokens": 6, "vocab_size": VOCABULARY, **options}
+    return Sampled(student, teacher, tiny_tokenizer(tiny_words()), **given)
+
+
+def test_a_draw_is_answered_alike_in_any_company() -> None:
+    together = sampled()(draws(12))
+    assert sampled(batch_size=5)(draws(12)) == together
+    assert sampled()(draws(12)[7:8]) == together[7:8]
+    assert sampled()(list(reversed(draws(12)))) == together[::-1]
+    assert sampled(seed=1)(draws(12)) != together
+    # The same prompt in two draws: each has numbers of its own.
+    assert together[0].prompt == sampled()([Draw(50, draws(1)[0].prompt)])[0].prompt
+    assert together[0].ids != sampled()([Draw(50, draws(1)[0].prompt)])[0].ids
+
+
+def test_the_teacher_answers_its_share_and_the_same_prompts_in_any_batch() -> None:
+    source = sampled(off_policy_fraction=0.3)
+    chosen = [source.for_teacher(draw) for draw in draws(400)]
+    assert 0.2 < sum(chosen) / 400 < 0.4
+    students, teachers, mixed = (sampled(off_policy_fraction=f)(draws(30)) for f in (0.0, 1.0, 0.3))
+    for student, teacher, found, by_teacher in zip(students, teachers, mixed, chosen, strict=False):
+        assert found == (teacher if by_teacher else student)
+    assert students != teachers
+
+
+def test_given_completions_are_cut_and_do_not_end_then() -> None:
+    prompt = Prompt([3], "w3", completion=[4, 5, EOS])
+    assert Given(3)([Draw(0, prompt)]) == [Completion([3], [4, 5, EOS], True)]
+    assert Given(2)([Draw(0, prompt)]) == [Completion([3], [4, 5], False)]
+
+
+def test_a_number_falls_into_the_part_of_its_id() -> None:
+    scores = torch.tensor([[0.1, 0.0, 0.2, 0.7]]).log().repeat(5, 1)
+    numbers = torch.tensor([[0.0], [0.099], [0.101], [0.301], [1.0]], dtype=torch.float64)
+    drawn = DrawTokens(numbers, 2)(torch.zeros(5, 2), scores)
+    assert drawn.argmax(-1).tolist() == [0, 0, 2, 3, 3]
+    assert (drawn > -torch.inf).sum(-1).tolist() == [1] * 5

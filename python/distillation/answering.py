@@ -1,0 +1,96 @@
+"""Where the completions of a step come from: the student, the teacher for some of the prompts, or the prompts' file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from .draws import seed_of, uniforms
+from .rollouts import Completion, end_of_sequence_ids, sample
+from .stream import Draw
+
+
+class Answering(Protocol):
+    """A source of completions: one per draw, in their order. Another engine than ``generate`` can stand behind it."""
+
+    def __call__(self, draws: Sequence[Draw]) -> list[Completion]: ...
+
+
+class Sampled:
+    """Completions by ``generate``, each with the numbers of its own draw.
+
+    Args:
+        student: whatever is to be sampled from; with sharded parameters ``synced`` must be set.
+        teacher: answers a share ``off_policy_fraction`` of the prompts, the same ones on any number of processes.
+        batch_size: completions at a time; None: all that are asked for at once.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        max_new_tokens: int,
+        vocab_size: int,
+        batch_size: int | None = None,
+        off_policy_fraction: float = 0.0,
+        synced: bool = False,
+    ) -> None:
+        self.models = (student, teacher)
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self.vocab_size = vocab_size
+        self.batch_size = batch_size
+        self.off_policy_fraction = off_policy_fraction
+        self.synced = synced
+
+    def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
+        found: dict[int, Completion] = {}
+        by_teacher = [self.for_teacher(draw) for draw in draws]
+        for model, teachers in zip(self.models, (False, True), strict=True):
+            chosen = [draw for draw, teachers_own in zip(draws, by_teacher, strict=True) if teachers_own is teachers]
+            size = self.batch_size or max(1, len(chosen))
+            for start in range(0, len(chosen), size):
+                part = chosen[start : start + size]
+                answers = self.answers(model, part, self.synced and not teachers)
+                found.update(zip([draw.number for draw in part], answers, strict=True))
+        return [found[draw.number] for draw in draws]
+
+    def for_teacher(self, draw: Draw) -> bool:
+        if self.off_policy_fraction == 0:
+            return False
+        return float(uniforms([seed_of("teacher", self.seed, draw.number)], 1)) < self.off_policy_fraction
+
+    def answers(self, model: PreTrainedModel, draws: Sequence[Draw], synced: bool) -> list[Completion]:
+        numbers = uniforms((seed_of("tokens", self.seed, draw.number) for draw in draws), self.max_new_tokens)
+        rollouts = sample(
+            model,
+            self.tokenizer,
+            [draw.prompt.ids for draw in draws],
+            max_new_tokens=self.max_new_tokens,
+            vocab_size=self.vocab_size,
+            numbers=numbers,
+            synced=synced,
+        )
+        return rollouts.sequences(end_of_sequence_ids(model, self.tokenizer))
+
+
+class Given:
+    """The completions that came with the prompts, cut at ``max_new_tokens``."""
+
+    def __init__(self, max_new_tokens: int) -> None:
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
+        found = []
+        for draw in draws:
+            ids = draw.prompt.completion
+            assert ids is not None
+            found.append(Completion(draw.prompt.ids, ids[: self.max_new_tokens], len(ids) <= self.max_new_tokens))
+        return found

@@ -1,0 +1,239 @@
+"""On-policy distillation as a transformers Trainer: the part to copy.
+
+    get_batch_samples   one optimizer step: all its completions are drawn at once, then cut into micro-batches
+    compute_loss        one micro-batch: hidden states of both models into the loss; no logits
+    after the step      the sums of all micro-batches and processes become one line of metrics
+
+Checkpoints, schedules, mixed precision, DDP, FSDP, DeepSpeed and the loggers are the library's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from eopd_kernels import Objective
+
+from .answering import Answering
+from .checkpoints import AtomicCheckpoints
+from .clock import Clock
+from .errors import RunError
+from .forward import inside_forward
+from .metrics import StepTotals
+from .models import moved, without_dropout
+from .options import TrainingOptions
+from .report import peak_memory_mib
+from .rollouts import Completion, Rollouts, collate
+from .stream import Draw, PromptStream
+from .training import score
+
+
+class OnPolicyTrainer(AtomicCheckpoints, Trainer):
+    """Trains ``student`` towards ``teacher`` on completions that ``answer`` draws for the prompts of ``stream``.
+
+    Args:
+        student: a causal language model; the weights are trained in the dtype they have.
+        teacher: another one of the same vocabulary, whole on every process.
+        stream: the draws of the whole run: exactly ``max_steps`` times the prompts of a step.
+        answer: from draws to completions, called once per optimizer step and process with its share of the step.
+        objective: what is minimised.
+        tau: where the metrics split tokens, nats of teacher entropy.
+        vocab_size: the ids that both models have.
+        on_step: called on the main process after each optimizer step with its metrics, its histograms and this
+            process's completions.
+    """
+
+    # compute_loss divides by the tokens of the whole optimizer step, of all processes.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: Tokenizer,
+        args: TrainingOptions,
+        stream: PromptStream,
+        *,
+        objective: Objective,
+        tau: float,
+        vocab_size: int,
+        on_step: Callable[[dict[str, Any], dict[str, Any], list[Completion]], None],
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        # The distribution that is trained is the one that was sampled from.
+        without_dropout(student)
+        super().__init__(student, args, data_collator=as_it_is, train_dataset=stream, callbacks=callbacks)
+        self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.answer: Answering | None = None
+        self.distillation_objective = objective  # the library has an `objective` of its own
+        self.tau = tau
+        self.vocab_size = vocab_size
+        self.on_step = on_step
+        self.stop_requested = False  # set it, and training ends after the step, with a checkpoint
+        self.clock = Clock(args.device)
+        self.totals: StepTotals | None = None
+        self.completions: list[Completion] = []
+        self.latest: dict[str, Any] = {}
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model inside of whatever was wrapped around it."""
+        return self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+
+    @property
+    def shares_parameters(self) -> bool:
+        """Whether each process holds a part of the student only, so that all must run it together."""
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of one optimizer step, and the valid tokens in them on all processes, 0-d."""
+        assert self.answer is not None
+        self.clock.start()
+        with self.clock.part("rollout"):
+            draws = [draw for _ in range(num_batches) for draw in next(epoch_iterator)]
+            self.completions = self.answer(draws)
+        size = self.args.per_device_train_batch_size
+        batches = [
+            collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
+            for start in range(0, len(draws), size)
+        ]
+        self.totals = StepTotals(self.tau, self.vocab_size, device)
+        self.totals.add("sequences", len(self.completions))
+        self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
+        tokens = torch.stack([batch.completion_mask.sum() for batch in batches]).sum()
+        return [vars(batch) for batch in batches], self.accelerator.reduce(tokens, "sum")
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        with self.clock.part("student and teacher"):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss, times the number of processes, over which gradients are
+        averaged: their sum is that of the global batch."""
+        rollouts = Rollouts(**inputs)
+        student = self.student
+
+        def forward() -> tuple[Tensor, Any]:
+            with self.accelerator.autocast():
+                seen = score(
+                    student,
+                    self.teacher,
+                    rollouts,
+                    self.distillation_objective,
+                    num_items=num_items_in_batch,
+                    vocab_size=self.vocab_size,
+                    teacher_part=self.clock.part("teacher"),
+                )
+            return seen.loss, seen
+
+        loss, seen = inside_forward(model, student, forward)
+        assert self.totals is not None
+        self.totals.add_tokens(seen, loss, rollouts.completion_mask)
+        if self.accelerator.num_processes > 1:
+            loss = loss * self.accelerator.num_processes
+        return (loss, seen) if return_outputs else loss
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Tensor,
+        grad_norm: Tensor | float | None,
+        model: nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """The end of a step, before anything is saved of it. At the end of an epoch it is called once more."""
+        if self.totals is not None:
+            self.finish_step(self.totals, grad_norm, learning_rate)
+            self.totals = None
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
+        )
+
+    def finish_step(self, totals: StepTotals, grad_norm: Tensor | float | None, learning_rate: float | None) -> None:
+        """Adds the processes up, tells ``on_step``, and ends the run where it has to end."""
+        seconds = self.clock.total()
+        parts = self.clock.seconds
+        device = self.args.device
+        # One message: what adds up, and whether any process was asked to stop.
+        own = torch.cat([totals.sums, torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=device)])
+        summed = self.accelerator.reduce(own, "sum")
+        peak = self.accelerator.gather(torch.tensor([peak_memory_mib(device)], dtype=torch.float64, device=device))
+        metrics = totals.metrics(summed[:-1])
+        step = self.state.global_step
+        if not math.isfinite(summed[totals.places["loss"]].item()):
+            raise RunError(f"the loss became {metrics['loss']} at step {step}; try a smaller --learning-rate")
+        tokens = metrics["tokens"] or 0
+        self.latest = {
+            "step": step,
+            **metrics,
+            "tokens_per_second": tokens / seconds,
+            "rollout_seconds": parts["rollout"],
+            "teacher_seconds": parts["teacher"],
+            "student_seconds": parts["student and teacher"] - parts["teacher"],
+            "optimizer_seconds": seconds - parts["rollout"] - parts["student and teacher"],
+            "grad_norm": number(grad_norm),
+            "learning_rate": learning_rate,
+            "peak_memory_mib": peak.max().item(),
+        }
+        if self.is_world_process_zero():
+            self.on_step(self.latest, totals.histograms(summed[:-1]), self.completions)
+        if summed[-1].item() > 0:
+            self.control.should_training_stop = self.control.should_save = self.stop_requested = True
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's record of a step with ours beside it."""
+        if "grad_norm" in logs:
+            logs.update({name: value for name, value in self.latest.items() if value is not None and name != "step"})
+        super().log(logs, start_time)
+
+    def save_student(self, folder: str) -> None:
+        """The student alone, as a folder that ``from_pretrained`` loads; every process takes part."""
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.is_world_process_zero():
+            self.student.save_pretrained(folder, state_dict=weights)
+            self.tokenizer.save_pretrained(folder)
+
+
+class Bar(ProgressCallback):
+    """The library's progress bar with the key numbers on it, on a terminal only; ``on_step`` prints the lines."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.leave = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and "loss" in logs:
+            shown = {"loss": logs["loss"], "tok/s": logs.get("tokens_per_second")}
+            self.training_bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if value is not None})
+
+
+def as_it_is(draws: list[Draw]) -> Any:
+    """A batch of the data loader: the draws themselves, to be answered first."""
+    return draws
+
+
+def number(value: Any) -> float | None:
+    """A gradient norm as a float, also where each process holds a part of it."""
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()
+    return None if value is None else float(value)

@@ -1,0 +1,67 @@
+"""Several processes produce what one does: the same tokens, the same loss curve and weights to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distill as program
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.distributed.processes import free_port
+
+from .small_run import arguments, comparable, lines
+
+ROOT = Path(__file__).parents[2]
+# The global batch is 8 in each case; for one process it is cut otherwise, into one micro-batch.
+ONE = ("--max-steps=3", "--per-device-train-batch-size=8", "--gradient-accumulation-steps=1")
+TWO = ("--max-steps=3", "--per-device-train-batch-size=2", "--gradient-accumulation-steps=2")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port={port}")
+# accelerate starts several processes on CPUs by mpirun only; as for GPUs it starts them itself, and --use-cpu decides.
+ACCELERATE = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+    *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_ip=127.0.0.1", "--main_process_port={port}"),
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, beside which the others find the same models and prompts."""
+    folder = tmp_path_factory.mktemp("processes")
+    assert program.main(arguments(folder, *ONE, "--output-dir", str(folder / "alone"))) == 0
+    return folder
+
+
+def launched(launcher: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(word.format(port=free_port()) for word in launcher), program.__file__, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=240)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(run / "student-entropy-aware").state_dict()
+
+
+def check_same(found: Path, expected: Path) -> None:
+    ours, theirs = lines(found), lines(expected)
+    assert len(ours) == len(theirs) == 3
+    for one, other in zip(ours, theirs, strict=True):
+        ours_then, theirs_then = ({k: v for k, v in comparable(line).items() if k != "run"} for line in (one, other))
+        assert ours_then == pytest.approx(theirs_then, rel=1e-4, abs=1e-6)
+        assert one["tokens"] == other["tokens"]
+    for name, value in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
+def test_two_processes_equal_one(launcher: tuple[str, ...], alone: Path, request: pytest.FixtureRequest) -> None:
+    run = alone / request.node.callspec.id
+    result = launched(launcher, *arguments(alone, *TWO, "--output-dir", str(run)))
+    assert result.returncode == 0, result.stderr
+    check_same(run, alone / "alone")
+    assert (run / "results.json").exists()
+    assert result.stdout.count("distilling with") == 1  # one process speaks
