@@ -73,6 +73,9 @@ def vocabulary_forward_bytes(sampled: bool = False, skewed: bool = False) -> int
     return 4 * (2 + 6 + 2 * sampled + 4 * skewed)
 
 
+TEACHER_FIRST_BYTES = 4 * (1 + 2)  # per token, fp32: its maximum and two sums, where gates are found before the rest
+
+
 def vocabulary_top_k_bytes(k: int) -> int:
     """Bytes per token that a rank puts into the gather of the likeliest entries: an id and two logits of each."""
     return k * (4 + 4 + 4)

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks import communication as model
 from benchmarks import pretend
 from eopd_kernels import (
     EntropyAwareKL,
@@ -435,15 +436,16 @@ def two_ranks() -> list[dict[str, Any]]:
 def test_bytes_per_token(two_ranks: list[dict[str, Any]]) -> None:
     for of_rank in two_ranks:
         found = of_rank["traffic_per_token"]
-        top_k = 3 * 16 * 4
+        default, sampled = model.vocabulary_forward_bytes(), model.vocabulary_forward_bytes(sampled=True)
+        assert (default, sampled) == (32, 40)
         for schedule in ("chunked", "recompute"):
-            assert found[f"default, {schedule}"] == 32
-            assert found[f"sampled, {schedule}"] == 40
-            assert found[f"the paper's, {schedule}"] == 40 + top_k
-            assert found[f"jsd, {schedule}"] == 32 + 16
-            assert found[f"no reverse half, open, {schedule}"] == 12 + 32
-        assert found["dX"] == pytest.approx(24 * 4)
-        assert found["twice the vocabulary"] == found["masked"] == 32
+            assert found[f"default, {schedule}"] == default
+            assert found[f"sampled, {schedule}"] == sampled
+            assert found[f"the paper's, {schedule}"] == sampled + model.vocabulary_top_k_bytes(16)
+            assert found[f"jsd, {schedule}"] == model.vocabulary_forward_bytes(skewed=True)
+            assert found[f"no reverse half, open, {schedule}"] == default + model.TEACHER_FIRST_BYTES
+        assert found["dX"] == pytest.approx(model.vocabulary_hidden_gradient_bytes(24))
+        assert found["twice the vocabulary"] == found["masked"] == default
 
 
 def test_what_does_not_fit_together_is_refused_on_every_rank(two_ranks: list[dict[str, Any]]) -> None:

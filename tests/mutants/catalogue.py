@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .compiled import MUTANTS as COMPILED
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
 from .integrations import MUTANTS as INTEGRATIONS
 from .mutant import Mutant, noticed_by
@@ -31,6 +32,7 @@ ROWS = "eopd_kernels/rows.py"
 
 MUTANTS = [
     *OBJECTIVES,
+    *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(("tests/distributed/test_tensor_parallel.py",), PARALLEL),
     *noticed_by(("tests/integrations",), INTEGRATIONS),

@@ -1,0 +1,20 @@
+# ruff: noqa: E501 (a mutant is a line)
+"""What is broken of the loss under torch.compile."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+COMPILED, FUNCTION = "eopd_kernels/compiled.py", "eopd_kernels/function.py"
+
+MUTANTS = [
+    Mutant("compiled: gradients are not divided", COMPILED, "factor = upstream / divisor", "factor = upstream"),
+    Mutant("compiled: the upstream gradient is forgotten", COMPILED, "found = [g * factor for g in stored]", "found = [g / divisor for g in stored]"),
+    Mutant("compiled: an input is handed out", COMPILED, "if first is None else first.clone()", "if first is None else first"),
+    Mutant("compiled: ids are not looked at", COMPILED, "            within_vocabulary(name, ids, options.vocab_size)\n", "            pass\n"),
+    Mutant("compiled: the fake says fp32 whatever the inputs", COMPILED, "dtype = compute_dtype(*inputs) if hidden else arguments.student.dtype", "dtype = torch.float32"),
+    Mutant("compiled: backward of open rows visits all", COMPILED, "        options = replace(options, some_weigh_nothing=True)\n", "        pass\n"),
+    Mutant("compiled: a callable gate is written down", COMPILED, "if not isinstance(options.objective.gate, str | EntropyGate | QuantileGate):", "if False:"),
+    Mutant("compiled: dynamo traces forward", FUNCTION, "class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):", "class EntropyAwareKL(torch.autograd.Function):"),
+    Mutant("compiled: torch.func is let through", FUNCTION, "if torch._C._are_functorch_transforms_active():", "if False:"),
+]  # fmt: skip
