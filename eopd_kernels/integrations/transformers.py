@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import LMHead, Objective, Sampled, entropy_aware_kl
+from .. import LMHead, Objective, entropy_aware_kl
 from ..model_head import unwrapped
+from .batches import check_objective, on_device
 from .hooks import check_parameters, moved
 
 TESTED = "5.23"
@@ -66,7 +67,8 @@ class DistillationMixin:
         # Whatever the model's own loss is, ours is about labels[:, 1:] and needs their count.
         trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True
         # Not `objective`: a Trainer keeps the figure of a hyperparameter search under that name.
-        self.distillation_objective = checked_objective(objective)
+        self.distillation_objective = Objective() if objective is None else objective
+        check_objective(self.distillation_objective)
         self.vocab_size = vocab_size
         self.teacher_model = teacher_model.requires_grad_(False).eval().to(trainer.args.device)
         for name, model in (("model", trainer.model), ("teacher_model", teacher_model)):
@@ -121,7 +123,8 @@ def compute_loss_func(
     Returns:
         A function of ``(outputs, labels, num_items_in_batch=None)``.
     """
-    objective = checked_objective(objective)
+    objective = Objective() if objective is None else objective
+    check_objective(objective)
     teacher.requires_grad_(False).eval()
     kept: list[dict[str, Any]] = []
 
@@ -153,18 +156,6 @@ def compute_loss_func(
     return loss
 
 
-def checked_objective(objective: Objective | None) -> Objective:
-    objective = Objective() if objective is None else objective
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an Objective or None, got {objective!r}")
-    if isinstance(objective.reverse, Sampled):
-        raise ValueError(
-            "a Trainer's batches have no old log-probabilities, which a sampled reverse half needs: use "
-            f"reverse='full' or 'none', got {objective.reverse!r}"
-        )
-    return objective
-
-
 def check_logits_to_keep(name: str, model: nn.Module) -> None:
     LMHead.from_model(model)
     if "logits_to_keep" not in inspect.signature(unwrapped(model).forward).parameters:
@@ -191,7 +182,3 @@ def hidden_states(model: nn.Module, inputs: dict[str, Any], logits_to_keep: int)
     finally:
         handle.remove()
     return taken[-1], outputs
-
-
-def on_device(num_items: Tensor | int | None, like: Tensor) -> Tensor | int | None:
-    return num_items.to(like.device) if isinstance(num_items, Tensor) else num_items

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import LMHead, Objective, Sampled, entropy_aware_kl
+from .. import LMHead, Objective, entropy_aware_kl
+from .batches import check_objective, on_device
 from .hooks import check_caller, check_parameters, find, moved
 
 TESTED = "1.16"
@@ -111,16 +112,6 @@ class OnlyThread:
 
 
 only_thread = OnlyThread()
-
-
-def check_objective(objective: Objective) -> None:
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an Objective or None, got {objective!r}")
-    if isinstance(objective.reverse, Sampled):
-        raise ValueError(
-            "patch_trl cannot train a sampled reverse half: trl's divergence gets neither the sampled tokens nor their "
-            f"old log-probabilities; use reverse='full' or 'none', got {objective.reverse!r}"
-        )
 
 
 def effective(objective: Objective | None, beta: float, temperature: float) -> Objective:
@@ -223,7 +214,3 @@ def jsd_loss(objective: Objective | None) -> Any:
         ).loss
 
     return generalized_jsd_loss
-
-
-def on_device(num_items: Tensor | int | None, like: Tensor) -> Tensor | int | None:
-    return num_items.to(like.device) if isinstance(num_items, Tensor) else num_items

@@ -250,7 +250,7 @@ def test_a_temperature_of_its_own_is_refused(adapter: Any) -> None:
 
 
 def test_what_trl_does_not_hand_over_is_refused_at_the_door(adapter: Any) -> None:
-    with pytest.raises(ValueError, match="sampled tokens"), adapter.patch_trl(Objective(reverse=Sampled())):
+    with pytest.raises(ValueError, match="sampled reverse half"), adapter.patch_trl(Objective(reverse=Sampled())):
         pass
     with pytest.raises(TypeError, match="objective must be"), adapter.patch_trl("reverse_kl"):
         pass
