@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant("objectives: the ragged end is left out", TOP_K, "columns = torch.cat([columns, ragged], 1)", "pass"),
     Mutant("objectives: too few groups", TOP_K, "maxima.topk(k, dim=1", "maxima.topk(max(1, k - 1), dim=1"),
     Mutant("objectives: shut rows reach the student", FUNCTION, "opened = torch.where(gate == 0, 0.0, weights)", "opened = weights"),
-    Mutant("objectives: a gate that looks at the student is asked first", FUNCTION, "tokens.gate is not None or not needs_student(objective.gate)", "True"),
+    Mutant("objectives: a gate that looks at the student is asked first", FUNCTION, "looks_away = gate is not None or not needs_student(objective.gate)", "looks_away = True"),
     Mutant("objectives: shut rows forget the teacher", FUNCTION, "torch.where(shut, packed, seen.packed)", "seen.packed"),
     Mutant("objectives: the gates found first are forgotten", FUNCTION, "tokens = replace(tokens, gate=gate)", "pass"),
     Mutant("objectives: clipped rows reach the products", SCHEDULES, "COMPACT_BELOW = 0.75", "COMPACT_BELOW = -1.0"),
