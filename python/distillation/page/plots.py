@@ -100,6 +100,7 @@ def histogram(name: str, first: Record, last: Record, tau: float | None, teacher
             axes.axvline(tau, color=INK, linewidth=0.8, alpha=0.6)
             axes.annotate("τ", (tau, 1), (3, -9), xycoords=("data", "axes fraction"), textcoords="offset points")
         axes.set_yscale("log")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.0))
         axes.set_xlabel("entropy, nats")
         as_percent(axes)
 
