@@ -1,8 +1,8 @@
 """gradient_filter=: the products behind the gradients for the columns that have a gradient worth the name only.
 
 Most entries of a vocabulary have next to no probability on either side, and so next to no gradient. The products with
-those columns are most of the backward's work and little of its result. docs/benchmarks.md, "Gradient filter", has what
-is saved and what is lost on real hidden states.
+those columns are most of the backward's work and little of its result. docs/math.md, "The gradient filter", has the
+definition and what is lost on real hidden states.
 """
 
 from __future__ import annotations

@@ -198,31 +198,26 @@ def checked(
             not partial_hidden_gradient,
         )
         compared, here = shard.vocab_size, shard.size
-    return Call(
-        student,
-        dense,
-        gathered(student_head),  # after every check: a call that is refused sends nothing
-        gathered(teacher_head),
-        weights,
-        denominator(weights, num_items, reduction),
-        tokens_of(per_token, sparse, objective, weights, student.shape[:-1], compared),
-        Options(
-            objective,
-            reduction,
-            schedule,
-            check_inplace(inplace, student, student_head, schedule),
-            backend,
-            here,
-            check_workspace(workspace_bytes),
-            check_gradient_filter(gradient_filter, student_head),
-            transform(student_head),
-            transform(teacher_head),
-            mask is not None or labels is not None,
-            wanted,
-            devices.autocast_dtype(student.device),
-            shard,
-        ),
+    items = denominator(weights, num_items, reduction)
+    tokens = tokens_of(per_token, sparse, objective, weights, student.shape[:-1], compared)
+    options = Options(
+        objective,
+        reduction,
+        schedule,
+        check_inplace(inplace, student, student_head, schedule),
+        backend,
+        here,
+        check_workspace(workspace_bytes),
+        check_gradient_filter(gradient_filter, student_head),
+        transform(student_head),
+        transform(teacher_head),
+        mask is not None or labels is not None,
+        wanted,
+        devices.autocast_dtype(student.device),
+        shard,
     )
+    # Sharded heads are gathered after every check: a call that is refused sends nothing.
+    return Call(student, dense, gathered(student_head), gathered(teacher_head), weights, items, tokens, options)
 
 
 def check_partial(partial: bool, parallel: bool, head: LMHead | None) -> None:

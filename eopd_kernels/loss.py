@@ -120,7 +120,7 @@ def entropy_aware_kl(
         gradient_filter: ε in (0, 1]: with a student_head, leave out of the products behind its gradients the entries of
             the vocabulary whose gradient is smaller than ε in a whole block of tokens, for a token of the largest
             weight; the hidden states get an estimate of what they lose. The loss stays exact. Default None: exact
-            gradients. 2^-12 to 2^-16 are of use; docs/benchmarks.md has their errors on real hidden states. On a GPU
+            gradients. 2^-12 to 2^-16 are of use; docs/math.md has errors on real hidden states. On a GPU
             each block waits for the number of such entries.
         tensor_parallel_group: the ranks over which both vocabularies are spread, a ``ProcessGroup`` or a ``DeviceMesh``
             of one dimension; default None: all of them is here. Each rank passes its shard of consecutive entries of
