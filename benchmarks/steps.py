@@ -16,6 +16,7 @@ from torch import Tensor
 from eopd_kernels import LMHead, Objective, entropy_aware_kl
 from eopd_kernels import memory as fresh_memory
 from eopd_kernels.gradient_filter import FilteredGradient
+from eopd_kernels.products import project
 from eopd_kernels.rows import choose
 from eopd_kernels.schedules import tiling
 from eopd_kernels.sides import HiddenGradient, HiddenSide
@@ -117,8 +118,8 @@ def products(problem: HiddenProblem, tokens: int | None = None) -> Step:
         for start in range(0, n, tokens):
             rows = slice(start, min(start + tokens, n))
             block = student_logits[: rows.stop - start]
-            torch.mm(student[rows], student_weight.t(), out=block)
-            torch.mm(problem.teacher[rows], problem.teacher_weight.t(), out=teacher_logits[: rows.stop - start])
+            project(student[rows], student_weight, out=block)
+            project(problem.teacher[rows], problem.teacher_weight, out=teacher_logits[: rows.stop - start])
             torch.mm(block, student_weight, out=grad_hidden[rows])
             grad_weight.addmm_(block.t(), student[rows])
 

@@ -97,7 +97,7 @@ class LMHead:
     def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
         """X Wᵀ + bias for the vocabulary slice ``columns`` (k entries) of ``hidden`` [n, D] into ``out`` [n, k]."""
         for part, weight in self._panels(columns, hidden.dtype):
-            products.mm(hidden, weight.t(), out=out[:, part])
+            products.project(hidden, weight, out=out[:, part])
         if self.bias is not None:
             out.add_(self.bias[columns])
         return out

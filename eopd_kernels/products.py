@@ -2,7 +2,7 @@
 
 A GPU multiplies 16-bit operands exactly and sums the products in fp32; ``out_dtype=`` hands that sum out as it is. A
 CPU has no such product: there the operands are brought to the result's precision first, the head a panel at a time
-(:class:`eopd_kernels.LMHead`). Both functions write into ``out`` and allocate nothing.
+(:class:`eopd_kernels.LMHead`). All functions write into ``out`` and allocate nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from . import devices
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 # mm(out_dtype=) is there since torch 2.8, but addmm takes an fp32 accumulator since 2.10 only (pytorch #167931).
 OLDEST_WIDENING_TORCH = "2.10"
+# Columns of the logits that a CPU's product makes at a time. MKL brings the head into its own order first, for few
+# tokens a good part of the work, and is quicker at it where the piece stays in the cache: times of all columns at once
+# over those of 512, 1,024, 2,048 and 4,096 (two cores, AVX2, fp32, medians of 9 rounds) were 1.49, 1.53, 1.44 and 1.14
+# for 128 tokens of V = 49,152, D = 576; 1.23, 1.23, 1.17, 1.09 for 336 and 1.11, 1.10, 1.09, 0.99 for 1,024 of them;
+# 1.55, 1.54, 1.44, 1.35 for 128 of V = 151,936, D = 1,024. The products behind the gradients gain nothing.
+HOST_COLUMNS = 1024
 
 
 def widening(device: torch.device) -> bool:
@@ -41,6 +47,14 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out=out)
     else:
         torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+
+
+def project(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+    """``out`` [n, k] = ``hidden`` [n, D] · ``weight`` [k, D]ᵀ."""
+    columns = HOST_COLUMNS if devices.on_host(hidden.device) else max(1, len(weight))
+    for start in range(0, len(weight), columns):
+        part = slice(start, start + columns)
+        mm(hidden, weight[part].t(), out=out[:, part])
 
 
 def add_mm(a: Tensor, b: Tensor, out: Tensor) -> None:
