@@ -97,7 +97,7 @@ REAL_DAMAGES = (Damage(noise=0.01), Damage(cut=1))
 DAMAGES = (Damage(noise=0.003), Damage(noise=0.01), Damage(noise=0.03), Damage(cut=1), Damage(cut=4))
 FULL = Level(
     *(256, 151_936, 2_048, 4_096, 16_384, 49_152, 576),
-    model_tokens=256,
+    model_tokens=128,
     real_tokens=1_024,
     growth=(128, 512, 2_048, 8_192, 32_768, 65_536),
     growth_vocab=16_384,
