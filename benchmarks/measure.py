@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,8 @@ from .steps import Prepared, Step
 THREADS = 2
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 LONG_ROUND = 60.0  # seconds
+# Where there is no patience for more rounds of all, the quick ones have some among themselves.
+QUICK_ROUNDS, SLOW = 5, 3.0
 MIB = 2**20
 
 P = ParamSpec("P")
@@ -42,8 +44,8 @@ class Sample:
         return statistics.median(self.values)
 
     def __truediv__(self, other: Sample) -> Sample:
-        """The ratio within each round: what slows the machine down for a while slows both."""
-        return Sample(tuple(a / b for a, b in zip(self.values, other.values, strict=True)), "x")
+        """The ratio within each round that both have: what slows the machine down for a while slows both."""
+        return Sample(tuple(a / b for a, b in zip(self.values, other.values, strict=False)), "x")
 
     def __str__(self) -> str:
         factor, unit, separator = (1.0, self.unit, " ") if self.unit != "x" else (1.0, "x", "")
@@ -75,23 +77,31 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Asks clocks in turn, A B C A B C ..., until ``seconds`` have gone: at least 3 rounds, at most 40.
 
-    Rounds that have taken more than ``patience`` seconds are enough, be there only one. A clock that answers None has
-    failed: it is asked no more and has no times, while the others go on.
+    Once the rounds have taken more than ``patience`` seconds, be there only one, those that took more than 3 times as
+    long as the quickest leave. The others have rounds of their own, until they have 5 in all or the patience is over
+    a second time. A clock that answers None has failed: it is asked no more and has no times, while the others go on.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
     begin = time.perf_counter()
     for done in range(MOST_ROUNDS):
         elapsed = time.perf_counter() - begin
-        least = 1 if elapsed > patience else LEAST_ROUNDS
-        if not times or (done >= least and elapsed > seconds):
+        impatient = done > 0 and elapsed > patience
+        if not times or (done >= LEAST_ROUNDS and elapsed > seconds and not impatient):
             break
-        for name in list(times):
+        if impatient and (done >= QUICK_ROUNDS or elapsed > 2 * patience):
+            break
+        for name in quick(times) if impatient else list(times):
             value = clocks[name]()
             if value is None:
                 del times[name]
             else:
                 times[name].append(value)
     return times
+
+
+def quick(times: Mapping[str, Sequence[float]]) -> list[str]:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return [name for name, median in medians.items() if median <= SLOW * min(medians.values())]
 
 
 def timed(step: Step) -> float:

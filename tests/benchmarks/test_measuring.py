@@ -43,6 +43,7 @@ def test_rounds_alternate_and_are_counted() -> None:
 def test_ratios_are_taken_within_a_round() -> None:
     slow, fast = Sample((2.0, 40.0, 2.0), "s"), Sample((1.0, 20.0, 1.0), "s")
     assert (slow / fast).values == (2.0, 2.0, 2.0)
+    assert (Sample((3.0,), "s") / fast).values == (3.0,)  # who left early
 
 
 @pytest.mark.parametrize(

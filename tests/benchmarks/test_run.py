@@ -84,6 +84,24 @@ def test_long_rounds_are_not_repeated() -> None:
     assert len(rounds({"A": lambda: 1.0}, seconds=0, patience=-1)["A"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("patience", "order"),
+    [(20.0, "ABC" * 2 + "AB" * 3), (12.0, "ABC" + "AB" * 3), (4.0, "ABC"), (100.0, "ABC" * LEAST_ROUNDS)],
+)
+def test_quick_ones_go_on_where_slow_ones_do_not(patience: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, now = [], [0.0]
+
+    def clock(name: str, seconds: float) -> float:
+        seen.append(name)
+        now[0] += seconds
+        return seconds
+
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now[0])
+    steps = {"A": 1.0, "B": 3.0, "C": 9.0}
+    rounds({name: lambda name=name: clock(name, steps[name]) for name in steps}, seconds=0, patience=patience)  # type: ignore[misc]
+    assert "".join(seen) == order
+
+
 @pytest.mark.parametrize("problem", [hidden_problem(6, 40, 8, torch.bfloat16), logits_problem(6, 40)], ids=["h", "l"])
 def test_a_problem_comes_back_from_its_file(problem: HiddenProblem, tmp_path: Path) -> None:
     save(problem, tmp_path / "problem.pt")
