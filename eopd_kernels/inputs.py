@@ -12,9 +12,10 @@ from torch import Tensor
 
 from . import devices, parallel
 from .arguments import described, finite
-from .gates import needs_every_row
+from .gates import EntropyGate, QuantileGate, needs_every_row
 from .head import LMHead, check_not_partitioned, compute_dtype, tensors_of
 from .objective import Objective
+from .rows import choose
 from .schedules import SCHEDULES
 from .sharded import gathered, is_dtensor
 from .sides import uniform_rows
@@ -131,6 +132,8 @@ def checked(
         check_sparse_teacher(sparse := teacher, teacher_head, objective)
     else:
         check_side("teacher", dense := teacher, teacher_head, least)
+    if backend != "auto":
+        choose(backend, student.device)  # refused before anything travels between ranks
     of_teacher = teacher.ids.shape if isinstance(teacher, TopKTeacher) else teacher.shape
     if student.shape[:-1] != of_teacher[:-1]:
         raise ValueError(
@@ -183,6 +186,8 @@ def checked(
             "rows of one stride": [uniform_rows(s)[1] for s in logits],
             "dtypes": [str(t.dtype) for t in (student, dense, student_weight, teacher_weight) if t is not None],
             "halves": [repr(objective.reverse), repr(objective.forward)],
+            "gate": objective.gate if isinstance(objective.gate, (str, EntropyGate, QuantileGate)) else "a callable",
+            "weights": [objective.alpha, objective.combine, *objective.temperatures],
             "schedule": schedule,
             "differentiated": [any(wanted), student_head is not None and wanted[0]],
             "partial_hidden_gradient": partial_hidden_gradient,

@@ -24,6 +24,7 @@ from .answering import Answering
 from .checkpoints import AtomicCheckpoints
 from .clock import Clock
 from .errors import RunError
+from .flops import StepFlops
 from .forward import inside_forward
 from .metrics import StepTotals
 from .models import moved, without_dropout
@@ -79,6 +80,7 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
         self.stop_requested = False  # set it, and training ends after the step, with a checkpoint
         self.clock = Clock(args.device)
         self.totals: StepTotals | None = None
+        self.flops = StepFlops(student, self.teacher, vocab_size)
         self.completions: list[Completion] = []
         self.latest: dict[str, Any] = {}
 
@@ -108,6 +110,7 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
             for start in range(0, len(draws), size)
         ]
         self.totals = StepTotals(self.tau, self.vocab_size, device)
+        self.flops = StepFlops(self.student, self.teacher, self.vocab_size)
         self.totals.add("sequences", len(self.completions))
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
         tokens = torch.stack([batch.completion_mask.sum() for batch in batches]).sum()
@@ -138,13 +141,14 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
                     self.distillation_objective,
                     num_items=num_items_in_batch,
                     vocab_size=self.vocab_size,
-                    teacher_part=self.clock.part("teacher"),
+                    timed=self.clock.part,
                 )
             return seen.loss, seen
 
         loss, seen = inside_forward(model, student, forward)
         assert self.totals is not None
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
+        self.flops.add(*rollouts.input_ids.shape)
         if self.accelerator.num_processes > 1:
             loss = loss * self.accelerator.num_processes
         return (loss, seen) if return_outputs else loss
@@ -188,7 +192,10 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
             "tokens_per_second": tokens / seconds,
             "rollout_seconds": parts["rollout"],
             "teacher_seconds": parts["teacher"],
-            "student_seconds": parts["student and teacher"] - parts["teacher"],
+            "student_seconds": parts["student and teacher"] - parts["teacher"] - parts["loss"],
+            "loss_seconds": parts["loss"],
+            "loss_share": parts["loss"] / parts["student and teacher"],
+            "loss_share_by_flops": self.flops.loss_share(tokens / self.accelerator.num_processes),
             "optimizer_seconds": seconds - parts["rollout"] - parts["student and teacher"],
             "grad_norm": number(grad_norm),
             "learning_rate": learning_rate,

@@ -17,6 +17,10 @@ from .models import hidden_states
 from .rollouts import Rollouts
 
 
+def untimed(part: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def score(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
@@ -25,29 +29,30 @@ def score(
     *,
     num_items: Tensor | int | None = None,
     vocab_size: int | None = None,
-    teacher_part: AbstractContextManager[None] | None = None,
+    timed: Callable[[str], AbstractContextManager[None]] = untimed,
 ) -> EntropyAwareKLOutput:
     """The loss of a batch and its figures per token [B, C]; the teacher is scored without gradient.
 
-    ``num_items`` replaces the batch's own count of valid tokens as the denominator. ``teacher_part`` is entered while
-    the teacher runs, for a clock.
+    ``num_items`` replaces the batch's own count of valid tokens as the denominator. ``timed("teacher")`` and
+    ``timed("loss")`` are entered while the teacher runs and while the loss does, with its gradients, for a clock.
     """
     # The hidden state at position i predicts token i + 1: the last prompt token's is about the first completion token,
     # and the last completion token's is about nothing that was sampled.
     predicting = slice(rollouts.prompt_width - 1, -1)
-    with torch.no_grad(), teacher_part or nullcontext():
+    with torch.no_grad(), timed("teacher"):
         teacher_hidden = hidden_states(teacher, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
     student_hidden = hidden_states(student, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
-    return entropy_aware_kl(
-        student_hidden,
-        teacher_hidden,
-        student_head=LMHead.from_model(student),
-        teacher_head=LMHead.from_model(teacher),
-        mask=rollouts.completion_mask,
-        num_items=num_items,
-        vocab_size=vocab_size,
-        objective=objective,
-    )
+    with timed("loss"):
+        return entropy_aware_kl(
+            student_hidden,
+            teacher_hidden,
+            student_head=LMHead.from_model(student),
+            teacher_head=LMHead.from_model(teacher),
+            mask=rollouts.completion_mask,
+            num_items=num_items,
+            vocab_size=vocab_size,
+            objective=objective,
+        )
 
 
 def warmed_up(optimizer: Optimizer, warmup: int, steps: int, final: float) -> LambdaLR:

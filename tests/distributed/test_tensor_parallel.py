@@ -1,12 +1,8 @@
-"""A vocabulary that is spread over ranks gives what one process gives: values, gradients, bytes sent, memory."""
+"""A vocabulary that is spread over ranks gives what one process gives: values and gradients, whoever wants them how."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.multiprocessing.spawn import spawn
 
-from benchmarks import communication as model
-from benchmarks import pretend
 from eopd_kernels import (
     EntropyAwareKL,
     EntropyAwareKLLoss,
@@ -33,11 +26,11 @@ from eopd_kernels import (
     entropy_aware_kl,
 )
 from tests.conftest import Case, relative_error, upstream_for
-from tests.distributed.processes import _rank, free_port, run_ranks
+from tests.distributed.processes import run_ranks
+from tests.distributed.shards import SMALL, halves_of, part_of, solved
 from tests.distributed.traffic import Traffic
 from tests.test_objectives import case_of, confident, entries_of
 
-V = 611
 FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate", "reverse_half", "forward_half")
 
 
@@ -88,7 +81,6 @@ LAYOUTS: dict[int, dict[str, tuple[list[int], int | None]]] = {
 }
 FOUR = ("uneven", "padding alone")  # of the layouts, those that four ranks try: here they share two cores
 ALL = ("uneven", "padded", "padding alone", "nothing at all")
-SMALL = {"workspace_bytes": 1}  # chunks of 32 tokens
 QUANTILE = Objective(gate=QuantileGate(0.6), alpha=0.7)
 NORMALIZED = Objective(gate=EntropyGate(0.4, normalized=True), alpha=0.7, combine="switch")
 
@@ -124,33 +116,6 @@ SETUPS = [
     Setup("given per token", given=("gate", "reverse_weights", "forward_weights"), options=SMALL),
     Setup("temperatures", Objective(gate=EntropyGate(2.0), temperature=(2.0, 1.3)), layouts=ALL),
 ]
-
-
-def part_of(case: Case, sizes: list[int]) -> tuple[Case, slice]:
-    """This rank's share of a problem, as new leaves."""
-    rank = dist.get_rank()
-    here = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-
-    def leaf(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-    def side(tensor: Any, head: LMHead | None) -> tuple[Any, LMHead | None]:
-        if isinstance(tensor, TopKTeacher):
-            return tensor, None
-        if head is None:
-            return leaf(tensor[..., here]), None
-        bias = None if head.bias is None else head.bias[here]
-        return leaf(tensor), LMHead(leaf(head.weight[here]), leaf(bias), scale=head.scale, softcap=head.softcap)
-
-    student, student_head = side(case.student, case.student_head)
-    teacher, teacher_head = side(case.teacher, case.teacher_head)
-    part = replace(case, student=student, student_head=student_head, teacher=teacher, teacher_head=teacher_head)
-    return part, here
-
-
-def solved(case: Case, **options: Any) -> tuple[Any, list[Tensor]]:
-    out = entropy_aware_kl(case.student, case.teacher, **case.arguments, **options)
-    return out, list(torch.autograd.grad(out.loss, case.leaves, upstream_for(out.loss)))
 
 
 def differences(setup: Setup, case: Case, sizes: list[int], vocab_size: int | None, tolerance: float) -> Any:
@@ -211,84 +176,6 @@ def test_every_rank_has_what_one_process_has(ranks: int) -> None:
             table.append(f"{of_case[0][0]}: the ranks do not agree to the bit")
     assert not table, "\n".join(table)
     assert len(by_rank[0]) > len(SETUPS)
-
-
-def halves_of(case: Case, sizes: list[int] | None = None) -> Case:
-    return part_of(case, [305, 306] if sizes is None else sizes)[0]
-
-
-def sent(case: Case, **options: Any) -> Traffic:
-    """By one call of the loss and its backward, the exchange of the shards' sizes (once per call) apart."""
-    with Traffic() as traffic:
-        solved(case, tensor_parallel_group=dist.group.WORLD, **options)
-    assert traffic.bytes["allgather_"] >= 32
-    traffic.bytes["allgather_"] -= 32
-    return traffic
-
-
-def traffic_per_token() -> dict[str, float]:
-    """Bytes per token that a rank puts in, all tokens valid, by what is asked for."""
-    found = {}
-    n, partial = 3 * 37, {"partial_hidden_gradient": True}
-    for name, objective in {
-        "default": Objective(),
-        "sampled": Objective(reverse=Sampled()),
-        "the paper's": replace(Objective.eopd_paper(), gate="always"),
-        "jsd": Objective.jsd(),
-        "no reverse half, open": Objective(gate=EntropyGate(-1.0), reverse="none"),
-    }.items():
-        case = case_of(objective)
-        for schedule in ("chunked", "recompute"):
-            found[f"{name}, {schedule}"] = (
-                sum(sent(halves_of(case), schedule=schedule, **partial, **SMALL).bytes.values()) / n
-            )
-    found["dX"] = sum(sent(halves_of(case_of(Objective())), **SMALL).bytes.values()) / n - found["default, chunked"]
-    wide = case_of(Objective(), vocab_size=2 * 611)
-    found["twice the vocabulary"] = sum(sent(halves_of(wide, [611, 611]), **partial).bytes.values()) / n
-    masked = case_of(Objective(), masked=True)
-    found["masked"] = sum(sent(halves_of(masked), **partial).bytes.values()) / float(masked.mask.sum())  # type: ignore[union-attr]
-    return found
-
-
-def refused() -> dict[str, str]:
-    """The errors of calls that no rank may answer or wait for."""
-    rank, group = dist.get_rank(), dist.group.WORLD
-    case, logits = case_of(Objective()), torch.zeros(4, 6)
-
-    def error(*arguments: Any, **options: Any) -> str:
-        with pytest.raises((TypeError, ValueError)) as raised:
-            entropy_aware_kl(*arguments, **{"tensor_parallel_group": group, **options})
-        return f"{type(raised.value).__name__}: {raised.value}"
-
-    part, other = halves_of(case), halves_of(case, [300, 311])
-    heads = {"student_head": part.student_head, "teacher_head": other.teacher_head}
-    return {
-        "sizes": error(part.student, part.teacher, **heads),
-        "sizes on one rank": error(logits, torch.zeros(4, 6 + rank)),
-        "vocab_size": error(logits, logits, vocab_size=12 - rank),
-        "too large": error(logits, logits, vocab_size=13),
-        "nothing": error(logits[:, :0], logits[:, :0]),
-        "tokens": error(logits[rank:], logits[rank:]),
-        "options": error(logits, logits, schedule=("chunked", "recompute")[rank]),
-        "group": error(logits, logits, tensor_parallel_group="tp"),
-        "mesh": error(logits, logits, tensor_parallel_group=init_device_mesh("cpu", (1, 2))),
-        "partial": error(logits, logits, partial_hidden_gradient=True),
-        "partial alone": error(
-            part.student,
-            part.teacher,
-            student_head=part.student_head,
-            teacher_head=part.teacher_head,
-            tensor_parallel_group=None,
-            partial_hidden_gradient=True,
-        ),
-        "token_ids": error(
-            logits,
-            logits,
-            objective=Objective(reverse=Sampled()),
-            token_ids=torch.full((4,), 12),
-            old_log_probs=torch.zeros(4),
-        ),
-    }
 
 
 class SequenceParallel(torch.autograd.Function):
@@ -373,20 +260,6 @@ def dtensor_heads() -> list[float]:
     ]
 
 
-def waits_for_no_gpu() -> None:
-    """After the first call, whose sizes the host has to read."""
-    for objective in (Objective.eopd_paper(), Objective.jsd(), Objective(gate=QuantileGate(0.5), reverse="none")):
-        part = halves_of(case_of(objective, masked=True, dtype=torch.bfloat16))
-        options: dict[str, Any] = {"tensor_parallel_group": dist.group.WORLD, "num_items": torch.tensor(7.0)}
-        upstream = torch.ones(())
-        with pretend.gpu():
-            for watch in (torch.no_grad(), pretend.Watch()):
-                with watch:
-                    out = entropy_aware_kl(part.student, part.teacher, **part.arguments, **options)
-                    if out.loss.requires_grad:
-                        torch.autograd.grad(out.loss, part.leaves, upstream)
-
-
 def group_of_one() -> bool:
     """It is no group: bit for bit the default path."""
     alone, case = group_of_this_rank(), case_of(Objective())
@@ -398,76 +271,14 @@ def group_of_one() -> bool:
     return not traffic.calls and torch.equal(loss, entropy_aware_kl(case.student, case.teacher, **case.arguments).loss)
 
 
-def memory(vocab_size: int = 8192, n: int = 256, dim: int = 32) -> dict[int, tuple[int, int]]:
-    """The bytes that a step allocates at its peak with all of the vocabulary and with a half; and those of dW."""
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(n, dim, generator=generator), torch.randn(vocab_size, dim, generator=generator)
-    peaks = {}
-    for ranks in (1, 2):
-        mine = weight[: vocab_size // ranks].clone().requires_grad_()
-        options: dict[str, Any] = {} if ranks == 1 else {"tensor_parallel_group": dist.group.WORLD}
-        head, x = LMHead(mine), hidden.clone().requires_grad_()
-        with pretend.PeakMemory() as meter:
-            out = entropy_aware_kl(x, hidden, student_head=head, teacher_head=LMHead(mine.detach()), **options)
-            out.loss.backward()
-        peaks[ranks] = (meter.peak, mine.nbytes)
-    return peaks
-
-
-def everything_else() -> dict[str, Any]:
-    checks = (
-        traffic_per_token,
-        refused,
-        sequence_parallel,
-        partial_gradients,
-        dtensor_heads,
-        waits_for_no_gpu,
-        group_of_one,
-        memory,
-    )
+def whoever_wants_them_how() -> dict[str, Any]:
+    checks = (sequence_parallel, partial_gradients, dtensor_heads, group_of_one)
     return {check.__name__: check() for check in checks}
 
 
 @pytest.fixture(scope="module")
 def two_ranks() -> list[dict[str, Any]]:
-    return run_ranks(2, everything_else)
-
-
-def test_bytes_per_token(two_ranks: list[dict[str, Any]]) -> None:
-    for of_rank in two_ranks:
-        found = of_rank["traffic_per_token"]
-        default, sampled = model.vocabulary_forward_bytes(), model.vocabulary_forward_bytes(sampled=True)
-        assert (default, sampled) == (32, 40)
-        for schedule in ("chunked", "recompute"):
-            assert found[f"default, {schedule}"] == default
-            assert found[f"sampled, {schedule}"] == sampled
-            assert found[f"the paper's, {schedule}"] == sampled + model.vocabulary_top_k_bytes(16)
-            assert found[f"jsd, {schedule}"] == model.vocabulary_forward_bytes(skewed=True)
-            assert found[f"no reverse half, open, {schedule}"] == default + model.TEACHER_FIRST_BYTES
-        assert found["dX"] == pytest.approx(model.vocabulary_hidden_gradient_bytes(24))
-        assert found["twice the vocabulary"] == found["masked"] == default
-
-
-def test_what_does_not_fit_together_is_refused_on_every_rank(two_ranks: list[dict[str, Any]]) -> None:
-    says = {
-        "sizes": "ValueError: student and teacher must have shards of the same sizes on each rank of "
-        "tensor_parallel_group, got student [305, 306] and teacher [300, 311]",
-        "sizes on one rank": "got student [6, 6] and teacher [6, 7]",
-        "vocab_size": "vocab_size must be the same on every rank of tensor_parallel_group, got [12, 11]",
-        "too large": "vocab_size must be between 1 and the smaller vocabulary of all ranks together (student 12, "
-        "teacher 12), got 13",
-        "nothing": "at least one entry of the vocabulary on some rank",
-        "tokens": "must be called with the same tokens and options",
-        "options": "must be called with the same tokens and options",
-        "group": "TypeError: tensor_parallel_group must be a ProcessGroup",
-        "mesh": "TypeError: tensor_parallel_group must have one dimension",
-        "partial": "ValueError: partial_hidden_gradient=True is for hidden states",
-        "partial alone": "and no group",
-        "token_ids": "token_ids must be in [0, 12) where they count, got 12",
-    }
-    for of_rank in two_ranks:
-        for name, message in of_rank["refused"].items():
-            assert says[name] in message
+    return run_ranks(2, whoever_wants_them_how)
 
 
 def test_sequence_parallel_hidden_states(two_ranks: list[dict[str, Any]]) -> None:
@@ -485,45 +296,3 @@ def test_dtensor_heads_have_dtensor_gradients(two_ranks: list[dict[str, Any]]) -
 
 def test_a_group_of_one_is_no_group(two_ranks: list[dict[str, Any]]) -> None:
     assert all(of_rank["group_of_one"] for of_rank in two_ranks)
-
-
-def test_memory_falls_with_the_ranks(two_ranks: list[dict[str, Any]]) -> None:
-    """dW is halved; the blocks keep to their budget, which a half of the vocabulary here does not fill."""
-    for of_rank in two_ranks:
-        (whole, whole_weight), (half, half_weight) = of_rank["memory"][1], of_rank["memory"][2]
-        blocks = 2 * 256 * 8192 * 4
-        assert half_weight == whole_weight / 2
-        assert whole == pytest.approx(blocks + whole_weight, rel=0.05)
-        assert half == pytest.approx((blocks + whole_weight) / 2, rel=0.05)
-
-
-def outlives_a_killed_rank(report: str) -> None:
-    """Rank 1 is killed between two calls; the group's timeout is 20 s."""
-    part, options = halves_of(case_of(Objective())), {"tensor_parallel_group": dist.group.WORLD}
-    solved(part, **options)
-    if dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    started = time.monotonic()
-    try:
-        for _ in range(3):
-            solved(part, **options)
-    except RuntimeError as error:
-        Path(report).write_text(f"{time.monotonic() - started} {error}")
-    os._exit(0)  # no goodbye to a group that is broken
-
-
-def test_a_killed_rank_is_the_groups_own_error(tmp_path: Path) -> None:
-    report = tmp_path / "report"
-    arguments = (2, free_port(), str(tmp_path), 20.0, outlives_a_killed_rank, (str(report),))
-    # Not run_ranks, which ends the survivor as soon as the other is gone.
-    survivor, killed = spawn(_rank, arguments, nprocs=2, join=False).processes
-    try:
-        survivor.join(100)
-        assert survivor.exitcode == 0 and report.exists(), "the survivor hangs, or met no error"
-    finally:
-        for process in (survivor, killed):
-            process.kill()
-            process.join()
-    assert killed.exitcode == -signal.SIGKILL
-    seconds, message = report.read_text().split(" ", 1)
-    assert float(seconds) < 30 and "gloo" in message.lower()

@@ -29,12 +29,13 @@ CUDA_MIXTURE_KERNELS = "csrc/cuda/mixture_kernels.cuh"
 CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/numbers.cuh", "csrc/cuda/launchers.cuh"
 CUDA_BACKEND, PLAN = "eopd_kernels/backends/cuda/__init__.py", "eopd_kernels/backends/cuda/plan.py"
 ROWS = "eopd_kernels/rows.py"
+TENSOR_PARALLEL = tuple(f"tests/distributed/test_tensor_parallel{part}.py" for part in ("_failures", "_costs", ""))
 
 MUTANTS = [
     *OBJECTIVES,
     *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
-    *noticed_by(("tests/distributed/test_tensor_parallel.py",), PARALLEL),
+    *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(("tests/integrations",), INTEGRATIONS),
     *noticed_by(
         (
@@ -79,6 +80,8 @@ MUTANTS = [
     Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.on_host(student.device):", "if True:"),
     Mutant("a GPU is asked for its upstream gradient", FUNCTION, "last and devices.on_host(factor.device) and factor == 1", "last and factor == 1"),
     Mutant("autocast is forgotten", FUNCTION, "options.vocab_size, valid, options.autocast)", "options.vocab_size, valid)"),
+    Mutant("the last piece of the logits left out", PRODUCTS, "range(0, len(weight), columns)", "range(0, len(weight) - columns, columns)", ("tests/test_products.py",)),
+    Mutant("a GPU makes logits in pieces", PRODUCTS, "HOST_COLUMNS if devices.on_host(hidden.device)", "HOST_COLUMNS if True", ("tests/test_products.py",)),
     Mutant("autocast rounds fp64", PRODUCTS, " or logits == torch.float64", ""),
     Mutant("16-bit operands of two kinds", PRODUCTS, "hidden.dtype == weight.dtype else logits", "True else logits"),
     Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),

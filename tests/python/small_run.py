@@ -11,7 +11,7 @@ import torch
 from .conftest import tiny_model, tiny_tokenizer, tiny_words
 
 # What may differ between two runs that are the same: times and the memory of the process.
-MEASURED = ("tokens_per_second", "peak_memory_mib")
+MEASURED = ("tokens_per_second", "peak_memory_mib", "loss_share")
 
 
 def arguments(folder: Path, *more: str) -> list[str]:

@@ -25,16 +25,17 @@ from .conftest import EOS, VOCABULARY, tiny_words
 
 PROGRAM = Path(program.__file__)
 TIMINGS = {
-    *("tokens_per_second", "peak_memory_mib"),
-    *(f"{part}_seconds" for part in ("rollout", "teacher", "student", "optimizer")),
+    *("tokens_per_second", "peak_memory_mib", "loss_share"),
+    *(f"{part}_seconds" for part in ("rollout", "teacher", "student", "loss", "optimizer")),
 }
 SPLIT = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy")
 METRICS = {
     *("run", "step", "loss", "gate_fraction", "grad_norm", "learning_rate"),
-    *("completion_length", "clipped_fraction", "tokens"),
+    *("completion_length", "clipped_fraction", "tokens", "loss_share_by_flops"),
     *(f"{name}{split}" for name in SPLIT for split in ("", "_open", "_closed")),
     *TIMINGS,
 }
+TINY = PROGRAM.parents[1] / "configs" / "tiny.yaml"
 SMALL_DEMO = [
     *("--max-steps", "3", "--per-device-train-batch-size", "3", "--gradient-accumulation-steps", "2"),
     *("--teacher-steps", "12", "--student-steps", "4", "--eval-prompts", "4", "--eval-samples", "8"),
@@ -49,6 +50,12 @@ def few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_tiny_configuration_runs(tmp_path: Path) -> None:
+    assert program.main(["--config", str(TINY), "--output-dir", str(tmp_path / "run")]) == 0
+    assert [record["step"] for record in logged(tmp_path / "run")] == [1, 2, 1, 2]
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_demonstration_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """A student that FSDP2 has shared out: the loss inside its forward, its gradients, and sampling from it.
 
-accelerate has no FSDP on a CPU, so this is the trainer's step without the Trainer.
+The trainer's step without the Trainer; test_distill_processes.py has the whole program.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_the_metrics_are_those_of_the_tokens(tmp_path: Path) -> None:
     assert metrics["completion_length"] == pytest.approx(int(valid.sum()) / 8)
     clipped = sum(not completion.ended for completion in completions)
     assert 0 < clipped < 8 and metrics["clipped_fraction"] == clipped / 8
-    parts = [metrics[f"{part}_seconds"] for part in ("rollout", "teacher", "student", "optimizer")]
+    parts = [metrics[f"{part}_seconds"] for part in ("rollout", "teacher", "student", "loss", "optimizer")]
     assert min(parts) > 0 and sum(parts) == pytest.approx(metrics["tokens"] / metrics["tokens_per_second"])
 
 

@@ -70,7 +70,7 @@ def write_run(folder: Path, runs: tuple[str, ...] = BOTH, steps: int = 60, resul
                 **{"teacher_entropy": 0.62 * noise, "student_entropy": 0.8 * noise - 0.2 * (1 - falling)},
                 **{"gate_fraction": 0.38 * noise if run != "reverse-kl" else 0.0, "clipped_fraction": 0.1 * falling},
                 **{"completion_length": 10 + 2 * noise, "tokens": 1300, "tokens_per_second": 900 * noise},
-                **{"rollout_seconds": 0.9 * noise, "teacher_seconds": 0.1, "student_seconds": 0.4},
+                **{"rollout_seconds": 0.9 * noise, "teacher_seconds": 0.1, "student_seconds": 0.4, "loss_seconds": 0.1},
                 **{"optimizer_seconds": 0.02, "learning_rate": 3e-4 * falling, "peak_memory_mib": 700 + step % 7},
             }
             append(folder / "metrics.jsonl", metrics)
@@ -194,7 +194,10 @@ def test_the_loss_share_is_stated_where_it_was_measured(tmp_path: Path) -> None:
     append(tmp_path / "metrics.jsonl", {"run": "a", **record, "loss_share": 0.25, "loss_share_by_flops": 0.311})
     append(tmp_path / "metrics.jsonl", {"run": "b", **record})
     page = written(tmp_path)
-    assert "took 25.0 % of a step's forward and backward passes; their share of the flops is 31.1 %." in page.text
+    assert (
+        "took 25.0 % of a step's forward and backward passes; by the flops of the matrix products it would be 31.1 %."
+        in page.text
+    )
     assert "375 %" in page.text and "125 %" in page.text  # seconds and share in one cell
     assert "b: heads" not in page.text
 

