@@ -17,6 +17,7 @@ import platform
 import signal
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,8 @@ def objective_called(name: str, options: Options) -> Objective:
         return Objective.reverse_kl(temperature=loss.temperature)
     if name == "forward-kl":
         return Objective.forward_kl(temperature=loss.temperature)
-    return Objective(gate=EntropyGate(loss.tau), alpha=loss.alpha, combine=loss.combine, temperature=loss.temperature)
+    whole = Objective.eopd_paper() if name == "paper" else Objective.eopd(loss.temperature)
+    return replace(whole, gate=EntropyGate(loss.tau), alpha=loss.alpha, combine=loss.combine)
 
 
 class Results:

@@ -35,18 +35,21 @@ class DrawTokens(LogitsProcessor):
     """Turns ``generate``'s greedy choice into sampling at temperature 1 with given uniform numbers.
 
     The ids of a row share the interval [0, 1) by their probabilities; the one whose part the number of that position
-    falls into keeps its score, all others get −inf.
+    falls into keeps its score, all others get −inf. ``log_probs`` has those of the ids drawn, in nats, [B] a position.
     """
 
     def __init__(self, numbers: Tensor, prompt_width: int) -> None:
         self.numbers = numbers.clamp(max=LARGEST)  # float64 [B, C]
         self.prompt_width = prompt_width
+        self.log_probs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """One id per row of logits [B, V]; ``input_ids`` [B, P + what was drawn before]."""
         position = input_ids.shape[1] - self.prompt_width
-        bounds = scores.softmax(-1, dtype=torch.float32).double().cumsum_(-1)
+        probabilities = scores.softmax(-1, dtype=torch.float32)
+        bounds = probabilities.double().cumsum_(-1)
         hit = self.numbers[:, position : position + 1] * bounds[:, -1:]
         drawn = torch.searchsorted(bounds, hit, right=True)
         drawn.clamp_(max=scores.shape[-1] - 1)  # logits of nan have no bounds: the loss will say so
+        self.log_probs.append(probabilities.gather(-1, drawn).squeeze(-1).log_())
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from .errors import UsageError
 
 DType = Literal["float32", "bfloat16", "auto"]
-ObjectiveName = Literal["entropy-aware", "reverse-kl", "forward-kl", "both"]
+ObjectiveName = Literal["entropy-aware", "reverse-kl", "forward-kl", "paper", "both"]
 
 # Without --teacher: the demonstration.
 DEMO: dict[str, Any] = {
@@ -118,7 +118,8 @@ class LossOptions:
     objective: ObjectiveName = field(
         default="entropy-aware",
         metadata=described(
-            "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; or 'both': reverse-kl, then "
+            "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; or 'paper': the first as its "
+            "Alg. 1 trains it, on the sampled tokens and the teacher's top 16; or 'both': reverse-kl, then "
             "entropy-aware, from the same start"
         ),
     )
@@ -135,6 +136,9 @@ class LossOptions:
         require(math.isfinite(self.tau), "tau", self.tau, "a finite number")
         require(0 <= self.alpha < math.inf, "alpha", self.alpha, "a number of at least 0")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
+        if self.objective == "paper":
+            meaning = "1, at which completions are sampled and the objective 'paper' weighs them"
+            require(self.temperature == 1, "temperature", self.temperature, meaning)
 
 
 @dataclass
@@ -262,6 +266,8 @@ class Options:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"
             )
+        if self.prompts.completion_column is not None and self.loss.objective == "paper":
+            raise UsageError("--objective", "'paper' needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
 

@@ -10,7 +10,7 @@ The mask of a completion ends with its end-of-sequence token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -23,11 +23,15 @@ from .draws import DrawTokens
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt and what follows it, as token ids; the last id is an end-of-sequence token where it ``ended``."""
+    """A prompt and what follows it, as token ids; the last id is an end-of-sequence token where it ``ended``.
+
+    ``log_probs``, in nats, are those of ``ids`` under the model that wrote them, None where nobody knows.
+    """
 
     prompt: list[int]
     ids: list[int]
     ended: bool
+    log_probs: list[float] | None = field(default=None, compare=False)  # the last bits depend on the company
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Rollouts:
     input_ids: Tensor  # int64 [B, P + C]
     attention_mask: Tensor  # int64 [B, P + C]
     completion_mask: Tensor  # bool [B, C]
+    log_probs: Tensor | None = None  # float32 [B, C], nats, of each completion token when it was drawn
+
+    @property
+    def completion_ids(self) -> Tensor:
+        """int64 [B, C]."""
+        return self.input_ids[:, self.prompt_width :]
 
     @property
     def prompt_width(self) -> int:
@@ -51,9 +61,10 @@ class Rollouts:
         """Each row without its padding."""
         rows = zip(self.input_ids.tolist(), self.attention_mask.tolist(), self.lengths.tolist(), strict=True)
         width, found = self.prompt_width, []
-        for ids, attended, length in rows:
+        for i, (ids, attended, length) in enumerate(rows):
             answer = ids[width : width + length]
-            found.append(Completion(ids[attended.index(1) : width], answer, answer[-1] in eos_ids))
+            log_probs = None if self.log_probs is None else self.log_probs[i, :length].tolist()
+            found.append(Completion(ids[attended.index(1) : width], answer, answer[-1] in eos_ids, log_probs))
         return found
 
 
@@ -65,7 +76,11 @@ def collate(completions: Sequence[Completion], pad_id: int, device: torch.device
     lengths = torch.tensor([len(completion.ids) for completion in completions], device=device)
     mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
     input_ids = torch.cat([input_ids, torch.tensor(answers, device=device)], dim=1)
-    return Rollouts(input_ids, torch.cat([attention_mask, mask.long()], dim=1), mask)
+    known = [completion.log_probs for completion in completions if completion.log_probs is not None]
+    log_probs = None
+    if len(known) == len(completions):
+        log_probs = torch.tensor([values + [0.0] * (width - len(values)) for values in known], device=device)
+    return Rollouts(input_ids, torch.cat([attention_mask, mask.long()], dim=1), mask, log_probs)
 
 
 def completion_mask(completion_ids: Tensor, eos_ids: list[int]) -> Tensor:
@@ -142,7 +157,8 @@ def sample(
         model.generation_config = own
         model.train(training)
     mask = completion_mask(sequences[:, input_ids.shape[1] :], eos_ids)
-    return Rollouts(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask)
+    log_probs = torch.stack(draw.log_probs, dim=1)[:, : mask.shape[1]]
+    return Rollouts(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask, log_probs)
 
 
 def completions(rollouts: Rollouts, tokenizer: Tokenizer, eos_ids: list[int]) -> list[str | None]:

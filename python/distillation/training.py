@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from eopd_kernels import EntropyAwareKLOutput, LMHead, Objective, entropy_aware_kl
+from eopd_kernels import EntropyAwareKLOutput, LMHead, Objective, Sampled, entropy_aware_kl
 
 from .models import hidden_states
 from .rollouts import Rollouts
@@ -52,7 +52,14 @@ def score(
             num_items=num_items,
             vocab_size=vocab_size,
             objective=objective,
+            **(drawn(rollouts) if isinstance(objective.reverse, Sampled) else {}),
         )
+
+
+def drawn(rollouts: Rollouts) -> dict[str, Tensor]:
+    """What a sampled half needs: the tokens, and their log-probabilities when they were drawn."""
+    assert rollouts.log_probs is not None
+    return {"token_ids": rollouts.completion_ids, "old_log_probs": rollouts.log_probs}
 
 
 def warmed_up(optimizer: Optimizer, warmup: int, steps: int, final: float) -> LambdaLR:

@@ -120,6 +120,7 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
     ("form", "choice", "objectives"),
     [
         (".txt", [], ["entropy-aware"]),
+        (".txt", ["--objective", "paper", "--off-policy-fraction", "0.5"], ["paper"]),
         (".jsonl", ["--objective", "both", "--teacher-dtype", "bfloat16"], ["reverse-kl", "entropy-aware"]),
     ],
 )
@@ -146,7 +147,9 @@ def test_own_models_and_prompts(
     steps = [(record["run"], record["step"]) for record in records]
     assert steps == [(objective, step) for objective in objectives for step in (1, 2)]
     assert len({record["reverse_kl"] for record in records if record["step"] == 1}) == 1  # the same first tokens
-    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (student, folder / "student-entropy-aware"))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path) for path in (student, folder / f"student-{objectives[-1]}")
+    )
     assert {parameter.dtype for parameter in after.parameters()} == {torch.float32}
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     assert not (folder / "teacher").exists()
@@ -205,6 +208,10 @@ OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
         (["--temperature", "0"], "argument --temperature: 0.0 is not a number above 0"),
         (["--max-steps", "0"], "argument --max-steps: 0 is not an integer of at least 1"),
         (["--eval-prompts", "2.5"], "argument --eval_prompts/--eval-prompts: invalid int value: '2.5'"),
+        (
+            ["--objective", "paper", "--temperature", "2"],
+            "--temperature: 2.0 is not 1, at which completions are sampled",
+        ),
         (["--objective", "jsd"], "argument --objective: invalid choice: 'jsd'"),
         (["--combine", "mix"], "argument --combine: invalid choice: 'mix'"),
         (["--steps", "3"], "unrecognized arguments: --steps"),
@@ -216,6 +223,10 @@ OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
         (
             ["--teacher", "{folder}", "--student", "{folder}", "--prompts", "{folder}/none.txt"],
             "argument --prompts: cannot read ",
+        ),
+        (
+            [*OWN, "p.txt", "--completion-column", "reply", "--objective", "paper"],
+            "argument --objective: 'paper' needs completions that are sampled, not a --completion-column",
         ),
         ([*OWN, "{file}"], "must end in .txt, .jsonl, .parquet"),
         ([*OWN, "{folder}/p.txt"], "argument --student: cannot load a tokenizer"),

@@ -161,3 +161,20 @@ def test_a_number_falls_into_the_part_of_its_id() -> None:
     drawn = DrawTokens(numbers, 2)(torch.zeros(5, 2), scores)
     assert drawn.argmax(-1).tolist() == [0, 0, 2, 3, 3]
     assert (drawn > -torch.inf).sum(-1).tolist() == [1] * 5
+
+
+def test_what_was_drawn_has_the_log_probability_it_was_drawn_with() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer(tiny_words())
+    model.generation_config.eos_token_id = list(range(1, 9))  # so that some end early
+    rollouts = sample(model, tokenizer, [[3, 4, 5], [6], [7, 8]] * 4, max_new_tokens=6)
+    assert rollouts.log_probs is not None and len(set(rollouts.lengths.tolist())) > 1
+    with torch.no_grad():
+        positions = (rollouts.attention_mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(rollouts.input_ids, attention_mask=rollouts.attention_mask, position_ids=positions).logits
+    expected = logits[:, rollouts.prompt_width - 1 : -1].log_softmax(-1).gather(2, rollouts.completion_ids[..., None])
+    mask = rollouts.completion_mask
+    torch.testing.assert_close(rollouts.log_probs[mask], expected[..., 0][mask], rtol=1e-4, atol=1e-5)
+    again = collate(rollouts.sequences(end_of_sequence_ids(model, tokenizer)), PAD, torch.device("cpu"))
+    assert again.log_probs is not None and torch.equal(again.log_probs[mask], rollouts.log_probs[mask])
+    assert (again.log_probs[~mask] == 0).all()
+    assert collate([Completion([3], [4], True)], PAD, torch.device("cpu")).log_probs is None

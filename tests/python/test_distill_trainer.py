@@ -9,6 +9,7 @@ import pytest
 import torch
 from distillation.answering import Sampled
 from distillation.errors import RunError
+from distillation.models import hidden_states
 from distillation.options import TrainingOptions
 from distillation.prompts import Prompt
 from distillation.rollouts import Completion, collate
@@ -17,7 +18,7 @@ from distillation.trainer import OnPolicyTrainer
 from distillation.training import score
 from transformers import PrinterCallback
 
-from eopd_kernels import EntropyGate, Objective
+from eopd_kernels import EntropyGate, LMHead, Objective, entropy_aware_kl
 
 from .conftest import PAD, VOCABULARY, tiny_model, tiny_tokenizer, tiny_words
 
@@ -102,6 +103,35 @@ def test_the_metrics_are_those_of_the_tokens(tmp_path: Path) -> None:
     assert 0 < clipped < 8 and metrics["clipped_fraction"] == clipped / 8
     parts = [metrics[f"{part}_seconds"] for part in ("rollout", "teacher", "student", "loss", "optimizer")]
     assert min(parts) > 0 and sum(parts) == pytest.approx(metrics["tokens"] / metrics["tokens_per_second"])
+
+
+def test_the_papers_objective_weighs_what_was_drawn_with_what_it_was_drawn_with(tmp_path: Path) -> None:
+    objective = Objective.eopd_paper()
+    trainer, [(metrics, _, completions)] = trained(tmp_path, objective, max_grad_norm=0.0)
+    batch = collate(completions, PAD, torch.device("cpu"))
+    hidden = [
+        hidden_states(model, batch.input_ids, batch.attention_mask)[:, batch.prompt_width - 1 : -1]
+        for model in (trainer.student, trainer.teacher)
+    ]
+    log_p = hidden[0] @ trainer.student.get_output_embeddings().weight.t()
+    old = log_p.log_softmax(-1).gather(-1, batch.completion_ids[..., None])[..., 0].detach()
+    expected = entropy_aware_kl(
+        hidden[0],
+        hidden[1].detach(),
+        student_head=LMHead.from_model(trainer.student),
+        teacher_head=LMHead.from_model(trainer.teacher),
+        mask=batch.completion_mask,
+        objective=objective,
+        token_ids=batch.completion_ids,
+        old_log_probs=old,
+    )
+    assert metrics["loss"] == pytest.approx(float(expected.loss.detach()), rel=1e-4, abs=1e-5)
+    found = gradients(trainer)
+    trainer.student.zero_grad = type(trainer.student).zero_grad.__get__(trainer.student)
+    trainer.student.zero_grad()
+    expected.loss.backward()
+    for ours, theirs in zip(found, gradients(trainer), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 def test_training_lowers_the_loss_and_leaves_the_teacher_alone(tmp_path: Path) -> None:
