@@ -100,7 +100,7 @@ def test_every_pair_of_halves(reverse: Any, forward: Any, schedule: str, backend
 
 
 @pytest.mark.parametrize("combine", ["add", "switch", "blend"])
-@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: getattr(gate, "__name__", str(gate)))
 def test_every_gate(gate: Any, combine: str, backend: str) -> None:
     skip_unless(combine == "blend" and gate in (EntropyGate(2.0), QuantileGate(0.6)), backend)
     objective = Objective(gate=gate, alpha=0.7, combine=combine)  # type: ignore[arg-type]
@@ -383,7 +383,7 @@ def test_heads_with_transforms(schedule: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
-@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: getattr(gate, "__name__", str(gate)))
 def test_every_gate_without_a_reverse_half(gate: Any, schedule: str) -> None:
     """Tokens whose gate is shut are not visited: what is known of the others must not depend on that."""
     schedule = "auto" if schedule == "chunked" else schedule
