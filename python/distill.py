@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.distributed as dist
 import transformers
-from distillation.answering import Given, Sampled
+from distillation.answering import Answering, Given, Sampled
 from distillation.checkpoints import last_checkpoint
 from distillation.command_line import parse_options
 from distillation.demonstration import build_models
@@ -44,6 +44,7 @@ from distillation.scenarios import Scenario, load_scenario
 from distillation.stream import PromptStream
 from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
+from distillation.vllm_answering import SampledByVLLM
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
 
 from eopd_kernels import EntropyGate, Objective
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\ndistill.py: interrupted{kept}", file=sys.stderr)
         return 130
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and "vllm" not in sys.modules:  # which ends the groups that it has begun, and others
             dist.destroy_process_group()
     return 0
 
@@ -141,27 +142,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         trainer.remove_callback(callback)
     if sys.stderr.isatty():
         trainer.add_callback(Bar())
-    rollouts = options.rollouts
-    if trainer.shares_parameters and rollouts.off_policy_fraction not in (0.0, 1.0):
-        raise UsageError(
-            "--off-policy-fraction",
-            f"{rollouts.off_policy_fraction:g} would have the processes, which share the student's parameters, sample "
-            "from it unequally often; 0 and 1 are possible",
-        )
-    if options.prompts.completion_column is not None:
-        trainer.answer = Given(rollouts.max_new_tokens)
-    else:
-        trainer.answer = Sampled(
-            trainer.student,
-            scenario.teacher,
-            scenario.tokenizer,
-            seed=args.seed,
-            max_new_tokens=rollouts.max_new_tokens,
-            vocab_size=scenario.vocab_size,
-            batch_size=rollouts.generation_batch_size,
-            off_policy_fraction=rollouts.off_policy_fraction,
-            synced=trainer.shares_parameters,
-        )
+    trainer.answer = answering(trainer, scenario, options)
     say(f"\ndistilling with {name}: {args.max_steps} steps of {args.prompts_per_step} completions")
     if done:
         say(f"from step {done}, as {checkpoint} has it")
@@ -172,6 +153,41 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         raise Interrupted
     folder.save_model(f"student-{name}", trainer.save_student)
     wait(options)
+
+
+def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) -> Answering:
+    """Where completions come from."""
+    rollouts = options.rollouts
+    if options.prompts.completion_column is not None:
+        return Given(rollouts.max_new_tokens)
+    if trainer.shares_parameters and rollouts.off_policy_fraction not in (0.0, 1.0):
+        raise UsageError(
+            "--off-policy-fraction",
+            f"{rollouts.off_policy_fraction:g} would have the processes, which share the student's parameters, sample "
+            "from it unequally often; 0 and 1 are possible",
+        )
+    models = (trainer.student, scenario.teacher, scenario.tokenizer)
+    sampling: dict[str, Any] = {
+        "seed": options.training.seed,
+        "max_new_tokens": rollouts.max_new_tokens,
+        "vocab_size": scenario.vocab_size,
+        "batch_size": rollouts.generation_batch_size,
+        "off_policy_fraction": rollouts.off_policy_fraction,
+        "synced": trainer.shares_parameters,
+    }
+    if rollouts.rollout_engine == "generate":
+        return Sampled(*models, **sampling)
+    if trainer.is_deepspeed_enabled and trainer.shares_parameters:
+        raise UsageError("--rollout-engine", "vllm is handed whole parameters, which DeepSpeed ZeRO-3 has not")
+    longest = max(len(prompt.ids) for prompt in scenario.training) + rollouts.max_new_tokens
+    return SampledByVLLM(
+        *models,
+        **sampling,
+        start=scenario.start,
+        eos_ids=scenario.eos_ids,
+        longest=longest,
+        memory=rollouts.vllm_memory,
+    )
 
 
 class stopping:

@@ -150,10 +150,15 @@ class RolloutOptions:
         default=None,
         metadata=described("completions sampled at a time on a process; by default all of an optimizer step"),
     )
+    rollout_engine: Literal["generate", "vllm"] = field(
+        default="generate", metadata=described("what samples the student's completions; vllm must be installed")
+    )
+    vllm_memory: float = field(default=0.3, metadata=described("share of a GPU's memory that vllm may take"))
     off_policy_fraction: float = field(default=0.0, metadata=described("share of the prompts that the teacher answers"))
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_new_tokens", "generation_batch_size")
+        require(0 < self.vllm_memory < 1, "vllm_memory", self.vllm_memory, "a number between 0 and 1")
         share = self.off_policy_fraction
         require(0 <= share <= 1, "off_policy_fraction", share, "a number from 0 to 1")
 
