@@ -24,9 +24,9 @@ from distillation.report import say
 from distillation.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[1] / "configs" / "smollm2.yaml"
-# The last layers make a token of what is known by then, the first ones a thought of the tokens; between them there is
-# most to spare.
-WITHOUT = range(20, 26)
+# Of thirty, six that are little missed: without them KL(teacher ‖ student) is 0.96 nats on the teacher's own answers, and
+# without layers 20 to 25 it is 4.8, a student that has nothing left to say.
+WITHOUT = (14, 16, 17, 18, 25, 26)
 FIGURES = (
     ("student_entropy_uncertain", "H_s where H_t > τ"),
     ("forward_kl_uncertain", "KL(p_t ‖ p_s) where H_t > τ"),

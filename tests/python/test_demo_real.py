@@ -51,7 +51,7 @@ def test_prompts_are_about_pythons_functions() -> None:
     found = list(smollm2.prompts())
     assert len(found) == len(set(found)) > 400
     assert any("textwrap.dedent says: Remove any common leading whitespace" in prompt for prompt in found)
-    assert not any("\n" in prompt or "._" in prompt for prompt in found)
+    assert not any("\n" in prompt or "._" in prompt.split(" says: ")[0] for prompt in found)
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
