@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import RunError
 from .models import described
@@ -48,7 +49,7 @@ def prepare(folder: RunFolder, without: Collection[int]) -> None:
     partial.replace(folder.path / PROMPTS)
 
 
-def load() -> tuple[PreTrainedModel, AutoTokenizer]:
+def load() -> tuple[PreTrainedModel, Tokenizer]:
     """The model in float32, and its tokenizer.
 
     Raises:
@@ -77,10 +78,8 @@ def prompts() -> Iterator[str]:
     """A question about every function of Python's library whose docstring begins with a sentence."""
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-z]*.py")):
         for node in ast.parse(file.read_bytes()).body:
-            says = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split()) if is_function(node) else ""
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            says = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             if len(says) >= SHORTEST and says.endswith("."):
                 yield QUESTION.format(name=f"{file.stem}.{node.name}", says=says)
-
-
-def is_function(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef) and not node.name.startswith("_")

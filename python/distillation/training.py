@@ -42,6 +42,7 @@ def score(
     with torch.no_grad(), timed("teacher"):
         teacher_hidden = hidden_states(teacher, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
     student_hidden = hidden_states(student, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
+    sampled = isinstance(objective.reverse, Sampled)
     with timed("loss"):
         return entropy_aware_kl(
             student_hidden,
@@ -52,14 +53,9 @@ def score(
             num_items=num_items,
             vocab_size=vocab_size,
             objective=objective,
-            **(drawn(rollouts) if isinstance(objective.reverse, Sampled) else {}),
+            token_ids=rollouts.completion_ids if sampled else None,
+            old_log_probs=rollouts.log_probs if sampled else None,
         )
-
-
-def drawn(rollouts: Rollouts) -> dict[str, Tensor]:
-    """What a sampled half needs: the tokens, and their log-probabilities when they were drawn."""
-    assert rollouts.log_probs is not None
-    return {"token_ids": rollouts.completion_ids, "old_log_probs": rollouts.log_probs}
 
 
 def warmed_up(optimizer: Optimizer, warmup: int, steps: int, final: float) -> LambdaLR:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def hidden(model: PreTrainedModel) -> torch.Tensor:
 def test_the_models_take_what_torch_counts(frozen: bool) -> None:
     student, teacher = models()
     if frozen:
-        for layer in student.base_model.layers:
+        for layer in cast(Any, student.base_model).layers:
             layer.mlp.requires_grad_(False)
     found = done(lambda: (hidden(teacher), hidden(student).sum().backward()))
     flops = StepFlops(student, teacher, VOCABULARY)

@@ -54,7 +54,7 @@ class Engine:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.0")
-    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm", module)
 
 
 def answering(tied: bool = False, **options: Any) -> SampledByVLLM:
@@ -75,6 +75,7 @@ def test_each_step_is_sampled_from_the_weights_of_its_beginning(tied: bool) -> N
     answer = answering(tied)
     for _ in range(2):
         [completion, *_] = answer(DRAWS)
+        assert completion.log_probs is not None
         assert completion.log_probs == pytest.approx(log_probs_of(answer.models[0], completion).tolist(), abs=1e-4)
         logits = answer.models[0](torch.tensor([completion.prompt + completion.ids])).logits[0].log_softmax(-1)
         last = len(completion.prompt) + len(completion.ids) - 2
