@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ HEAD = "lm_head.weight"
 # Between the log-probability of a token to the engine and to the model that is trained, nats, a mean over a completion.
 # Their kernels round otherwise: in bfloat16 that is some hundredths. Stale weights grow beyond it within some steps.
 LARGEST_GAP = 0.3
+COMPARED = 64  # tokens of that completion: each costs a row of the vocabulary
 
 
 class SampledByVLLM(Sampled):
@@ -114,8 +116,8 @@ class SampledByVLLM(Sampled):
             RunError: the completion's tokens have other log-probabilities there.
         """
         assert completion.log_probs is not None
-        own = log_probs_of(self.models[0], completion)
-        gap = (own - torch.tensor(completion.log_probs, device=own.device)).abs().mean().item()
+        own = log_probs_of(self.models[0], replace(completion, ids=completion.ids[:COMPARED]))
+        gap = (own - torch.tensor(completion.log_probs[:COMPARED], device=own.device)).abs().mean().item()
         if not gap <= LARGEST_GAP:
             raise RunError(
                 f"vllm {self.vllm.__version__} does not sample from the student's weights: its tokens' "
@@ -125,8 +127,8 @@ class SampledByVLLM(Sampled):
 
 @torch.no_grad()
 def log_probs_of(model: PreTrainedModel, completion: Completion) -> Tensor:
-    """Of a completion's tokens, nats, [C]: −KL(one token ‖ model), without its logits."""
-    batch = collate([completion], 0, model.device)
+    """Of a completion's tokens, nats, [C]: −KL(one token ‖ model)."""
+    batch = collate([replace(completion, log_probs=None)], 0, model.device)
     hidden = hidden_states(model, batch.input_ids, batch.attention_mask)[0, batch.prompt_width - 1 : -1]
     head = LMHead.from_model(model)
     token = torch.full((len(hidden), len(head.weight)), -torch.inf, device=hidden.device)
@@ -145,7 +147,8 @@ def imported() -> Any:
 @torch.no_grad()
 def weights_of(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors; of a student that is shared out each one is gathered in its turn, on every process."""
-    named = dict(student.named_parameters())
-    named.setdefault(HEAD, student.get_output_embeddings().weight)
+    named: dict[str, Any] = dict(student.named_parameters())
+    if (head := student.get_output_embeddings().weight) is student.get_input_embeddings().weight:
+        named[HEAD] = head
     for name, parameter in named.items():
         yield name, parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
