@@ -127,6 +127,16 @@ struct ColumnSums {
   Value student_sum{}, teacher_sum{}, teacher_self{}, teacher_cross{}, student_self{}, student_cross{};
 };
 
+template <typename Value>
+EOPD_HD void merge(ColumnSums<Value>& sums, const ColumnSums<Value>& part) {
+  sums.student_sum += part.student_sum;
+  sums.teacher_sum += part.teacher_sum;
+  sums.teacher_self += part.teacher_self;
+  sums.teacher_cross += part.teacher_cross;
+  sums.student_self += part.student_self;
+  sums.student_cross += part.student_cross;
+}
+
 // ds = s - m_s, dt = t - m_t and their exponentials. Unguarded, a column of zero mass at distance -inf makes the sums NaN;
 // the caller sees that and repeats its block guarded.
 template <bool guarded, typename Value>

@@ -1,6 +1,8 @@
 // A block of columns that lies in the first-level cache: its statistics, its gradient.
 #pragma once
 
+#include <algorithm>
+
 #include "convert.h"
 
 namespace eopd::cpu {
@@ -29,6 +31,40 @@ struct Upcoming {
   int64_t teacher_bytes;
 };
 
+// Columns that a lane adds before their sum joins the block's. A row has much of its mass in one column, and what is added
+// to that in Real loses the bits below its last one: in one run of all 256 the gradient of real logits, students without one
+// and without four layers (reverse KL 3.9 and 4.8 nats), was off by 1.3e-6 and 1.6e-6, in runs of 32 by 2.4e-7 and 2.7e-7,
+// at 1 to 2 % of the time. The rounding of those logits alone costs 2.2e-6 and 1.6e-6.
+constexpr int run_length = 32;
+
+// Of a block: in lanes, and of the columns that fill no register.
+template <template <typename> class Sums, typename Real>
+struct BlockSums {
+  Sums<Vector<Real>> wide;
+  Sums<Real> narrow;
+};
+
+// Of all columns, of which add(sums, Value, column) adds one.
+template <template <typename> class Sums, typename Real, typename Add>
+inline __attribute__((always_inline)) BlockSums<Sums, Real> sums_of_columns(int count, Add add) {
+  BlockSums<Sums, Real> sums;
+  const int whole = count - count % lanes<Real>;
+  int v = 0;
+  while (v < whole) {
+    const int end = std::min(whole, v + run_length * lanes<Real>);
+    Sums<Vector<Real>> run;
+    for (; v < end; v += lanes<Real>) add(run, Vector<Real>{}, v);
+    merge(sums.wide, run);
+  }
+  for (; v < count; ++v) add(sums.narrow, Real{}, v);
+  return sums;
+}
+
+template <typename Real>
+double total(Vector<Real> wide, Real narrow) {
+  return sum_of_lanes(wide) + double(narrow);
+}
+
 // A bool as a template argument.
 template <typename Function>
 inline void with_constant(bool value, Function function) {
@@ -39,15 +75,13 @@ inline void with_constant(bool value, Function function) {
   }
 }
 
-// Lanes of Real sum a block; blocks are merged in double.
+// Real within a block; blocks are merged in double.
 template <bool guarded, bool keeps, typename Real>
 RowStatistics<double> block_sums(const Real* student, const Real* teacher, int count, Real student_max,
                                  Real teacher_max, const Upcoming& upcoming, const KeptBlock<Real>& kept) {
   const Real student_centre = finite_centre(student_max);
   const Real teacher_centre = finite_centre(teacher_max);
-  ColumnSums<Vector<Real>> wide;
-  ColumnSums<Real> narrow;
-  const auto add = [&](auto& sums, auto kind, int v) {
+  const auto [wide, narrow] = sums_of_columns<ColumnSums, Real>(count, [&](auto& sums, auto kind, int v) {
     using Value = decltype(kind);
     __builtin_prefetch(upcoming.student + v * upcoming.student_bytes);
     __builtin_prefetch(upcoming.teacher + v * upcoming.teacher_bytes);
@@ -60,20 +94,16 @@ RowStatistics<double> block_sums(const Real* student, const Real* teacher, int c
       store(kept.teacher + v, exp_dt);
     }
     add_column<guarded>(sums, ds, dt, exp_ds, exp_dt);
-  };
-  int v = 0;
-  for (; v + lanes<Real> <= count; v += lanes<Real>) add(wide, Vector<Real>{}, v);
-  for (; v < count; ++v) add(narrow, Real{}, v);
-  const auto total = [](Vector<Real> lanes_of, Real rest) { return sum_of_lanes(lanes_of) + double(rest); };
+  });
   RowStatistics<double> sums;
   sums.student_max = student_max;
   sums.teacher_max = teacher_max;
-  sums.student_sum = total(wide.student_sum, narrow.student_sum);
-  sums.teacher_sum = total(wide.teacher_sum, narrow.teacher_sum);
-  sums.teacher_self = total(wide.teacher_self, narrow.teacher_self);
-  sums.teacher_cross = total(wide.teacher_cross, narrow.teacher_cross);
-  sums.student_self = total(wide.student_self, narrow.student_self);
-  sums.student_cross = total(wide.student_cross, narrow.student_cross);
+  sums.student_sum = total<Real>(wide.student_sum, narrow.student_sum);
+  sums.teacher_sum = total<Real>(wide.teacher_sum, narrow.teacher_sum);
+  sums.teacher_self = total<Real>(wide.teacher_self, narrow.teacher_self);
+  sums.teacher_cross = total<Real>(wide.teacher_cross, narrow.teacher_cross);
+  sums.student_self = total<Real>(wide.student_self, narrow.student_self);
+  sums.student_cross = total<Real>(wide.student_cross, narrow.student_cross);
   return sums;
 }
 

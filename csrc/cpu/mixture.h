@@ -22,25 +22,19 @@ struct Arithmetic {
   }
 };
 
-// Lanes of Real sum a block; blocks are added in double.
+// Real within a block; blocks are added in double.
 template <typename Real>
-void add_mixture_block(MixtureStatistics<double>& total, const MixedRow<Real>& row, const Real* student,
+void add_mixture_block(MixtureStatistics<double>& sum, const MixedRow<Real>& row, const Real* student,
                        const Real* teacher, int count) {
-  MixtureStatistics<Vector<Real>> wide;
-  MixtureStatistics<Real> narrow;
-  for_columns<Real>(count, [&](auto kind, int v) {
+  const auto [wide, narrow] = sums_of_columns<MixtureStatistics, Real>(count, [&](auto& sums, auto kind, int v) {
     using Value = decltype(kind);
     const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
-    if constexpr (std::is_same_v<Value, Real>) {
-      add_column(narrow, row.skews, column, Arithmetic{});
-    } else {
-      add_column(wide, row.skews, column, Arithmetic{});
-    }
+    add_column(sums, row.skews, column, Arithmetic{});
   });
-  total.forward_kl += sum_of_lanes(wide.forward_kl) + narrow.forward_kl;
-  total.reverse_kl += sum_of_lanes(wide.reverse_kl) + narrow.reverse_kl;
-  total.forward_share += sum_of_lanes(wide.forward_share) + narrow.forward_share;
-  total.reverse_share += sum_of_lanes(wide.reverse_share) + narrow.reverse_share;
+  sum.forward_kl += total<Real>(wide.forward_kl, narrow.forward_kl);
+  sum.reverse_kl += total<Real>(wide.reverse_kl, narrow.reverse_kl);
+  sum.forward_share += total<Real>(wide.forward_share, narrow.forward_share);
+  sum.reverse_share += total<Real>(wide.reverse_share, narrow.reverse_share);
 }
 
 // `out` may be `student`: a column is read before it is written.

@@ -245,6 +245,15 @@ def test_small_divergences_survive_a_shift(shift: float) -> None:
     check_gradient(out, truth.gradient(*truth.coefficients(gate, upstream(8), COMBINE)), 1e-4)
 
 
+def test_a_tail_beside_a_large_column() -> None:
+    """Less than half a unit in the last place of 1: a column of the tail is lost where it is added to the large one."""
+    student = torch.full((1, 2048), -17.5)
+    student[0, 0] = 0
+    statistics = cpu.row_statistics(student, student, PLAIN)[0].double()
+    exact = student.double().exp().sum()
+    assert exact > 1 + 5e-5 and (statistics[[1, 3]] - exact).abs().max() < 1.5e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("masked", ["both", "teacher", "student"])
 @pytest.mark.parametrize("columns", [slice(3, 4), slice(0, 4096), slice(1000, 7000), slice(4096, 8192)])
