@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -47,24 +48,9 @@ class SampledByVLLM(Sampled):
         self, *parts: Any, start: str, eos_ids: list[int], longest: int, memory: float, **options: Any
     ) -> None:
         super().__init__(*parts, **options)
-        # In this process, so that weights are handed over as they are, not sent to another one.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self.vllm = imported()
         student = self.models[0]
-        alone = not dist.is_initialized() or dist.get_world_size() == 1
-        self.engine = self.vllm.LLM(
-            model=start,
-            skip_tokenizer_init=True,
-            load_format="dummy",  # all weights are handed over before the first completion
-            # A head that is tied to the embedding keeps its old weights in a reload (vLLM 0.32): it gets its own.
-            hf_overrides={"tie_word_embeddings": False},
-            dtype=str(student.dtype).removeprefix("torch."),
-            max_model_len=longest,
-            gpu_memory_utilization=memory,
-            enable_prefix_caching=False,  # what it holds is of the weights before
-            # Under torchrun each process has an engine of its own.
-            **({} if alone else {"distributed_executor_backend": "external_launcher"}),
-        )
+        self.engine = engine_of(start, str(student.dtype).removeprefix("torch."), longest, memory)
         self.eos_ids = eos_ids
         beyond = self.vocab_size < len(student.get_output_embeddings().weight)
         self.allowed = list(range(self.vocab_size)) if beyond else None
@@ -123,6 +109,27 @@ class SampledByVLLM(Sampled):
                 f"vllm {self.vllm.__version__} does not sample from the student's weights: its tokens' "
                 f"log-probabilities are {gap:.3g} nats away from the student's; use --rollout-engine generate"
             )
+
+
+@functools.cache
+def engine_of(start: str, dtype: str, longest: int, memory: float) -> Any:
+    """One in a program, for the student of every objective: each is handed over as the next step's weights are."""
+    # In this process, so that weights are handed over as they are, not sent to another one.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return imported().LLM(
+        model=start,
+        skip_tokenizer_init=True,
+        load_format="dummy",  # all weights are handed over before the first completion
+        # A head that is tied to the embedding keeps its old weights in a reload (vLLM 0.32): it gets its own.
+        hf_overrides={"tie_word_embeddings": False},
+        dtype=dtype,
+        max_model_len=longest,
+        gpu_memory_utilization=memory,
+        enable_prefix_caching=False,  # what it holds is of the weights before
+        # Under torchrun each process has an engine of its own.
+        **({} if alone else {"distributed_executor_backend": "external_launcher"}),
+    )
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from distillation.errors import RunError, UsageError
 from distillation.prompts import Prompt
 from distillation.stream import Draw
-from distillation.vllm_answering import SampledByVLLM, log_probs_of
+from distillation.vllm_answering import SampledByVLLM, engine_of, log_probs_of
 
 from .conftest import EOS, VOCABULARY, tiny_model, tiny_tokenizer, tiny_words
 
@@ -52,9 +52,11 @@ class Engine:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module = SimpleNamespace(LLM=Engine, SamplingParams=SimpleNamespace, __version__="0.0")
     monkeypatch.setitem(sys.modules, "vllm", module)
+    yield
+    engine_of.cache_clear()
 
 
 def answering(tied: bool = False, **options: Any) -> SampledByVLLM:
@@ -95,6 +97,16 @@ def test_an_engine_that_keeps_old_weights_is_refused(stale: str, monkeypatch: py
     changed(answer.models[0])
     with pytest.raises(RunError, match=r"vllm 0.0 does not sample from the student's weights.*nats away"):
         answer(DRAWS)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_students_of_two_objectives_share_an_engine() -> None:
+    first, second = answering(), answering()
+    assert first.engine is second.engine
+    changed(second.models[0])
+    for answer in (first, second, first):
+        found = answer(DRAWS)[0]
+        assert found.log_probs == pytest.approx(log_probs_of(answer.models[0], found).tolist(), abs=1e-4)
 
 
 @pytest.mark.usefixtures("stand_in")
