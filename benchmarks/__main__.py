@@ -17,7 +17,7 @@ import torch
 
 from . import plots
 from .case import Case
-from .machine import ENVIRONMENTS, description, imitate
+from .machine import ENVIRONMENTS, command, description, imitate
 from .matrix import GROUPS, LEVELS, cases
 from .measure import progress
 from .records import append, read, read_facts, write_facts
@@ -47,6 +47,8 @@ def main() -> int:
         return 2
     if not file.exists():
         facts = description(MODULE, arguments.capability, os.getloadavg()[0], arguments.device)
+        # One file has the groups of any number of runs: the command is that of all of them.
+        facts["command"] = f"`{command(MODULE, without=['--only'])}`"
         write_facts(facts_file, {**facts, "level": level})
     wanted = [
         case for case in cases(LEVELS[level], arguments.device) if not arguments.only or case.group in arguments.only

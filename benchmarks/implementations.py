@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import Objective
+from eopd_kernels.schedules import WORKSPACE_BYTES
 
 from . import losses, steps
 from .peers import PEERS, TORCH_PEERS, Peer
@@ -92,6 +93,11 @@ INPLACE, ADD, KERNEL = "eopd_kernels, inplace=True", "torch.add(a, b, out=c)", "
 TOUCH, HUGE = "first touch of a new gradient", "first touch in huge pages"
 BACKWARD, BACKWARD_FILTERED = "two backward products", "two backward products, gradient_filter=2^-12"
 FILTERED = {exponent: f"eopd_kernels, gradient_filter=2^-{exponent}" for exponent in (10, 12, 14, 16)}
+# Within the usual budget for the blocks of logits, which the default exceeds where the least chunk is larger.
+BUDGETED = f"{OURS_REVERSE}, workspace_bytes={WORKSPACE_BYTES >> 20} MiB"
+# What no peer is, and which of it is exact.
+OURS_EXACT = (*ALL_OURS, INPLACE, BUDGETED)
+NO_PEER = (*OURS_EXACT, *FILTERED.values())
 SCALED, DX_BF16, DX_FP32 = "gradient scaled in place", "the product behind dX, bf16", "the product behind dX, fp32"
 
 HIDDEN = named(
@@ -103,6 +109,11 @@ HIDDEN = named(
         Implementation(COMPILED, "gated", losses.compiled_hidden, compiles=True),
         Implementation(OURS_REVERSE, "reverse", partial(losses.fused_hidden, objective=Objective.reverse_kl())),
         Implementation(OURS_FORWARD, "forward", partial(losses.fused_hidden, objective=Objective.forward_kl())),
+        Implementation(
+            BUDGETED,
+            "reverse",
+            partial(losses.fused_hidden, objective=Objective.reverse_kl(), workspace_bytes=WORKSPACE_BYTES),
+        ),
         *(
             Implementation(name, "gated", partial(losses.fused_hidden, gradient_filter=2.0**-exponent))
             for exponent, name in FILTERED.items()

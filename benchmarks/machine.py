@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,11 +37,15 @@ def imitate(capability: str, module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **environment})
 
 
-def command(module: str) -> str:
-    """What to type to repeat the run; where its measurements were kept says nothing to others."""
+def command(module: str, without: Sequence[str] = ()) -> str:
+    """What to type to repeat the run; where its measurements were kept says nothing to others.
+
+    Args:
+        without: further options, each with a value, to leave out.
+    """
     words = sys.argv[1:]
-    for option in ("--json", "--out"):
-        if option in words:
+    for option in ("--json", "--out", *without):
+        while option in words:
             at = words.index(option)
             del words[at : at + 2]
     return shlex.join(["python", "-m", module, *words])

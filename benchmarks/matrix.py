@@ -14,6 +14,7 @@ from .implementations import (
     ADD,
     BACKWARD,
     BACKWARD_FILTERED,
+    BUDGETED,
     COMPILED,
     DX_BF16,
     DX_FP32,
@@ -161,7 +162,7 @@ def cases(level: Level, device: str) -> list[Case]:
 
 def quick(case: Case) -> Case:
     """Every implementation once, in the targets; elsewhere a few that start quickly."""
-    few = (PRODUCTS, OURS, FILTERED[12], BACKWARD, BACKWARD_FILTERED, OURS_REVERSE, TRL)
+    few = (PRODUCTS, OURS, BUDGETED, FILTERED[12], BACKWARD, BACKWARD_FILTERED, OURS_REVERSE, TRL)
     kept = tuple(i for i in case.implementations if case.group == TARGETS or i.name in few)
     return replace(case, implementations=kept)
 
@@ -274,17 +275,18 @@ def smollm2_case(group: str, level: Level, tokens: int, damage: Damage, names: I
 def growth(level: Level, dtype: str) -> list[Case]:
     """Reverse KL, which every peer has: more tokens under one head, then larger heads at one number of tokens."""
     names = (PRODUCTS, *REVERSE)
-    shapes = [(GROWTH_TOKENS, tokens, level.growth_vocab) for tokens in level.growth]
-    shapes += [(GROWTH_VOCAB, level.growth_tokens, vocab) for vocab in level.vocabs]
+    shapes: list[tuple[str, int, int, tuple[str, ...]]]
+    shapes = [(GROWTH_TOKENS, tokens, level.growth_vocab, names) for tokens in level.growth]
+    shapes += [(GROWTH_VOCAB, level.growth_tokens, vocab, (*names, BUDGETED)) for vocab in level.vocabs]
     return [
         replace(
-            random_hidden(group, level, tokens, vocab, level.growth_dim, names, dtype),
+            random_hidden(group, level, tokens, vocab, level.growth_dim, chosen, dtype),
             error_tokens=0,
             seconds=level.seconds / 2,
             patience=level.patience / 5,
             limit=240.0,
         )
-        for group, tokens, vocab in shapes
+        for group, tokens, vocab, chosen in shapes
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .implementations import FLOOR, OURS_REVERSE, PRODUCTS
+from .implementations import BUDGETED, FLOOR, OURS_REVERSE, PRODUCTS
 from .matrix import DIVERGENCE, GROWTH_TOKENS, GROWTH_VOCAB, REAL, REVERSE
 from .records import Record
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F")
 MARKERS = "osD^vP*"
 STYLES = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate((*REVERSE, PRODUCTS))}
+STYLES[BUDGETED] = (COLOURS[0], ".")
 END = "x"  # where one ran last
 Point = tuple[float, float]
 
@@ -89,7 +90,8 @@ def curves(axes: Axes, records: Sequence[Record], point: Callable[[Record], Poin
         if not points:
             continue
         width = 2.4 if name == OURS_REVERSE else 1.3
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=width, label=name)
+        (line,) = axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=width)
+        line.set(label=name, linestyle="--" if name == BUDGETED else "-")
         if any(r.failure.startswith("out of") for r in mine):
             x, y = points[-1]
             axes.plot(x, y, color=colour, marker=END, markersize=12, markeredgewidth=2.4, linestyle="none")

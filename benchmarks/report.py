@@ -43,15 +43,17 @@ def report(folder: Path, stem: str, images: str) -> str:
     for group in GROUPS:
         mine = [record for record in records if record.group == group]
         if mine:
-            parts += [f"### {TITLES[group]}", *section(group, mine, level), *pictures(folder, stem, images, group)]
+            parts += [f"### {TITLES[group]}", *section(group, mine, level, records)]
+            parts += pictures(folder, stem, images, group)
     parts += ["### Errors beside the best peer's", tables.best_peer_table(records)]
     return block(facts, parts)
 
 
-def section(group: str, records: Sequence[Record], level: str) -> list[str]:
+def section(group: str, records: Sequence[Record], level: str, every: Sequence[Record]) -> list[str]:
+    """One group's tables; the targets are found among ``every`` record, since some are of real hidden states."""
     if group in (GROWTH_TOKENS, GROWTH_VOCAB):
         return [tables.growth_table(records, group)]
-    parts = tables.target_tables(records, level) if group == TARGETS else []
+    parts = tables.target_tables(every, level) if group == TARGETS else []
     for title, lines in tables.case_titles(records).items():
         parts += [f"{title}{known_divergence(lines)}:", tables.case_table(lines)]
     return parts

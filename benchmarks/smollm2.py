@@ -38,7 +38,9 @@ class Damage:
 
     def __str__(self) -> str:
         words = [f"weights noised by {self.noise:g}"] if self.noise else []
-        return ", ".join(words + ([f"last {self.cut} layers cut"] if self.cut else [])) or "no damage"
+        if self.cut:
+            words.append("last layer cut" if self.cut == 1 else f"last {self.cut} layers cut")
+        return ", ".join(words) or "no damage"
 
 
 def problem(tokens: int, damage: Damage) -> HiddenProblem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .implementations import ALL_OURS, FLOOR, INPLACE
+from .implementations import ALL_OURS, FLOOR, NO_PEER, OURS_EXACT
 from .matrix import GROWTH_TOKENS, GROWTH_VOCAB, LEVELS, TARGETS
 from .measure import Sample
 from .records import Record
@@ -151,13 +151,13 @@ def best_peer_table(records: Sequence[Record]) -> str:
     """The errors of ours beside the smallest of any peer with the same objective, in every case that has both."""
     lines, smaller, compared = [], 0, 0
     for ours in records:
-        if ours.implementation not in (*ALL_OURS, INPLACE) or ours.student_error is None or ours.failure:
+        if ours.implementation not in OURS_EXACT or ours.student_error is None or ours.failure:
             continue
         peers = [
             r
             for r in records
             if (r.group, r.case, r.objective) == (ours.group, ours.case, ours.objective)
-            and r.implementation not in (*ALL_OURS, INPLACE)
+            and r.implementation not in NO_PEER
             and r.student_error is not None
         ]
         if peers:

@@ -43,7 +43,8 @@ def test_layers_are_cut_at_the_end() -> None:
 
 
 def test_damages_in_words() -> None:
-    assert str(Damage(noise=0.01)) == "weights noised by 0.01" and str(Damage(cut=4)) == "last 4 layers cut"
+    assert str(Damage(noise=0.01)) == "weights noised by 0.01" and str(Damage(cut=1)) == "last layer cut"
+    assert str(Damage(cut=4)) == "last 4 layers cut"
 
 
 def test_there_is_enough_text() -> None:

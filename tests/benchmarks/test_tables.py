@@ -17,7 +17,7 @@ from benchmarks.case import Case
 from benchmarks.cli import parse
 from benchmarks.implementations import FILTERED, HIDDEN, OURS, OURS_REVERSE, PLAIN, PRODUCTS, TRL
 from benchmarks.machine import ENVIRONMENTS, command
-from benchmarks.matrix import GROUPS, LEVELS, QUICK, cases
+from benchmarks.matrix import GROUPS, LEVELS, QUICK, REAL, TARGETS, cases
 from benchmarks.measure import MIB, Sample
 from benchmarks.page import replace_block
 from benchmarks.records import Record, append, read, write_facts
@@ -108,6 +108,19 @@ def test_the_best_peer_s_errors_stand_beside_ours(records: list[Record]) -> None
     assert gated[3] == f"1.0e-06; 2.0e-06 ({PLAIN})" and reverse[3] == f"1.0e-06; **5.0e-07 ({TRL})**"
 
 
+def test_a_filtered_gradient_is_no_peer(records: list[Record]) -> None:
+    filtered = replace(records[1], implementation=FILTERED[12], student_error=1e-7)
+    assert tables.best_peer_table([*records, filtered]) == tables.best_peer_table(records)
+
+
+def test_targets_on_real_hidden_states_stand_with_the_others(records: list[Record]) -> None:
+    late = next(case for case in cases(QUICK, "cpu") if case.group == REAL)
+    real = [record(late, FILTERED[12], 1.0, 10, 1e-3), replace(late.record(HIDDEN[PRODUCTS]), seconds=(2.0,) * 3)]
+    table = report.section(TARGETS, records, "quick", [*records, *real])[0]
+    (line,) = (cells for cells in lines(table) if FILTERED[12] in cells[0])
+    assert line[1:5] == [f"{PRODUCTS} (no loss)", "≤ 1x its time", "0.500x (0.500–1.00)", "yes"]
+
+
 def test_from_the_csv_to_both_pages(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     growing = [case for case in cases(QUICK, "cpu") if case.group in ("tokens", "vocabulary")]
@@ -193,6 +206,8 @@ def test_the_matrix(level: str, device: str) -> None:
 def test_where_measurements_were_kept_is_no_part_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "--full", "--out", "somewhere", "--json", "file", "--again"])
     assert command("benchmarks") == "python -m benchmarks --full --again"
+    monkeypatch.setattr(sys, "argv", ["x", "--only", "real", "--full", "--only", "tokens"])
+    assert command("benchmarks", without=["--only"]) == "python -m benchmarks --full"
 
 
 @pytest.mark.parametrize("partial", [["--quick"], ["--only", "small"]])
