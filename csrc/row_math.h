@@ -69,6 +69,17 @@ EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_m
   row.teacher_max = teacher_max;
 }
 
+// The six sums of a row or of some of its columns, to those of others on the same centres.
+template <typename Sums, typename Part>
+EOPD_HD void add_sums(Sums& sums, const Part& part) {
+  sums.student_sum += part.student_sum;
+  sums.teacher_sum += part.teacher_sum;
+  sums.teacher_self += part.teacher_self;
+  sums.teacher_cross += part.teacher_cross;
+  sums.student_self += part.student_self;
+  sums.student_cross += part.student_cross;
+}
+
 // The one merge: blocks of a row, slices of the vocabulary, CTAs of a cluster, ranks of a group. Associative; the empty
 // partial (maxima -inf, the rest 0) is its neutral element.
 template <typename Real>
@@ -77,12 +88,7 @@ EOPD_HD void merge(RowStatistics<Real>& row, RowStatistics<Real> part) {
   const Real teacher_max = larger_or_nan(row.teacher_max, part.teacher_max);
   recentre(row, student_max, teacher_max);
   recentre(part, student_max, teacher_max);
-  row.student_sum += part.student_sum;
-  row.teacher_sum += part.teacher_sum;
-  row.teacher_self += part.teacher_self;
-  row.teacher_cross += part.teacher_cross;
-  row.student_self += part.student_self;
-  row.student_cross += part.student_cross;
+  add_sums(row, part);
 }
 
 // One logarithm of the ratio, not a difference of two: the KL is small where both are large.
@@ -129,12 +135,7 @@ struct ColumnSums {
 
 template <typename Value>
 EOPD_HD void merge(ColumnSums<Value>& sums, const ColumnSums<Value>& part) {
-  sums.student_sum += part.student_sum;
-  sums.teacher_sum += part.teacher_sum;
-  sums.teacher_self += part.teacher_self;
-  sums.teacher_cross += part.teacher_cross;
-  sums.student_self += part.student_self;
-  sums.student_cross += part.student_cross;
+  add_sums(sums, part);
 }
 
 // ds = s - m_s, dt = t - m_t and their exponentials. Unguarded, a column of zero mass at distance -inf makes the sums NaN;

@@ -51,12 +51,7 @@ __device__ __forceinline__ void add_columns(RowStatistics<Real>& row, const Real
   ColumnSums<Real> sums = sums_of<false>(z_s, z_t, student_centre, teacher_centre);
   const Real trace = sums.teacher_self + sums.teacher_cross + sums.student_self + sums.student_cross;
   if (!(trace - trace == 0)) sums = sums_of<true>(z_s, z_t, student_centre, teacher_centre);
-  row.student_sum += sums.student_sum;
-  row.teacher_sum += sums.teacher_sum;
-  row.teacher_self += sums.teacher_self;
-  row.teacher_cross += sums.teacher_cross;
-  row.student_self += sums.student_self;
-  row.student_cross += sums.student_cross;
+  add_sums(row, sums);
 }
 
 // dz/dx of the student: one number, or with a softcap one that is read off z.

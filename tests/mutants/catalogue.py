@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant("Triton: the mixture's shares over the other sum", MIXTURE_KERNEL, "tl.sum(forward_share, 0) / t_sum", "tl.sum(forward_share, 0) / s_sum"),
     Mutant("C++: merge drops the rescaling of Z", ROW_MATH, "row.student_sum *= c_s;", ""),
     Mutant("C++: merge drops the shift of P", ROW_MATH, "row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s)", "row.teacher_cross"),
-    Mutant("C++: merge forgets Q", ROW_MATH, "row.student_cross += part.student_cross;", ""),
+    Mutant("C++: merge forgets Q", ROW_MATH, "sums.student_cross += part.student_cross;", ""),
     Mutant("C++: sign of P", ROW_MATH, "} else {\n    sums.teacher_self += exp_dt * dt;\n    sums.teacher_cross -=", "} else {\n    sums.teacher_self += exp_dt * dt;\n    sums.teacher_cross +="),
     Mutant("C++: guarded loop is not guarded", ROW_MATH, "exp_ds == zero ? zero : exp_ds * log_ratio", "exp_ds * log_ratio"),
     Mutant("C++: gradient of massless columns", ROW_MATH, "gradient = exp_ds == Value{} ? Value{} : gradient;", ""),
