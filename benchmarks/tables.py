@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from .implementations import ALL_OURS, FLOOR, NO_PEER, OURS_EXACT
 from .matrix import GROWTH_TOKENS, GROWTH_VOCAB, LEVELS, TARGETS
-from .measure import Sample
+from .measure import Sample, significant
 from .records import Record
 from .results import bound_table, markdown_table, ratio_table
 from .targets import goals, objectives, rows
@@ -68,7 +68,7 @@ def share(value: Sample | None, of: Sample | None) -> str:
     """How many times as much as ours: the median over the rounds."""
     if value is None or of is None or not of.median:
         return "–"
-    return f"{(value / of).median:.2f}x"
+    return f"{significant((value / of).median)}x"
 
 
 def error(value: float | None) -> str:
@@ -93,7 +93,7 @@ def growth_table(records: Sequence[Record], group: str) -> str:
 def growth(values: Sequence[Sample | None]) -> str:
     """From the first size to the last that was run."""
     known = [value.median for value in values if value is not None]
-    return f"{known[-1] / known[0]:.3g}x" if known and known[0] else "–"
+    return f"{significant(known[-1] / known[0])}x" if known and known[0] else "–"
 
 
 def growth_cell(record: Record) -> str:
@@ -137,14 +137,14 @@ def ratio(theirs: Sample | None, ours: Sample | None, better: str, worse: str) -
     if theirs is None or ours is None or not ours.median or not theirs.median:
         return "–"
     times = (theirs / ours).median
-    return f"{times:.2f}x {better}" if times >= 1 else f"**{1 / times:.2f}x {worse}**"
+    return f"{significant(times)}x {better}" if times >= 1 else f"**{significant(1 / times)}x {worse}**"
 
 
 def error_ratio(theirs: Record, ours: Record) -> str:
     if theirs.weight_error is None or not ours.weight_error:
         return "–"
     times = theirs.weight_error / ours.weight_error
-    return f"{times:.2f}" if times >= 1 else f"**{times:.2f}**"
+    return significant(times) if times >= 1 else f"**{significant(times)}**"
 
 
 def best_peer_table(records: Sequence[Record]) -> str:

@@ -66,9 +66,9 @@ def lines(table: str) -> Iterator[list[str]]:
 
 def test_a_case_shows_everyone_beside_ours_of_the_same_objective(records: list[Record]) -> None:
     found = {cells[0].split("  ")[0].strip(): cells for cells in lines(tables.case_table(records))}
-    assert found[PLAIN][1:6] == ["gated", "3.00 s (3.00–6.00)", "3.00x", "100", "10.00x"]
+    assert found[PLAIN][1:6] == ["gated", "3.00 s (3.00–6.00)", "3.00x", "100", "10.0x"]
     trl = next(cells for name, cells in found.items() if name.startswith(TRL))
-    assert trl[3] == "0.50x" and trl[5] == "4.00x" and trl[7] == "5.0e-07"
+    assert trl[3] == "0.500x" and trl[5] == "4.00x" and trl[7] == "5.0e-07"
     failed = next(cells for name, cells in found.items() if name.startswith("Liger"))
     assert failed[2] == "out of memory: more than 3.0 GiB" and set(failed[3:]) == {"–"}
     assert found[PRODUCTS][4:] == ["–"] * 5
@@ -95,8 +95,8 @@ def test_no_ratio_to_memory_that_is_not_seen(records: list[Record]) -> None:
 
 def test_the_front_page_shows_where_a_peer_is_better(records: list[Record]) -> None:
     found = {cells[0]: cells for cells in lines(tables.front_table(tables.main_case(records, "quick")))}
-    assert found[PLAIN] == [PLAIN, "gated", "3.00x faster", "10.00x less", "2.00"]
-    assert found[TRL][2:] == ["**2.00x slower**", "4.00x less", "**0.50**"]
+    assert found[PLAIN] == [PLAIN, "gated", "3.00x faster", "10.0x less", "2.00"]
+    assert found[TRL][2:] == ["**2.00x slower**", "4.00x less", "**0.500**"]
     assert found["Liger chunked JSD, β = 1"][2].startswith("out of memory")
     assert OURS not in found
 
