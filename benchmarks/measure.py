@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import multiprocessing
 import resource
 import statistics
@@ -25,7 +26,7 @@ THREADS = 2
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 LONG_ROUND = 60.0  # seconds
 # Where there is no patience for more rounds of all, the quick ones have some among themselves.
-QUICK_ROUNDS, SLOW = 5, 3.0
+QUICK_ROUNDS, SLOW = 9, 2.0
 MIB = 2**20
 
 P = ParamSpec("P")
@@ -77,18 +78,20 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Asks clocks in turn, A B C A B C ..., until ``seconds`` have gone: at least 3 rounds, at most 40.
 
-    Once the rounds have taken more than ``patience`` seconds, be there only one, those that took more than 3 times as
-    long as the quickest leave. The others have rounds of their own, until they have 5 in all or the patience is over
-    a second time. A clock that answers None has failed: it is asked no more and has no times, while the others go on.
+    Once the rounds have taken more than ``patience`` seconds, be there only one, those that took more than twice as
+    long as the quickest leave. The others have rounds of their own, until they have 9 in all or the patience is over
+    once more. A clock that answers None has failed: it is asked no more and has no times, while the others go on.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
-    begin = time.perf_counter()
+    begin, of_all = time.perf_counter(), math.inf  # seconds that the rounds of all have taken
     for done in range(MOST_ROUNDS):
         elapsed = time.perf_counter() - begin
-        impatient = done > 0 and elapsed > patience
+        if done > 0 and elapsed > patience:
+            of_all = min(of_all, elapsed)
+        impatient = elapsed >= of_all
         if not times or (done >= LEAST_ROUNDS and elapsed > seconds and not impatient):
             break
-        if impatient and (done >= QUICK_ROUNDS or elapsed > 2 * patience):
+        if impatient and (done >= QUICK_ROUNDS or elapsed > of_all + patience):
             break
         for name in quick(times) if impatient else list(times):
             value = clocks[name]()

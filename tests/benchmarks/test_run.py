@@ -86,7 +86,7 @@ def test_long_rounds_are_not_repeated() -> None:
 
 @pytest.mark.parametrize(
     ("patience", "order"),
-    [(20.0, "ABC" * 2 + "AB" * 3), (12.0, "ABC" + "AB" * 3), (4.0, "ABC"), (100.0, "ABC" * LEAST_ROUNDS)],
+    [(20.0, "ABC" * 2 + "AB" * 7), (11.0, "ABC" + "AB" * 5), (2.0, "ABC" + "AB"), (100.0, "ABC" * LEAST_ROUNDS)],
 )
 def test_quick_ones_go_on_where_slow_ones_do_not(patience: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, now = [], [0.0]
@@ -97,7 +97,7 @@ def test_quick_ones_go_on_where_slow_ones_do_not(patience: float, order: str, mo
         return seconds
 
     monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now[0])
-    steps = {"A": 1.0, "B": 3.0, "C": 9.0}
+    steps = {"A": 1.0, "B": 1.5, "C": 9.0}
     rounds({name: lambda name=name: clock(name, steps[name]) for name in steps}, seconds=0, patience=patience)  # type: ignore[misc]
     assert "".join(seen) == order
 
