@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 # Where no budget is asked for: the blocks of logits that live at one time (both sides, and the gradient where it has
 # memory of its own), and the fewest tokens of a chunk. Each chunk reads both heads and dW again: at V = 151,936 and
-# D = 1024 chunks of 103 tokens (128 MiB) cost 29 % over the unchunked products, chunks of 128 cost 17 %. Measured in
+# D = 1024 chunks of 103 tokens (128 MiB) cost 27 % over the unchunked products, chunks of 128 cost 15 %. Measured in
 # docs/benchmarks.md, "Workspace".
 WORKSPACE_BYTES = 128 * 2**20
 USUAL_MIN_TOKENS = 128
