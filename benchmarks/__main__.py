@@ -1,7 +1,7 @@
 """``python -m benchmarks``, or ``make bench``: time, memory and error of the loss beside every peer that is installed.
 
 Each measurement has a process of its own; the lines of a case are kept as soon as it is done, and a run that was broken
-off goes on where it stopped. ``--quick`` takes five minutes and shows that it works, ``--full`` more than an hour.
+off goes on where it stopped. ``--quick`` takes three minutes and shows that it works, ``--full`` more than an hour.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="small problems, five minutes; not the published figures")
+    size.add_argument("--quick", action="store_true", help="small problems, three minutes; not the published figures")
     size.add_argument("--full", action="store_true", help="the published figures: larger problems, more rounds")
     parser.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument(

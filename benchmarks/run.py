@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from .worker import Failed, Room, Worker, reason, save, truth_file
 # What one process may allocate, of the memory that is there when a case begins; the waiting ones have some, too.
 MEMORY_SHARE = 0.75
 START_SECONDS = 300.0
+# Processes that import and load while another is asked for its memory and errors; nothing is timed then.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,25 @@ def measure(case: Case, room: Room, given: Given) -> list[Record]:
         workers.pop(name, None)
         progress(f"  {name}: {why}")
 
+    able: list[Implementation] = []
+    for implementation in case.implementations:
+        if why := implementation.refusal(room.device):
+            failed(implementation.name, Failed(why))
+        else:
+            able.append(implementation)
+    starting = iter(able)
+
+    def start(processes: int) -> None:
+        for implementation in islice(starting, processes):
+            workers[implementation.name] = Worker(implementation, room)
+
     try:
-        for implementation in case.implementations:
+        start(AHEAD)
+        for implementation in able:
+            start(1)
             name = implementation.name
             try:
-                if why := implementation.refusal(room.device):
-                    raise Failed(why)
-                workers[name] = Worker(implementation, room, START_SECONDS)
+                workers[name].answer(START_SECONDS)
                 records[name] = observed(workers[name], implementation, case, given)
             except Failed as failure:
                 failed(name, failure)

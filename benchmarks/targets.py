@@ -81,6 +81,7 @@ def goals(level: Level) -> list[Goal]:
         Goal(late, BACKWARD_FILTERED, BACKWARD, Target("its time", 0.5)),
     ]
     bounds = [(logits, TOUCH, ADD), (logits, HUGE, ADD), (logits, SCALED, ADD), (usual, PRODUCTS, UNCHUNKED)]
+    bounds += [(main, PRODUCTS, peer) for peer in (COMPILED, LIGER)]
     bounds.append((hidden(level.tokens, "bf16"), DX_BF16, DX_FP32))
     return made + [Goal(case, ours, against, None) for case, ours, against in bounds]
 

@@ -80,16 +80,18 @@ class Host:
 
 
 class Worker:
-    """The caller's side. An answer has a time limit; without one the process is ended and :class:`Failed` raised."""
+    """The caller's side. An answer has a time limit; without one the process is ended and :class:`Failed` raised.
 
-    def __init__(self, implementation: Implementation, room: Room, limit: float) -> None:
+    The process starts at once. Its first answer, that it is ready, is to be waited for before anything is asked.
+    """
+
+    def __init__(self, implementation: Implementation, room: Room) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(theirs, implementation, room), daemon=True)
         self.process.start()
         theirs.close()
         self.memory = room.memory
-        self.answer(limit)
 
     def ask(self, question: str, limit: float) -> Any:
         """``question``: "peak", "errors" or "seconds"."""
