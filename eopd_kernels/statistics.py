@@ -149,10 +149,10 @@ class RowStatistics:
             [
                 c_s * z_s,
                 c_t * z_t,
-                c_t * (a + z_t * d_t),
-                c_t * (p + z_t * (d_t - d_s)),
-                c_s * (b + z_s * d_s),
-                c_s * (q + z_s * (d_s - d_t)),
+                weighted(c_t, a + z_t * d_t),
+                weighted(c_t, p + z_t * (d_t - d_s)),
+                weighted(c_s, b + z_s * d_s),
+                weighted(c_s, q + z_s * (d_s - d_t)),
             ],
             1,
         )

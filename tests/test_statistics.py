@@ -100,6 +100,17 @@ def test_columns_without_mass_on_both_sides_count_for_nothing(whole_slice: bool)
         torch.testing.assert_close(getattr(parts[0].merge(parts[1]), name), expected, rtol=1e-10, atol=1e-10, msg=name)
 
 
+def test_an_infinite_part_that_has_no_mass_in_the_whole_counts_for_nothing() -> None:
+    student, teacher = pair(4, 60)
+    student[:, 40] = -math.inf  # the second part's forward KL is infinite by itself
+    teacher[:, 30:] -= 1e4  # and has no mass beside the first part's
+    parts = [RowStatistics.of(student[:, c], teacher[:, c]) for c in (slice(0, 30), slice(30, 60))]
+    assert (parts[1].forward_kl == math.inf).all()
+    whole, merged = RowStatistics.of(student, teacher), parts[0].merge(parts[1])
+    torch.testing.assert_close(merged.forward_kl, whole.forward_kl, rtol=1e-12, atol=1e-12)
+    assert merged.forward_kl.isfinite().all()
+
+
 def test_a_side_without_mass_makes_the_other_sides_kl_infinite() -> None:
     student, teacher = pair(2, 40)
     only_student = teacher.clone()
