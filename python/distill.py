@@ -218,7 +218,8 @@ def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
     check = scenario.check(prompt) if prompt is not None else None
     correct = None if check is None else completion.ended and check(text)
     shown_prompt = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
-    return {"prompt": shown_prompt, "completion": text, "correct": correct, "ended": completion.ended}
+    said = {"prompt": shown_prompt, "completion": text, "writer": completion.writer}
+    return {**said, "correct": correct, "ended": completion.ended}
 
 
 def objective_called(name: str, options: Options) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from transformers import PreTrainedModel
@@ -53,13 +54,16 @@ class Sampled:
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found: dict[int, Completion] = {}
         by_teacher = [self.for_teacher(draw) for draw in draws]
-        for model, teachers in zip(self.models, (False, True), strict=True):
+        for model, writer in zip(self.models, ("student", "teacher"), strict=True):
+            teachers = writer == "teacher"
             chosen = [draw for draw, teachers_own in zip(draws, by_teacher, strict=True) if teachers_own is teachers]
             size = self.batch_size or max(1, len(chosen))
             for start in range(0, len(chosen), size):
                 part = chosen[start : start + size]
                 answers = self.answers(model, part, self.synced and not teachers)
-                found.update(zip([draw.number for draw in part], answers, strict=True))
+                found.update(
+                    (draw.number, replace(one, writer=writer)) for draw, one in zip(part, answers, strict=True)
+                )
         return [found[draw.number] for draw in draws]
 
     def for_teacher(self, draw: Draw) -> bool:
@@ -92,5 +96,6 @@ class Given:
         for draw in draws:
             ids = draw.prompt.completion
             assert ids is not None
-            found.append(Completion(draw.prompt.ids, ids[: self.max_new_tokens], len(ids) <= self.max_new_tokens))
+            ended = len(ids) <= self.max_new_tokens
+            found.append(Completion(draw.prompt.ids, ids[: self.max_new_tokens], ended, writer="data"))
         return found

@@ -25,13 +25,15 @@ from .draws import DrawTokens
 class Completion:
     """A prompt and what follows it, as token ids; the last id is an end-of-sequence token where it ``ended``.
 
-    ``log_probs``, in nats, are those of ``ids`` under the model that wrote them, None where nobody knows.
+    ``log_probs``, in nats, are those of ``ids`` under the model that wrote them, None where nobody knows. ``writer`` is
+    "student", "teacher", or "data" where it came with the prompt.
     """
 
     prompt: list[int]
     ids: list[int]
     ended: bool
     log_probs: list[float] | None = field(default=None, compare=False)  # the last bits depend on the company
+    writer: str = "student"
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,14 @@ def test_the_teacher_answers_its_share_and_the_same_prompts_in_any_batch() -> No
     students, teachers, mixed = (sampled(off_policy_fraction=f)(draws(30)) for f in (0.0, 1.0, 0.3))
     for student, teacher, found, by_teacher in zip(students, teachers, mixed, chosen, strict=False):
         assert found == (teacher if by_teacher else student)
-    assert students != teachers
+        assert found.writer == ("teacher" if by_teacher else "student")
+    assert [one.ids for one in students] != [one.ids for one in teachers]
 
 
 def test_given_completions_are_cut_and_do_not_end_then() -> None:
     prompt = Prompt([3], "w3", completion=[4, 5, EOS])
-    assert Given(3)([Draw(0, prompt)]) == [Completion([3], [4, 5, EOS], True)]
-    assert Given(2)([Draw(0, prompt)]) == [Completion([3], [4, 5], False)]
+    assert Given(3)([Draw(0, prompt)]) == [Completion([3], [4, 5, EOS], True, writer="data")]
+    assert Given(2)([Draw(0, prompt)]) == [Completion([3], [4, 5], False, writer="data")]
 
 
 def test_a_number_falls_into_the_part_of_its_id() -> None:

@@ -189,16 +189,39 @@ def test_what_a_model_emits_stays_text(tmp_path: Path) -> None:
     assert escaped("\"'<") == "&quot;&#x27;&lt;"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "the student's own samples"),
+        ({"off_policy_fraction": 0.5}, "the completions of a step, 50 % of them the teacher's"),
+        ({"completion_column": "answer"}, "the given completions"),
+    ],
+)
+def test_it_says_whose_completions_a_step_learned_from(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    write_run(tmp_path, runs=("a",), steps=2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | options))
+    for writer in ("student", "teacher", "data"):
+        text = {"prompt": "p", "completion": "c", "writer": writer}
+        append(tmp_path / "completions.jsonl", {"run": "b", "step": 1, **text})
+    page = written(tmp_path)
+    assert page.text.count(said) == 5  # two divergences, entropies, histograms, and how to read it
+    assert page.text.count("cnot checked") == 3 and "cnot checkedthe teacher's" in page.text
+    assert "cnot checkedgiven" in page.text
+
+
 def test_the_loss_share_is_stated_where_it_was_measured(tmp_path: Path) -> None:
-    record = {"step": 1, "student_seconds": 3.0, "rollout_seconds": 1.0}
-    append(tmp_path / "metrics.jsonl", {"run": "a", **record, "loss_share": 0.25, "loss_share_by_flops": 0.311})
-    append(tmp_path / "metrics.jsonl", {"run": "b", **record})
+    record = {"student_seconds": 3.0, "teacher_seconds": 0.0, "rollout_seconds": 1.0}
+    for step, seconds in ((1, 0.5), (2, 1.5)):  # of all steps together: 2 of 8
+        measured = {"step": step, "loss_seconds": seconds, "loss_share_by_flops": 0.311}
+        append(tmp_path / "metrics.jsonl", {"run": "a", **record, **measured})
+    append(tmp_path / "metrics.jsonl", {"run": "b", "step": 1, **record})
     page = written(tmp_path)
     assert (
         "took 25.0 % of a step's forward and backward passes; by the flops of the matrix products it would be 31.1 %."
         in page.text
     )
-    assert "375 %" in page.text and "125 %" in page.text  # seconds and share in one cell
+    assert "360 %" in page.text and "120 %" in page.text  # seconds and share in one cell
     assert "b: heads" not in page.text
 
 

@@ -1,4 +1,4 @@
-"""The page: what came out, how training went, what the student wrote, what was run. It loads nothing."""
+"""The page: what came out, how training went, some completions, what was run. It loads nothing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str, bool], ...] = (
     (
         "Forward KL",
         (("forward_kl_open", OPEN), ("forward_kl_closed", SHUT)),
-        "KL(teacher ‖ student), nats, on the student's own samples.",
+        "KL(teacher ‖ student), nats, on {completions}.",
         False,
     ),
     (
         "Reverse KL",
         (("reverse_kl_open", OPEN), ("reverse_kl_closed", SHUT)),
-        "KL(student ‖ teacher), nats, on the student's own samples.",
+        "KL(student ‖ teacher), nats, on {completions}.",
         False,
     ),
     (
         "Mean entropy",
         (("student_entropy", "student"), ("teacher_entropy", "teacher")),
-        "In nats, on the student's own samples.",
+        "In nats, on {completions}.",
         False,
     ),
     ("Gate", (("gate_fraction", ""),), "Share of tokens with a forward KL in the loss.", True),
@@ -51,6 +51,7 @@ TIMES = (
     ("optimizer_seconds", "optimizer", 5),
 )
 SAMPLES_PER_STEP = 4
+WRITERS = {"teacher": "the teacher's", "data": "given"}  # all others are the student's
 VERDICTS = {"True": ("right", "right"), "False": ("wrong", "wrong")}
 
 
@@ -134,7 +135,10 @@ def training(records: Records, colours: dict[str, int]) -> list[str]:
     curve, lines = results.pass_curves(records, colours)
     caption = "Chance that one of k samples is right; unbiased estimate, bands over prompts."
     cards = [card("Pass@k", curve, lines, caption)]
-    cards += [histograms(run, recorded, records.tau, colours[run]) for run, recorded in records.histograms.items()]
+    trained_on = records.trained_on
+    cards += [
+        histograms(run, recorded, records.tau, trained_on, colours[run]) for run, recorded in records.histograms.items()
+    ]
     for title, metrics, caption, percent in CARDS:
         curves = plots.curves_of(records.metrics, [name for name, _ in metrics], colours)
         dashes = {curve.dashed for curve in curves}
@@ -143,12 +147,13 @@ def training(records: Records, colours: dict[str, int]) -> list[str]:
             only = colours[next(iter(records.metrics), "teacher")] if len(records.metrics) == 1 else TEACHER
             lines += [(text, only, i > 0) for i, (_, text) in enumerate(metrics) if (i > 0) in dashes]
         slug = title.lower().replace(" ", "-")
-        cards.append(card(title, plots.over_steps(slug, curves, percent), lines, caption))
+        plot = plots.over_steps(slug, curves, percent)
+        cards.append(card(title, plot, lines, caption.format(completions=trained_on)))
     shown = [one for one in cards if one]
     return [tag("h2", "How it went"), tag("div", *shown, class_="grid")] if shown else []
 
 
-def histograms(run: str, recorded: list[Record], tau: float | None, colour: int) -> str:
+def histograms(run: str, recorded: list[Record], tau: float | None, completions: str, colour: int) -> str:
     ends = plots.first_and_last(recorded)
     if ends is None:
         return ""
@@ -157,7 +162,7 @@ def histograms(run: str, recorded: list[Record], tau: float | None, colour: int)
     at = [f"step {figure_text(number(record, 'step'), '.0f')}" for record in ends]
     sides = (("teacher", TEACHER), ("student", colour))
     lines = [(f"{side}, {when}", shown, when == at[0]) for side, shown in sides for when in dict.fromkeys(at)]
-    caption = "Share of tokens by entropy, on the student's own samples, log scale."
+    caption = f"Share of tokens by entropy, on {completions}, log scale."
     return card(f"Entropies: {escaped(run)}", plot, lines, caption)
 
 
@@ -197,7 +202,8 @@ def time_split(metrics: dict[str, list[Record]]) -> str:
 
 def loss_share(run: str, records: list[Record]) -> str:
     """What the loss took (heads, loss and their gradients), beside what its flops predict, if that was measured."""
-    share, predicted = mean(records, "loss_share"), mean(records, "loss_share_by_flops")
+    passes = [mean(records, f"{part}_seconds") for part in ("loss", "teacher", "student")]
+    share, predicted = passes[0] / sum(passes), mean(records, "loss_share_by_flops")
     if not math.isfinite(share):
         return ""
     text = f"{escaped(run)}: heads, loss and their gradients took {share:.1%} of a step's forward and backward passes"
@@ -220,12 +226,14 @@ def completions(recorded: dict[str, list[Record]]) -> str:
             title = tag("summary", f"{escaped(run)}, step {escaped(step)}")
             is_last = ' open=""' if step == steps[-1] else ""
             blocks.append(f"<details{is_last}>{title}{''.join(map(one_completion, mine))}</details>")
-    return tag("h2", "What the student wrote") + "".join(blocks) if blocks else ""
+    return tag("h2", "Completions") + "".join(blocks) if blocks else ""
 
 
 def one_completion(sample: Record) -> str:
     verdict, kind = VERDICTS.get(str(sample.get("correct")), ("not checked", "quiet"))
     tags = [tag("span", verdict, class_=f"tag {kind}")]
+    if writer := WRITERS.get(str(sample.get("writer"))):
+        tags.append(tag("span", writer, class_="tag quiet"))
     if sample.get("ended") is False:
         tags.append(tag("span", "never ended", class_="tag wrong"))
     texts = (tag("pre", shortened(sample.get(part, "")), class_=part) for part in ("prompt", "completion"))
@@ -238,8 +246,8 @@ def notes(records: Records) -> str:
     said = [
         f"One run{seed} for each objective. The intervals are about prompts and samples; another seed of the training "
         "can move a result by more. A claim that one objective is better takes several runs.",
-        "Forward KL and entropy in the table are on the teacher's samples, the curves on the student's own: a student "
-        "that avoids what it does badly looks better on its own samples.",
+        "Forward KL and entropy in the table are on the teacher's samples for held-out prompts, the curves on "
+        f"{records.trained_on}. A student that avoids what it does badly looks better on its own samples.",
         "Independent replications of entropy-aware distillation (arXiv 2603.07079) are mixed. Nothing here promises a "
         "gain in accuracy on another task or at another size.",
     ]

@@ -30,6 +30,16 @@ class Records:
     problems: list[str]  # what is missing or cannot be read, a sentence each
 
     @property
+    def trained_on(self) -> str:
+        """Whose completions a step learns from, with an article."""
+        if self.config.get("completion_column"):
+            return "the given completions"
+        share = self.config.get("off_policy_fraction")
+        if isinstance(share, (int, float)) and share > 0:
+            return f"the completions of a step, {100 * share:.3g} % of them the teacher's"
+        return "the student's own samples"
+
+    @property
     def tau(self) -> float | None:
         """The gate's threshold in nats, from the results or the options."""
         tau = self.results.get("tau", self.config.get("tau"))

@@ -89,7 +89,11 @@ def section(records: Records) -> str:
     if not models:
         return tag("h2", "Results") + tag("p", "None yet: see above.")
     matrices = graded(models)
-    said = [f"{records.results[key]:,} {what}" for key, what in COUNTS if isinstance(records.results.get(key), int)]
+    said = [
+        f"{count:,} {one}{'s' * (count != 1)}{rest}"
+        for key, one, rest in COUNTS
+        if isinstance(count := records.results.get(key), int)
+    ]
     said += [f"{LEVEL:.0%} bootstrap intervals over prompts below each rate".replace("%", " %")] if matrices else []
     reference = models[0].get("agreement") or {}
     share, tokens = number(reference, "uncertain_fraction"), number(reference, "tokens")
@@ -109,7 +113,7 @@ def section(records: Records) -> str:
     return "".join(parts)
 
 
-COUNTS = (("prompts", "held-out prompts"), ("samples", "samples of each model for each prompt"))
+COUNTS = (("prompts", "held-out prompt", ""), ("samples", "sample", " of each model for each prompt"))
 
 
 def pass_curves(records: Records, colours: dict[str, int]) -> tuple[str, list[tuple[str, int, bool]]]:
