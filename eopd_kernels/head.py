@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import devices, products
 from .arguments import described, finite
+from .sharded import check_not_partitioned, is_dtensor, whole
 
 # Rows of a low-precision head that are upcast at a time: on a CPU the copy stays in the last-level cache.
 PANEL_BYTES = 8 * 2**20
@@ -113,6 +114,13 @@ class LMHead:
             return self
         return LMHead(self.weight.to(dtype), self.bias, scale=self.scale, softcap=self.softcap)
 
+    def gathered(self) -> LMHead:
+        """The same head with its whole weight and bias on each rank: one collective for each that is a DTensor."""
+        if not (is_dtensor(self.weight) or is_dtensor(self.bias)):
+            return self
+        bias = None if self.bias is None else whole(self.bias)
+        return LMHead(whole(self.weight), bias, scale=self.scale, softcap=self.softcap)
+
     def _panels(self, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The head's rows ``columns`` in ``dtype``, with their place in the slice: whole where they have it already,
         else copied a panel at a time into one buffer, so that a head is never upcast as a whole."""
@@ -127,16 +135,6 @@ class LMHead:
             part = slice(start, min(start + panel_rows, len(weight)))
             panel = buffer[: part.stop - part.start]
             yield part, panel.copy_(weight[part])
-
-
-def check_not_partitioned(name: str, weight: Tensor) -> None:
-    """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
-    if hasattr(weight, "ds_id") and weight.numel() == 0:
-        raise ValueError(
-            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))}, empty here; "
-            "call the loss in the forward of the module given to deepspeed.initialize, where reading lm_head.weight "
-            "gathers it: see docs/distributed.md"
-        )
 
 
 def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:

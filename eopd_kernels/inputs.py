@@ -13,11 +13,11 @@ from torch import Tensor
 from . import devices, parallel
 from .arguments import described, finite
 from .gates import EntropyGate, QuantileGate, needs_every_row
-from .head import LMHead, check_not_partitioned, compute_dtype, tensors_of
+from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
 from .rows import choose
 from .schedules import SCHEDULES
-from .sharded import gathered, is_dtensor
+from .sharded import check_not_partitioned, is_dtensor
 from .sides import uniform_rows
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
@@ -222,7 +222,8 @@ def checked(
         shard,
     )
     # Sharded heads are gathered after every check: a call that is refused sends nothing.
-    return Call(student, dense, gathered(student_head), gathered(teacher_head), weights, items, tokens, options)
+    student_head, teacher_head = student_head and student_head.gathered(), teacher_head and teacher_head.gathered()
+    return Call(student, dense, student_head, teacher_head, weights, items, tokens, options)
 
 
 def check_partial(partial: bool, parallel: bool, head: LMHead | None) -> None:

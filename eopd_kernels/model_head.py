@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from . import lora
 from .arguments import described
-from .head import check_not_partitioned
-from .sharded import is_dtensor
+from .sharded import check_not_partitioned, is_dtensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -1,4 +1,4 @@
-"""Heads whose parameters are spread over data-parallel ranks: FSDP2's DTensors, DeepSpeed ZeRO-3's partitions.
+"""Parameters of heads that are spread over data-parallel ranks: FSDP2's DTensors, DeepSpeed ZeRO-3's partitions.
 
               rank 0        rank 1                            every rank
          ┌─────────────┬─────────────┐                  ┌───────────────────┐
@@ -15,21 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .head import LMHead
-
 
 def is_dtensor(tensor: Any) -> bool:
     """Without importing DTensor, which takes as long as the rest of the package: whoever has one has imported it."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
-
-
-def gathered(head: LMHead | None) -> LMHead | None:
-    """The head with its whole weight and bias on each rank: one collective for each of them that is a DTensor."""
-    if head is None or not (is_dtensor(head.weight) or is_dtensor(head.bias)):
-        return head
-    bias = None if head.bias is None else whole(head.bias)
-    return LMHead(whole(head.weight), bias, scale=head.scale, softcap=head.softcap)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -43,3 +33,13 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import Partial
 
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)  # type: ignore[attr-defined]
+
+
+def check_not_partitioned(name: str, weight: Tensor) -> None:
+    """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
+    if hasattr(weight, "ds_id") and weight.numel() == 0:
+        raise ValueError(
+            f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))}, empty here; "
+            "call the loss in the forward of the module given to deepspeed.initialize, where reading lm_head.weight "
+            "gathers it: see docs/distributed.md"
+        )
