@@ -183,6 +183,8 @@ class HiddenGradient:
         def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
             return memory.zeros(shape, side.dtype, side.hidden.device) if needed else None
 
+        # Zeroed although the first chunk could write the weight's gradient: then its fresh pages fault within the
+        # product. That took 1.00, 1.03 and 1.18 times as long for 128 tokens of V = 49,152, 151,936 and 262,144.
         self.head = side.head
         self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]
         self.weight = zeros(side.head.weight.shape, needs[1])  # [V, D]
