@@ -32,7 +32,7 @@ FIGURES = (
     ("forward_kl_uncertain", "KL(p_t ‖ p_s) where H_t > τ"),
     ("forward_kl_certain", "KL(p_t ‖ p_s) elsewhere"),
 )
-MODELS = ("student at start", "reverse-kl", "entropy-aware")
+MODELS = ("teacher", "student at start", "reverse-kl", "entropy-aware")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def summary(found: Sequence[dict]) -> str:
     by_name = [{model["name"]: model["agreement"] for model in one["models"]} for one in found]
     for name in MODELS:
         rows.append([name, *(spread([one[name][figure] for one in by_name]) for figure, _ in FIGURES)])
-    aware, reverse = MODELS[2], MODELS[1]
+    reverse, aware = MODELS[2:]
     differences = (spread([one[aware][figure] - one[reverse][figure] for one in by_name], "+") for figure, _ in FIGURES)
     rows.append([f"{aware} less {reverse}, same seed", *differences])
     runs = "one run" if len(found) == 1 else f"{len(found)} runs, means (least to most)"

@@ -71,10 +71,11 @@ def test_the_table_has_means_and_extremes() -> None:
         return {"models": [{"name": n, "agreement": dict.fromkeys(figures, v)} for n, v in values.items()]}
 
     table = summary([result(3.0, 1.0, 0.5), result(3.0, 2.0, 2.5)]).splitlines()
-    assert table[2].startswith("| student at start | 3.000 (3.000 to 3.000) |")
-    assert "| 1.500 (1.000 to 2.000) |" in table[3]
-    assert table[5].endswith("| +0.000 (-0.500 to +0.500) |")
-    assert summary([result(3.0, 1.0, 0.5)]).splitlines()[3] == "| reverse-kl | 1.000 | 1.000 | 1.000 |"
+    assert table[2].startswith("| teacher | 0.000 (0.000 to 0.000) |")
+    assert table[3].startswith("| student at start | 3.000 (3.000 to 3.000) |")
+    assert "| 1.500 (1.000 to 2.000) |" in table[4]
+    assert table[6].endswith("| +0.000 (-0.500 to +0.500) |")
+    assert summary([result(3.0, 1.0, 0.5)]).splitlines()[4] == "| reverse-kl | 1.000 | 1.000 | 1.000 |"
 
 
 def test_it_runs_with_a_small_model(small: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
