@@ -1,8 +1,7 @@
 """``python -m benchmarks.static``: what the kernels take of each GPU, read from their machine code.
 
-Needs no GPU. Compiles Triton's for a covering choice of dtypes and options; ``--pairs`` every pair of dtypes and every
-layout once; ``--all`` every pair with every dtype of the gradient, and every option with a dtype of each size. The CUDA
-kernels are read from the built extension. Ends with status 1 where a kernel
+Needs no GPU. Compiles Triton's for a covering choice of dtypes and options; ``--all`` every pair of dtypes, and every
+option with a dtype of each size. The CUDA kernels are read from the built extension. Ends with status 1 where a kernel
 spills, wants more shared memory or registers than there are, or loads 16-bit logits one by one.
 """
 
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
 import triton
@@ -41,17 +40,6 @@ CHOICE = [
     ("row_mixture", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
     ("row_mixture_gradient", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
 ]
-
-
-def each_pair() -> Iterable[tuple[str, Problem, int]]:
-    """Each pair of dtypes and each layout once, and with them all kernels, the dtypes of the gradient in turn."""
-    for i, (student, teacher) in enumerate(product(DTYPES, DTYPES)):
-        outs = sorted({student, "fp64" if "fp64" in (student, teacher) else "fp32"})
-        for rows in (WHOLE_ROWS, SPLIT_ROWS):
-            yield "row_loss_and_gradient", Problem(student, teacher, outs[i % len(outs)]), rows
-    for dtype, layout in zip(cycle(("fp32", "bf16", "fp64")), LAYOUTS, strict=False):
-        for function in ("row_loss_and_gradient", "row_mixture", "row_mixture_gradient"):
-            yield function, Problem(dtype, dtype, dtype, BOTH, layout), WHOLE_ROWS
 
 
 def every_call() -> Iterable[tuple[str, Problem, int]]:
@@ -121,8 +109,9 @@ def spread(values: Sequence[int]) -> str:
     return f"{most:,}" if least == most else f"{least:,}–{most:,}"
 
 
-def triton_kernels(calls: Sequence[tuple[str, Problem, int]], devices: Sequence[str]) -> dict[Resources, None]:
+def triton_kernels(everything: bool, devices: Sequence[str]) -> dict[Resources, None]:
     """Each kernel of each call once, in order."""
+    calls = list(every_call()) if everything else CHOICE
     tasks = [(*call, device) for device in devices for call in calls]
     unique: dict[Resources, None] = {}
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
@@ -134,9 +123,7 @@ def triton_kernels(calls: Sequence[tuple[str, Problem, int]], devices: Sequence[
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=__doc__)
-    wider = parser.add_mutually_exclusive_group()
-    wider.add_argument("--pairs", action="store_true", help="every pair of dtypes and every layout once")
-    wider.add_argument("--all", action="store_true", help="every pair of dtypes and every option, ten minutes and more")
+    parser.add_argument("--all", action="store_true", help="every pair of dtypes and every option, five minutes")
     parser.add_argument("--device", action="append", choices=list(DEVICES), help="instead of all of them")
     parser.add_argument("--only", choices=["triton", "cuda"], help="instead of both")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure")
@@ -145,8 +132,7 @@ def main() -> int:
     unique: dict[Resources, None] = {}
     tables, unsound = [], []
     if arguments.only != "cuda":
-        calls = list(every_call()) if arguments.all else list(each_pair()) if arguments.pairs else CHOICE
-        unique = triton_kernels(calls, arguments.device or list(DEVICES))
+        unique = triton_kernels(arguments.all, arguments.device or list(DEVICES))
         tables.append(f"Triton {triton.__version__}\n\n{table(unique)}")
         unsound += [f"{row}" for row in unique if not row.sound]
     if arguments.only != "triton":

@@ -34,12 +34,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Each kernel on each device for a covering choice of dtypes and options; for every pair of dtypes on one.
+    """Each kernel on each device for a covering choice of dtypes and options; in all that it can be called with on one.
 
     ``python -m benchmarks.static --all`` is all on all, a thousand compilations.
     """
     found = []
-    for options in ((), ("--pairs", "--device", "sm_90")):
+    for options in ((), ("--all", "--device", "sm_90")):
         file = tmp_path_factory.mktemp("static") / "kernels.json"
         result = run("benchmarks.static", "--only", "triton", *options, "--json", str(file))
         assert file.exists(), result.stderr[-3000:]
