@@ -216,13 +216,15 @@ def test_the_loss_share_is_stated_where_it_was_measured(tmp_path: Path) -> None:
         measured = {"step": step, "loss_seconds": seconds, "loss_share_by_flops": 0.311}
         append(tmp_path / "metrics.jsonl", {"run": "a", **record, **measured})
     append(tmp_path / "metrics.jsonl", {"run": "b", "step": 1, **record})
+    nothing = dict.fromkeys(("student_seconds", "teacher_seconds", "loss_seconds"), 0.0)
+    append(tmp_path / "metrics.jsonl", {"run": "c", "step": 1, "rollout_seconds": 1.0, **nothing})
     page = written(tmp_path)
     assert (
         "took 25.0 % of a step's forward and backward passes; by the flops of the matrix products it would be 31.1 %."
         in page.text
     )
     assert "360 %" in page.text and "120 %" in page.text  # seconds and share in one cell
-    assert "b: heads" not in page.text
+    assert "b: heads" not in page.text and "c: heads" not in page.text
 
 
 def test_without_matplotlib_there_is_a_page_without_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

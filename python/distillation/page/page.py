@@ -202,10 +202,11 @@ def time_split(metrics: dict[str, list[Record]]) -> str:
 
 def loss_share(run: str, records: list[Record]) -> str:
     """What the loss took (heads, loss and their gradients), beside what its flops predict, if that was measured."""
-    passes = [mean(records, f"{part}_seconds") for part in ("loss", "teacher", "student")]
-    share, predicted = passes[0] / sum(passes), mean(records, "loss_share_by_flops")
-    if not math.isfinite(share):
+    loss, teacher, student = (mean(records, f"{part}_seconds") for part in ("loss", "teacher", "student"))
+    passes, predicted = loss + teacher + student, mean(records, "loss_share_by_flops")
+    if not passes > 0:  # not measured
         return ""
+    share = loss / passes
     text = f"{escaped(run)}: heads, loss and their gradients took {share:.1%} of a step's forward and backward passes"
     beside = f"; by the flops of the matrix products it would be {predicted:.1%}" if math.isfinite(predicted) else ""
     return f"{text}{beside}.".replace("%", " %")
