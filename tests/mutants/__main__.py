@@ -95,7 +95,8 @@ def verdict(mutant: Mutant, folder: Path) -> str | None:
         return f"killed by signal {-result.returncode}"
     if result.returncode != TESTS_FAILED:
         raise ValueError(f"{mutant.name}: the suite did not run\n{result.stdout[-2000:]}")
-    return next(line.split(" ")[1] for line in result.stdout.splitlines() if line.startswith("FAILED"))
+    noticed = ("FAILED tests", "ERROR tests")  # in the test, or in what a file's tests are given
+    return next(line.split(" ")[1] for line in result.stdout.splitlines() if line.startswith(noticed))
 
 
 def main() -> int:
