@@ -167,6 +167,16 @@ struct RowCoefficients {
   Real a, b, c;
 };
 
+// Whether the teacher's entropy lies above the threshold; NaN if it is NaN: shut, a row that holds a NaN would silently
+// count for nothing. Thresholds of -inf and inf, "always" and "never", ask nothing of the row.
+template <typename Real>
+EOPD_HD Real open_gate(const RowStatistics<Real>& row, Real threshold) {
+  constexpr Real infinity = std::numeric_limits<Real>::infinity();
+  const Real entropy = teacher_entropy(row);
+  if (entropy > threshold || threshold == -infinity) return 1;
+  return entropy <= threshold || threshold == infinity ? Real(0) : entropy;
+}
+
 // The weights of both divergences as functions of the gate g: c_r = reverse + reverse_gate g, c_f likewise.
 template <typename Real>
 struct Combine {

@@ -22,16 +22,24 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from .function import Gradients, as_inputs, refuse_second_derivative, solve, solve_again, teacher_goes_first
+from .function import (
+    Gradients,
+    as_inputs,
+    outstanding,
+    refuse_second_derivative,
+    solve,
+    solve_again,
+    teacher_goes_first,
+)
 from .gates import EntropyGate, QuantileGate
 from .halves import Sampled, Skewed, TopK
 from .head import compute_dtype, tensors_of
-from .inputs import Call, Options, Transform
+from .inputs import Call, Options, Transform, check_count
 from .objective import Coefficients, Objective
 from .rows import LIBRARY
 from .schedules import Seen
 from .terms import Own
-from .token_inputs import within_vocabulary
+from .token_inputs import check_log_probs, within_vocabulary
 from .tokens import Tokens
 
 
@@ -168,13 +176,20 @@ def loss(*given: Any) -> list[Tensor]:
     for name, ids in (("token_ids", tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
         if ids is not None:
             within_vocabulary(name, ids, options.vocab_size)
+    served = {"log_probs": tokens.top_log_probs, "token_log_probs": tokens.teacher_token_log_probs}
+    for name, log_probs in served.items():
+        if log_probs is not None:
+            check_log_probs(f"TopKTeacher.{name}", log_probs)
+    if arguments.denominator is not None:
+        check_count(arguments.denominator)
     solved = solve(arguments.tensors, arguments.weights, arguments.denominator, tokens, options)
     first, *kept = solved.kept or (None,)
     if any(options.needs_gradient):
-        # "chunked": what is still to divide the gradients, 1 for nothing; "recompute": the weights. Often an argument,
-        # which an op may not hand out.
+        # "chunked": what is still to multiply the gradients, 1 for nothing; "recompute": the weights. Often that is an
+        # argument, which an op may not hand out.
         kept.insert(0, arguments.weights.new_ones(()) if first is None else first.clone())
-    return [solved.loss, *[getattr(solved.seen, name) for name in SEEN], *[t for t in kept if t is not None]]
+    outputs = [solved.loss, *[getattr(solved.seen, name) for name in SEEN], *[t for t in kept if t is not None]]
+    return [*outputs, solved.loss.new_empty(0)]  # the anchor of function.refuse_second_derivative
 
 
 def loss_fake(*given: Any) -> list[Tensor]:
@@ -183,19 +198,21 @@ def loss_fake(*given: Any) -> list[Tensor]:
     outputs = [new(arguments.student.shape[:-1] if options.reduction == "none" else ()), new(n, 8)]
     outputs += [new(n) for _ in SEEN[1:]]
     if not any(options.needs_gradient):
-        return outputs
+        return [*outputs, new(0)]
     inputs = arguments.student, arguments.student_weight, arguments.student_bias
     if options.schedule == "chunked":
         hidden = arguments.student_weight is not None
         dtype = compute_dtype(*inputs) if hidden else arguments.student.dtype
         student = arguments.student.flatten(0, -2) if hidden else arguments.student
         needed = [t for t, needs in zip((student, *inputs[1:]), options.needs_gradient, strict=True) if needs]
-        return [*outputs, new(()), *[t.new_empty(t.shape, dtype=dtype) for t in needed if t is not None]]
+        later = new(n) if not hidden and dtype == torch.float16 else new(())
+        outputs += [later, *[t.new_empty(t.shape, dtype=dtype) for t in needed if t is not None]]
+        return [*outputs, new(0)]
     outputs += [new(n) for _ in ("weights", "a", "b", "c")]
     k = own_columns(options.objective, arguments.top_ids)
     if k:
         outputs += [new(n, k, dtype=torch.int64), new(n, k, dtype=torch.bool), new(n), new(n, k)]
-    return outputs
+    return [*outputs, new(0)]
 
 
 def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
@@ -238,7 +255,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
     _, packed, *rest = output
     kept = rest[len(SEEN) - 1 :]
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.mark_non_differentiable(*output[1:-1])
     ctx.forms = [None if t is None else (t.dtype, t.shape) for t in arguments.tensors[:3]]
     ctx.rest = arguments[-3:]
     ctx.recompute = arguments.options.schedule == "recompute"
@@ -250,21 +267,22 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 def backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     if upstream[0] is None:
         return (None,) * len(Arguments._fields)
-    gradients = gradients_of(ctx, upstream[0])
+    *saved, anchor = ctx.saved_tensors
+    gradients = gradients_of(ctx, saved, upstream[0])
     if torch.is_grad_enabled():
-        gradients = refuse_second_derivative(gradients)
+        gradients = refuse_second_derivative(gradients, upstream[0], anchor)
     return *gradients, *(None,) * (len(Arguments._fields) - 3)
 
 
-def gradients_of(ctx: Any, upstream: Tensor) -> Gradients:
+def gradients_of(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
     with torch.no_grad():
         if ctx.recompute:
             tensors = len(Arguments._fields) - 3
-            packed, *saved = ctx.saved_tensors
+            packed, *saved = saved
             found = torch.ops.eopd_kernels.loss_backward(upstream, packed, saved[tensors:], *saved[:tensors], *ctx.rest)
         else:
-            divisor, *stored = ctx.saved_tensors
-            factor = upstream / divisor
+            later, *stored = saved
+            factor = outstanding(upstream, later, ctx.forms[0][1][:-1])
             found = [g * factor for g in stored]
     found = iter(found)
     return as_inputs([next(found) if needs else None for needs in ctx.needs], ctx.forms)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .arguments import described
+from .arguments import described, positive_int
 
 
 def global_num_items(
@@ -38,8 +38,8 @@ def global_num_items(
     masks = [masks] if isinstance(masks, Tensor) else list(masks)
     if not masks or not all(isinstance(mask, Tensor) for mask in masks):
         raise TypeError(f"masks must be a tensor or a sequence of at least one, got {described(masks)}")
-    if averaged_over is not None and (isinstance(averaged_over, bool) or averaged_over < 1):
-        raise ValueError(f"averaged_over must be at least 1, got {averaged_over!r}")
+    if averaged_over is not None:
+        positive_int("averaged_over", averaged_over)
     count = torch.stack([(mask != 0).sum() for mask in masks]).sum()
     ranks = 1
     if dist.is_available() and dist.is_initialized():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
+from torch import Tensor
 
 
 def kind(device: torch.device) -> str:
@@ -13,6 +16,14 @@ def kind(device: torch.device) -> str:
 def on_host(device: torch.device) -> bool:
     """Whether Python may look at the numbers without waiting for a device."""
     return kind(device) == "cpu"
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether Python may look at a tensor's numbers now: they exist, and no device has to be waited for."""
+    if torch.compiler.is_compiling() or not on_host(tensor.device):
+        return False
+    fake = sys.modules.get("torch._subclasses.fake_tensor")  # whoever has such a tensor has imported it
+    return fake is None or not isinstance(tensor, fake.FakeTensor)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -156,7 +156,7 @@ class Figures:
         if self.top_student is None or problem.tokens.top_ids is not None:
             return
         k = self.top_student.shape[1]
-        opened = gate.nonzero().squeeze(1) if devices.on_host(gate.device) else slice(None)
+        opened = gate.nonzero().squeeze(1) if devices.readable(gate) else slice(None)
         if isinstance(opened, Tensor) and len(opened) < len(gate):
             for row in opened.tolist():
                 one = slice(row, row + 1)
@@ -206,7 +206,7 @@ class Figures:
         if self.top_ids is not None and self.top_student is not None and self.top_teacher is not None:
             given = tokens.top_log_probs
             log_q = statistics.teacher_log_probs(self.top_teacher) if given is None else given
-            present = log_q > -torch.inf if tokens.top_present is None else tokens.top_present
+            present = log_q != -torch.inf if tokens.top_present is None else tokens.top_present
             top = Columns(self.top_ids, present & used, statistics.student_log_probs(self.top_student), log_q)
         return terms_of(problem.objective, statistics, mixture, token, top, gate, tokens)
 

@@ -14,7 +14,7 @@ from .across import visit_across_ranks
 from .figures import gate_of
 from .gates import needs_student
 from .head import LMHead, tensors_of
-from .inputs import Call, Options, Transform, checked
+from .inputs import Call, Options, Transform, check_apart, checked
 from .objective import Coefficients
 from .problem import Problem
 from .rows import Logits, choose
@@ -90,7 +90,9 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
     @classmethod
     def call_eagerly(cls, call: Call) -> tuple[Tensor, Seen]:
         """The same, by autograd's own means."""
-        loss, *seen = super().apply(
+        if call.options.inplace:
+            check_apart(call.student, call.teacher)
+        loss, *seen, _ = super().apply(
             call.student,
             *tensors_of(call.student_head),
             call.teacher,
@@ -119,23 +121,30 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
         solved = solve(tensors, token_weights, denominator, tokens, options)
         seen = solved.seen
+        anchor = solved.loss.new_empty(0)
         if any(options.needs_gradient):
             again = () if options.schedule == "chunked" else (*tensors, denominator, seen.packed)
-            ctx.save_for_backward(*again, *solved.kept)
+            ctx.save_for_backward(*again, *solved.kept, anchor)
         ctx.options = solved.options
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
         outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
         ctx.mark_non_differentiable(*outputs)
-        return solved.loss, *outputs
+        return solved.loss, *outputs, anchor
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream[0] is None:
             return (None,) * 10
+        if torch._C._functorch.is_legacy_batchedtensor(upstream[0]):
+            raise RuntimeError(
+                "EntropyAwareKL cannot be vectorized over gradients (is_grads_batched, jacobian(vectorize=True)): ask "
+                "for one at a time"
+            )
+        *saved, anchor = ctx.saved_tensors
         with torch.no_grad():
-            gradients = BACKWARD[ctx.options.schedule](ctx, upstream[0])
+            gradients = BACKWARD[ctx.options.schedule](ctx, saved, upstream[0])
         if torch.is_grad_enabled():
-            gradients = refuse_second_derivative(gradients)
+            gradients = refuse_second_derivative(gradients, upstream[0], anchor)
         return *gradients, *(None,) * 7
 
 
@@ -146,8 +155,9 @@ class Solved(NamedTuple):
     """What forward leaves: the loss, what was seen of every token, and what backward needs beside the arguments.
 
     Args:
-        kept: "chunked": the denominator if it is still to divide the gradients, then the gradients. "recompute": the
-            tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient nothing.
+        kept: "chunked": what the gradients are still to be multiplied by, 0-d or ``[N]``, or None, then the gradients.
+            "recompute": the tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient
+            nothing.
         options: those that ``kept`` was found with.
     """
 
@@ -171,16 +181,18 @@ def solve(
     problem, options, known = without_shut_rows(tensors, token_weights, tokens, options)
     kept: tuple[Tensor | None, ...] = ()
     if needs_gradient and options.schedule == "chunked":
-        # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. Only
-        # where logits have their gradient in fp16 it is not: divided by N that would underflow.
-        deferred = denominator if problem.student.gradient_dtype == torch.float16 else None
-        if denominator is not None and deferred is None:
-            problem = replace(problem, weights=problem.weights / denominator)
+        # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. In fp16
+        # it is not: what is small times a weight over N would underflow before a scaler's factor reaches it.
+        factors = problem.weights if denominator is None else problem.weights / denominator
+        later = None
+        if problem.student.gradient_dtype == torch.float16:
+            factors, later = within_fp16(factors, per_row=isinstance(problem.student, LogitsSide))
+        problem = replace(problem, weights=factors)
         gradient = student_gradient(
             tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
         )
         seen = (visit_with_gradient if problem.shard is None else visit_across_ranks)(problem, gradient)
-        kept = (deferred, *gradient.tensors())
+        kept = (later, *gradient.tensors())
     else:
         seen, terms = visit(problem)
         if needs_gradient:
@@ -195,23 +207,46 @@ def solve(
     return Solved(loss, seen, kept, options)
 
 
-def backward_chunked(ctx: Any, upstream: Tensor) -> Gradients:
+# What a row's gradient is stored at in fp16: entries from 2^-29 on are kept, up to 4,094, a KL of thousands of nats.
+FP16_WEIGHT = 16.0
+
+
+def within_fp16(factors: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
+    """The tokens' factors ``[N]`` as a product: what enters gradients in fp16, and what multiplies them later.
+
+    A gradient of logits waits for its row's whole factor, ``[N]``, and is stored as that of one weight for all. A block
+    that goes into products has one factor for all rows, their largest, 0-d: the sums over rows are in fp32.
+    """
+    if per_row:
+        return (factors != 0) * FP16_WEIGHT, factors / FP16_WEIGHT
+    largest = factors.abs().amax() if len(factors) else factors.new_zeros(())
+    largest = torch.where(largest == 0, 1.0, largest)
+    return factors / largest, largest
+
+
+def outstanding(upstream: Tensor, later: Tensor | None, leading: torch.Size) -> Tensor:
+    """What stored gradients are multiplied by in backward: 0-d, or ``[..., 1]`` for those of logits in fp16."""
+    if later is None:
+        return upstream
+    factor = upstream * later
+    return factor if factor.dim() == 0 else factor.view(*leading, 1)
+
+
+def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
     """Scales the gradients that forward took. They are scaled in place where this is the graph's last backward."""
-    deferred, *stored = ctx.saved_tensors
-    factor = upstream if deferred is None else upstream / deferred
+    later, *stored = saved
+    factor = outstanding(upstream, later, ctx.forms[0][1][:-1])
     last = not torch._C._autograd._get_current_graph_task_keep_graph()
-    if last and devices.on_host(factor.device) and factor == 1:  # elsewhere the question would wait for the device
-        scaled = stored
-    elif last:
-        scaled = [g if g is None else g.mul_(factor) for g in stored]
-    else:
-        scaled = [g if g is None else g * factor for g in stored]
+    if last and later is None and devices.readable(factor) and factor == 1:  # elsewhere this waits for the device
+        return as_inputs(stored, ctx.forms)
+    # Into a tensor of its dtype: fp16 times fp32 would be another N × V in fp32.
+    scaled = [g if g is None else torch.mul(g, factor, out=g if last else torch.empty_like(g)) for g in stored]
     return as_inputs(scaled, ctx.forms)
 
 
-def backward_recompute(ctx: Any, upstream: Tensor) -> Gradients:
+def backward_recompute(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
-    *tensors, denominator, packed, weights, a, b, c, ids, present, own_a, values = ctx.saved_tensors
+    *tensors, denominator, packed, weights, a, b, c, ids, present, own_a, values = saved
     own = None if ids is None else Own(ids, present, own_a, values)
     gradients = solve_again(tensors, upstream, denominator, packed, weights, Coefficients(a, b, c), own, ctx.options)
     return as_inputs(gradients, ctx.forms)
@@ -230,13 +265,13 @@ def solve_again(
     """The backward pass of the recompute schedule; ``tensors`` as in :func:`solve`."""
     factor = upstream if denominator is None else upstream / denominator
     problem = problem_of(tensors, weights, Tokens(), options)
-    # A single factor waits until the sums are there where logits have their gradient in fp16, as in the other schedule.
-    last = factor.dim() == 0 and problem.student.gradient_dtype == torch.float16
-    per_token = weights if last else weights * factor.reshape(-1)
+    per_token, later = weights * factor.reshape(-1), None
+    if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
+        per_token, later = within_fp16(per_token, per_row=False)
     coefficients, own = scaled(coefficients, own, per_token)
     gradient = student_gradient(tensors[:3], problem, per_token, options.needs_gradient, options.gradient_filter)
     gradient_of(problem, packed, coefficients, own, gradient)
-    return [g.mul_(factor) if last and g is not None else g for g in gradient.tensors()]
+    return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}
@@ -259,7 +294,7 @@ def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens
     valid = index = None
     if options.some_weigh_nothing and student_weight is not None:
         valid = weights != 0
-        if devices.on_host(student.device):
+        if devices.readable(weights):
             index = valid.nonzero().squeeze(1)
             index, valid = (None if len(index) == len(valid) else index), None
 
@@ -344,7 +379,7 @@ class FirstDerivative(torch.autograd.Function):
     """Hands gradients through and refuses to be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, upstream: Tensor, anchor: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
         return tuple(g.view_as(g) for g in gradients)
 
     @staticmethod
@@ -355,8 +390,12 @@ class FirstDerivative(torch.autograd.Function):
         )
 
 
-def refuse_second_derivative(gradients: Gradients) -> Gradients:
-    """The gradients with a graph that raises, so that a double backward is never silently zero."""
-    present = [g.requires_grad_() for g in gradients if g is not None]
-    refusing = iter(FirstDerivative.apply(*present))
+def refuse_second_derivative(gradients: Gradients, upstream: Tensor, anchor: Tensor) -> Gradients:
+    """The gradients with a graph that raises, so that a double backward is never silently zero.
+
+    The graph has to lead somewhere: autograd.grad() runs only what lies between the gradients and the tensors that it
+    is asked about. Those are what the gradients depend on: the incoming gradient, and the inputs of the loss, to which
+    the ``anchor``, an empty output of the loss, leads without keeping them alive.
+    """
+    refusing = iter(FirstDerivative.apply(upstream, anchor, *(g for g in gradients if g is not None)))
     return tuple(None if g is None else next(refusing) for g in gradients)

@@ -49,11 +49,11 @@ class EntropyGate:
 
     def __call__(self, statistics: RowStatistics, vocab_size: int) -> Tensor:
         """How far each row's gate is open, ``[n]`` in [0, 1]; NaN where the entropy is."""
-        above = entropy(statistics, self.of) - self.threshold_in_nats(vocab_size)
+        h, threshold = entropy(statistics, self.of), self.threshold_in_nats(vocab_size)
         if self.sharpness is None:
-            return (above > 0).to(above.dtype)
+            return exceeds(h, threshold)
         per_nat = self.sharpness / (max(math.log(vocab_size), 1e-9) if self.normalized else 1.0)
-        return torch.sigmoid(per_nat * above)
+        return torch.sigmoid(per_nat * (h - threshold))
 
     def __str__(self) -> str:
         name = f"H_{self.of}" + (" / log V" if self.normalized else "")
@@ -86,11 +86,11 @@ class QuantileGate:
         one_of("QuantileGate.of", self.of, SIDES)
 
     def __call__(self, statistics: RowStatistics, vocab_size: int) -> Tensor:
-        """1 where a row's gate is open, ``[N]``; rows without an entropy (NaN) neither count nor open."""
+        """1 where a row's gate is open, ``[N]``; rows whose entropy is NaN do not count, and their gate is NaN."""
         h = entropy(statistics, self.of)
         if len(h) == 0:
             return h
-        return (h > torch.nanquantile(h, self.quantile)).to(h.dtype)
+        return exceeds(h, torch.nanquantile(h, self.quantile))
 
     def __str__(self) -> str:
         return f"1[H_{self.of} > its {self.quantile:g}-quantile in the batch]"
@@ -104,6 +104,14 @@ Gate = EntropyGate | QuantileGate | Literal["always", "never"] | CustomGate
 def entropy(statistics: RowStatistics, of: str) -> Tensor:
     """The entropy of one side in nats, ``[n]``."""
     return statistics.teacher_entropy if of == "teacher" else statistics.student_entropy
+
+
+def exceeds(entropy: Tensor, threshold: Tensor | float) -> Tensor:
+    """1 where an entropy lies above the threshold, else 0, ``[n]``; NaN where it is NaN.
+
+    A gate that a NaN shuts would take the row out of the loss, and what went wrong would go unseen.
+    """
+    return torch.where(entropy.isnan(), entropy, (entropy > threshold).to(entropy.dtype))
 
 
 def gate_values(gate: Gate, statistics: RowStatistics, vocab_size: int, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import devices, products
-from .arguments import described, finite
+from .arguments import check_floating, described, finite
 from .sharded import check_not_partitioned, is_dtensor, whole
 
 # Rows of a low-precision head that are upcast at a time: on a CPU the copy stays in the last-level cache.
@@ -45,14 +45,12 @@ class LMHead:
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, softcap: float | None = None
     ) -> None:
-        if not isinstance(weight, Tensor) or not weight.is_floating_point():
-            raise TypeError(f"LMHead.weight must be a floating-point tensor, got {described(weight)}")
+        check_floating("LMHead.weight", weight, "LMHead.from_model(model) takes a model")
         check_not_partitioned("LMHead.weight", weight)
         if weight.dim() != 2:
             raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
         if bias is not None:
-            if not isinstance(bias, Tensor) or not bias.is_floating_point():
-                raise TypeError(f"LMHead.bias must be a floating-point tensor or None, got {described(bias)}")
+            check_floating("LMHead.bias", bias)
             if bias.shape != weight.shape[:1]:
                 raise ValueError(f"LMHead.bias must have the shape [V] = [{len(weight)}], got {tuple(bias.shape)}")
         self.weight = weight  # [V, D]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import devices, parallel
-from .arguments import described, finite
+from . import devices, memory, parallel
+from .arguments import check_dense, check_floating, check_whole, described, finite, quoted
 from .gates import EntropyGate, QuantileGate, needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
@@ -21,7 +22,7 @@ from .sharded import check_not_partitioned, is_dtensor
 from .sides import uniform_rows
 from .sparse_teacher import TopKTeacher
 from .token_inputs import check_sparse_teacher, tokens_of
-from .tokens import Tokens
+from .tokens import Tokens, rows_of
 
 REDUCTIONS = ("mean", "sum", "none")
 MASK_DTYPES = "bool, integer or floating"
@@ -117,7 +118,7 @@ def checked(
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {described(objective)}")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {quoted(reduction)}")
     group = None if tensor_parallel_group is None else parallel.process_group(tensor_parallel_group)
     if group is not None:
         student_head = parallel.local_head("student_head", student_head, group)
@@ -132,7 +133,7 @@ def checked(
         check_sparse_teacher(sparse := teacher, teacher_head, objective)
     else:
         check_side("teacher", dense := teacher, teacher_head, least)
-    if backend != "auto":
+    if backend != "auto" and not torch.compiler.is_compiling():  # then it is asked for when the graph runs
         choose(backend, student.device)  # refused before anything travels between ranks
     of_teacher = teacher.ids.shape if isinstance(teacher, TopKTeacher) else teacher.shape
     if student.shape[:-1] != of_teacher[:-1]:
@@ -142,6 +143,7 @@ def checked(
         )
     student_weight, student_bias = tensors_of(student_head)
     teacher_weight, teacher_bias = tensors_of(teacher_head)
+    check_whole("ignore_index", ignore_index)
     per_token = {
         "token_ids": token_ids,
         "old_log_probs": old_log_probs,
@@ -158,7 +160,6 @@ def checked(
         "teacher_head.bias": teacher_bias,
         "mask": mask,
         "labels": labels,
-        "num_items": num_items,
         **per_token,
     }
     for name, tensor in named.items():
@@ -167,8 +168,9 @@ def checked(
                 f"all tensors must be on one device, got student on {student.device} and {name} on {tensor.device}"
             )
     if torch.is_grad_enabled():
-        for name in ("teacher", "teacher_head.weight", "teacher_head.bias", "teacher.log_probs", "teacher.entropy"):
-            refuse_gradient(name, named.get(name))
+        for name, tensor in {**named, "num_items": num_items}.items():
+            if isinstance(tensor, Tensor) and not name.startswith("student"):
+                refuse_gradient(name, tensor)
 
     dtype = compute_dtype(student, dense, student_weight, student_bias, teacher_weight, teacher_bias)
     weights = token_weights(student, mask, labels, ignore_index, dtype)
@@ -177,7 +179,9 @@ def checked(
     wanted = needs_gradient(student, student_head)
     shard = None
     if group is None:
-        compared = here = common_vocabulary(width(student, student_head), teacher_width, vocab_size)
+        heads = {"student": student_head, "teacher": teacher_head}
+        without_head = [side for side, head in heads.items() if head is None and teacher_width is not None]
+        compared = here = common_vocabulary(width(student, student_head), teacher_width, vocab_size, without_head)
     else:
         check_vocab_size(vocab_size)
         logits = [s for s, h in ((student, student_head), (dense, teacher_head)) if s is not None and h is None]
@@ -238,15 +242,21 @@ def check_partial(partial: bool, parallel: bool, head: LMHead | None) -> None:
 
 def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
     """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V is ``least`` or more."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {described(tensor)}")
+    check_floating(
+        name,
+        tensor,
+        f"pass its logits, or hidden states such as its hidden_states[-1] with {name}_head=LMHead.from_model(model)",
+    )
     if is_dtensor(tensor):
         raise TypeError(
             f"{name} must be an ordinary tensor with this rank's tokens, got a DTensor: pass {name}.to_local(), or "
             f"{name}.full_tensor() where it is not sharded by tokens"
         )
     if head is not None and not isinstance(head, LMHead):
-        raise TypeError(f"{name}_head must be an LMHead or None, got {described(head)}")
+        raise TypeError(
+            f"{name}_head must be an LMHead or None, got {described(head)}: pass LMHead.from_model(model), "
+            "or LMHead(weight) of a weight [V, D]"
+        )
     if tensor.dim() < 1 or tensor.shape[-1] < (least if head is None else 1):
         last = "V" if head is None else "D"
         raise ValueError(f"{name} must have the shape [..., {last}] with {last} >= 1, got {tuple(tensor.shape)}")
@@ -263,13 +273,17 @@ def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -
         )
 
 
-def refuse_gradient(name: str, tensor: Tensor | None) -> None:
-    """The teacher is a constant of the loss; a gradient that will never come must not be asked for silently."""
-    if tensor is not None and tensor.requires_grad:
-        raise ValueError(
-            f"{name} requires grad, but the loss is never differentiated with respect to the teacher: "
-            "run the teacher under torch.no_grad(), or pass it detached"
-        )
+def refuse_gradient(name: str, tensor: Tensor) -> None:
+    """Refuses a gradient that would never come: all but the student and its head are constants of the loss."""
+    if not tensor.requires_grad:
+        return
+    of_teacher, remedy = name.startswith("teacher"), "pass it detached"
+    if name.startswith("teacher_head"):
+        remedy = "call teacher.requires_grad_(False) once, or pass it detached"
+    elif of_teacher:
+        remedy = "run the teacher under torch.no_grad(), or pass it detached"
+    respect = "the teacher" if of_teacher else f"{name}"
+    raise ValueError(f"{name} requires grad, but the loss is never differentiated with respect to {respect}: {remedy}")
 
 
 def transform(head: LMHead | None) -> Transform:
@@ -281,14 +295,24 @@ def width(tensor: Tensor, head: LMHead | None) -> int:
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
-def common_vocabulary(student: int, teacher: int | None, vocab_size: int | None) -> int:
-    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's."""
+def common_vocabulary(
+    student: int, teacher: int | None, vocab_size: int | None, without_head: Sequence[str] = ()
+) -> int:
+    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's.
+
+    Args:
+        without_head: the sides that were taken for logits because no head came with them.
+    """
     teacher = student if teacher is None else teacher
     if vocab_size is None:
         if student != teacher:
+            taken = "".join(
+                f"{side} was taken for logits, as it came without {side}_head: if it is hidden states, pass that; "
+                for side in without_head
+            )
             raise ValueError(
-                f"student and teacher have vocabularies of {student} and {teacher}; where the entries up to some size "
-                "mean the same tokens in both, pass that size as vocab_size"
+                f"student and teacher have vocabularies of {student} and {teacher}; {taken}where the entries up to "
+                "some size mean the same tokens in both, pass that size as vocab_size"
             )
         return student
     check_vocab_size(vocab_size)
@@ -302,10 +326,8 @@ def common_vocabulary(student: int, teacher: int | None, vocab_size: int | None)
 
 def check_vocab_size(vocab_size: int | None) -> None:
     """What can be said of it before the vocabularies are known."""
-    if vocab_size is None:
-        return
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-        raise TypeError(f"vocab_size must be an int or None, got {described(vocab_size)}")
+    if vocab_size is not None:
+        check_whole("vocab_size", vocab_size, "an int or None")
 
 
 def token_weights(
@@ -320,14 +342,16 @@ def token_weights(
             raise TypeError(f"{name} must be a tensor or None, got {described(tensor)}")
         if tensor.shape != leading:
             raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
+        check_dense(name, tensor)
     if mask is not None and mask.is_complex():
         raise TypeError(f"mask must be a {MASK_DTYPES} tensor, got {described(mask)}")
     if labels is not None and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
         raise TypeError(f"labels must be an integer tensor, got {described(labels)}")
     weights = torch.ones(leading, dtype=dtype, device=student.device) if mask is None else mask.detach().to(dtype)
-    if labels is not None:
-        weights = torch.where(labels == ignore_index, 0.0, weights)
-    return weights.reshape(-1)
+    # Labels of a type without negative numbers hold no negative ignore_index, whatever their bits would be in another.
+    if labels is not None and ignore_index >= torch.iinfo(labels.dtype).min:
+        weights = torch.where(labels.long() == ignore_index, 0.0, weights)
+    return rows_of(weights)
 
 
 def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
@@ -339,9 +363,14 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
     if num_items is None:
         count = (weights != 0).sum()
     elif isinstance(num_items, Tensor):
+        check_dense("num_items", num_items)
         if num_items.numel() != 1 or num_items.is_complex():
             raise ValueError(f"num_items must be a number or a tensor of one element, got {described(num_items)}")
         count = num_items.detach().reshape(())
+        check_count(count)
+        if count.device != weights.device:
+            check_movable(count, weights.device)
+            count = count.to(weights.device, non_blocking=True)
     else:
         if isinstance(num_items, bool) or not isinstance(num_items, Real):
             raise TypeError(f"num_items must be a number, a 0-d tensor or None, got {described(num_items)}")
@@ -351,10 +380,27 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
     return torch.where(count == 0, 1, count).to(weights.dtype)
 
 
+def check_count(count: Tensor) -> None:
+    """Refuses a number of items that is none: with a ValueError on a CPU; elsewhere, where looking would wait for the
+    device, with the device's own assertion."""
+    if devices.readable(count):
+        if not 0 <= count.item() < math.inf:
+            raise ValueError("num_items must be finite and at least 0, got a tensor whose number is not")
+    elif not torch.compiler.is_compiling():  # compiled.py asks when there are numbers to look at
+        torch._assert_async((count >= 0) & (count < math.inf))
+
+
+def check_movable(count: Tensor, device: torch.device) -> None:
+    """A count may lie on another device where nothing has to wait for it to come: anywhere but on a GPU beside CPU
+    tensors, which torch does not take either."""
+    if devices.on_host(device) and not devices.on_host(count.device):
+        raise ValueError(f"all tensors must be on one device, got student on {device} and num_items on {count.device}")
+
+
 def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_given: bool) -> str:
     """ "auto": chunked where the upstream gradient is one number and a gate looks at its own row, else recompute."""
     if schedule not in ("auto", *SCHEDULES):
-        raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {schedule!r}")
+        raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {quoted(schedule)}")
     waits_for_rows = needs_every_row(objective.gate) and not gate_given
     if reduction != "none" and not waits_for_rows:
         return "chunked" if schedule == "auto" else schedule
@@ -383,18 +429,26 @@ def check_inplace(inplace: bool, student: Tensor, head: LMHead | None, schedule:
         raise ValueError(
             "inplace=True would overwrite student, a leaf tensor that requires grad; pass a model's output"
         )
-    if student.stride(-1) != 1 or any(n > 1 and s == 0 for n, s in zip(student.shape, student.stride(), strict=True)):
+    if (student.shape[-1] > 1 and student.stride(-1) != 1) or memory.overlaps_itself(student):
         raise ValueError(
             f"inplace=True needs student rows that are dense and apart in memory, got strides {student.stride()}"
         )
     return True
 
 
+def check_apart(student: Tensor, teacher: Tensor | None) -> None:
+    """Refuses an in-place gradient that would overwrite the teacher's logits before they are read."""
+    if teacher is not None and memory.share_memory(student, teacher):
+        raise ValueError(
+            "inplace=True needs a student and a teacher apart in memory, got two views of one tensor that meet: "
+            "pass a copy of one of them"
+        )
+
+
 def check_workspace(workspace_bytes: int | None) -> int | None:
     if workspace_bytes is None:
         return None
-    if isinstance(workspace_bytes, bool) or not isinstance(workspace_bytes, int):
-        raise TypeError(f"workspace_bytes must be an int or None, got {described(workspace_bytes)}")
+    check_whole("workspace_bytes", workspace_bytes, "an int or None")
     if workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes must be positive, got {workspace_bytes}")
     return workspace_bytes

@@ -1,4 +1,4 @@
-"""Large fresh tensors whose first touch does not dominate the kernels that fill them."""
+"""Memory: large fresh tensors whose first touch does not dominate the kernels that fill them, and who shares any."""
 
 from __future__ import annotations
 
@@ -47,3 +47,28 @@ def libc_madvise() -> Callable[[int, int, int], int] | None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return madvise
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor may lie in one place, as those of an expanded or unfolded one do."""
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return False
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors lie in one storage, in stretches that meet."""
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata or a.numel() == 0 or b.numel() == 0:
+        return False
+    (first_of_a, end_of_a), (first_of_b, end_of_b) = stretch(a), stretch(b)
+    return first_of_a < end_of_b and first_of_b < end_of_a
+
+
+def stretch(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor in its storage, and the first after it."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset()
+    return first * tensor.itemsize, (first + last + 1) * tensor.itemsize

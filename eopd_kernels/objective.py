@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import finite, one_of
+from .arguments import finite, one_of, quoted
 from .formula import formula
-from .gates import EntropyGate, Gate, QuantileGate
+from .gates import EntropyGate, Gate, QuantileGate, exceeds
 from .halves import Sampled, Skewed, TopK
 from .statistics import RowStatistics, weighted
 
@@ -75,7 +75,7 @@ class Objective:
             if isinstance(self.gate, str) or not callable(self.gate):
                 raise TypeError(
                     "Objective.gate must be an EntropyGate, a QuantileGate, 'always', 'never' or a callable, "
-                    f"got {self.gate!r}"
+                    f"got {quoted(self.gate)}"
                 )
         one_of("Objective.combine", self.combine, COMBINES)
         put("alpha", finite("Objective.alpha", self.alpha, least=0.0))
@@ -84,7 +84,7 @@ class Objective:
         put("reverse_weight", finite("Objective.reverse_weight", self.reverse_weight, least=0.0))
         if isinstance(self.temperature, tuple | list):
             if len(self.temperature) != 2:
-                raise ValueError(f"Objective.temperature must be a number or two, got {self.temperature!r}")
+                raise ValueError(f"Objective.temperature must be a number or two, got {quoted(self.temperature)}")
             put("temperature", tuple(finite("Objective.temperature", t, above=0.0) for t in self.temperature))
         else:
             put("temperature", finite("Objective.temperature", self.temperature, above=0.0))
@@ -220,8 +220,10 @@ class Objective:
 
 
 def open_gate(statistics: RowStatistics, threshold: float) -> Tensor:
-    """1[H_teacher > threshold] as numbers, ``[n]``."""
-    return (statistics.teacher_entropy > threshold).to(statistics.packed.dtype)
+    """1[H_teacher > threshold] as numbers, ``[n]``; NaN where the entropy is, unless the threshold is infinite."""
+    if math.isinf(threshold):
+        return torch.full_like(statistics.teacher_sum, 1.0 if threshold < 0 else 0.0)
+    return exceeds(statistics.teacher_entropy, threshold)
 
 
 class Coefficients(NamedTuple):

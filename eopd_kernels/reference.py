@@ -192,10 +192,11 @@ def gate_of(call: Call, z_s: Tensor, z_t: Tensor | None, teacher_entropy: Tensor
     elif isinstance(gate, EntropyGate):
         h = entropy / math.log(z_s.shape[1]) if gate.normalized else entropy
         above = h - gate.threshold
-        opened = (above > 0).to(h.dtype) if gate.sharpness is None else torch.sigmoid(gate.sharpness * above)
+        hard = torch.where(above.isnan(), above, (above > 0).to(h.dtype))
+        opened = hard if gate.sharpness is None else torch.sigmoid(gate.sharpness * above)
     elif isinstance(gate, QuantileGate):
-        threshold = entropy[valid].quantile(gate.quantile) if valid.any() else torch.inf
-        opened = (entropy > threshold).to(entropy.dtype)
+        threshold = entropy[valid].nanquantile(gate.quantile) if valid.any() else torch.inf
+        opened = torch.where(entropy.isnan(), entropy, (entropy > threshold).to(entropy.dtype))
     elif isinstance(gate, str):
         opened = torch.full_like(entropy, 1.0 if gate == "always" else 0.0)
     else:

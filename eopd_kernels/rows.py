@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import quoted
 from .backends import cpu, cuda, triton
 from .backends import torch as torch_backend
 from .head import compute_dtype
@@ -114,8 +115,8 @@ def choose(backend: str, device: torch.device, logits: Logits | None = None) -> 
     """
     if backend == "auto":
         backend = automatic(device, logits)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {backend!r}")
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {quoted(backend)}")
     reason = BACKENDS[backend].unavailable()
     if reason is not None:
         raise ValueError(f"backend={backend!r} is not available: {reason}")

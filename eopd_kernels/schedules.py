@@ -266,11 +266,11 @@ def general_gradient(
 
     coefficients, own = scaled(terms.coefficients, terms.own, weights)
     packed, taken = statistics.packed, chunk.student
-    if isinstance(problem.student, HiddenSide) and devices.on_host(weights.device):
+    if isinstance(problem.student, HiddenSide) and devices.readable(weights):
         # Rows without a gradient, such as clipped ones, are left out of the products.
         alive = alive_rows(coefficients, own).nonzero().squeeze(1)
         if len(alive) <= COMPACT_BELOW * len(weights):
-            rows = (torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)[alive]
+            rows = alive + rows.start if isinstance(rows, slice) else rows[alive]
             student, teacher, packed, taken = student[alive], teacher[alive], packed[alive], taken[alive]
             coefficients, own = coefficients.take(alive), None if own is None else own.take(alive)
     out = gradient.target(rows, columns, student)

@@ -286,11 +286,15 @@ def nothing_held(
 def uniform_rows(tensor: Tensor) -> tuple[int, int]:
     """How many leading dimensions must be indexed away before the rest is rows of one stride, and how many rows that
     leaves: (0, N) for a contiguous tensor, (1, T−1) for ``logits[:, :-1]``."""
-    sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
-    depth = max(len(sizes) - 1, 0)
-    while depth > 0 and (sizes[depth - 1] == 1 or strides[depth - 1] == sizes[depth] * strides[depth]):
+    rows, row_stride, depth = 1, 0, tensor.dim() - 1
+    for size, stride in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1]), strict=True):
+        if size != 1:  # the stride of a dimension of one element means nothing
+            if rows > 1 and stride != rows * row_stride:
+                break
+            row_stride = stride if rows == 1 else row_stride
+            rows *= size
         depth -= 1
-    return depth, math.prod(sizes[depth:])
+    return depth, rows
 
 
 def unravel(index: int, shape: torch.Size) -> Iterator[int]:

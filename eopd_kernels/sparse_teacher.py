@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import described
+from .arguments import check_dense, check_floating, described
 from .statistics import weighted
 
 
@@ -35,14 +35,14 @@ class TopKTeacher:
     ) -> None:
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"TopKTeacher.ids must be an integer tensor, got {described(ids)}")
+        check_dense("TopKTeacher.ids", ids)
         if ids.dim() < 1 or ids.shape[-1] == 0:
             raise ValueError(f"TopKTeacher.ids must have the shape [..., k] with k >= 1, got {tuple(ids.shape)}")
         floating = {"log_probs": log_probs, "entropy": entropy, "token_log_probs": token_log_probs}
         for name, tensor in floating.items():
             if tensor is None and name != "log_probs":
                 continue
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                raise TypeError(f"TopKTeacher.{name} must be a floating-point tensor, got {described(tensor)}")
+            check_floating(f"TopKTeacher.{name}", tensor)
             shape = ids.shape if name == "log_probs" else ids.shape[:-1]
             if tensor.shape != shape:
                 raise ValueError(
@@ -52,6 +52,7 @@ class TopKTeacher:
         if valid is not None:
             if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
                 raise TypeError(f"TopKTeacher.valid must be a bool tensor or None, got {described(valid)}")
+            check_dense("TopKTeacher.valid", valid)
             if valid.shape != ids.shape:
                 raise ValueError(
                     f"TopKTeacher.valid must have the shape of ids {tuple(ids.shape)}, got {tuple(valid.shape)}"
@@ -74,7 +75,7 @@ class TopKTeacher:
 
 def present_entries(ids: Tensor, log_probs: Tensor, valid: Tensor | None) -> Tensor:
     """Which of the entries ``[n, k]`` count: not marked as missing, and of a repeated one the first."""
-    present = (ids >= 0) & (log_probs > -torch.inf)
+    present = (ids >= 0) & (log_probs != -torch.inf)  # a NaN is there, and is seen in the loss
     if valid is not None:
         present &= valid
     # A missing entry must not shadow a present one of the same id: it gets an id of its own.

@@ -164,7 +164,7 @@ def sampled(half: Sampled, token: Columns, old_log_probs: Tensor) -> Half:
     ratio = torch.exp(log_p - old_log_probs)
     clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
     free, bound = -weighted(ratio, advantage), -weighted(clipped, advantage)
-    pull = torch.where(free >= bound, -free, 0.0)  # A·r where it is followed
+    pull = torch.where(free < bound, 0.0, -free)  # A·r where it is followed; NaN where it is
     # −A·r·∂log p(y): p·(A·r) everywhere but at y, where it is (p(y) − 1)·A·r.
     return Half(torch.maximum(free, bound), pull, weighted(pull.unsqueeze(1), torch.expm1(token.log_p)))
 

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from . import devices
-from .arguments import described
+from .arguments import check_dense, described
 from .halves import Sampled, TopK
 from .objective import Objective
 from .sparse_teacher import TopKTeacher, entropy_lower_bound, present_entries
-from .tokens import Tokens
+from .tokens import Tokens, rows_of
+
+# The most that log 1 may come to: a difference of two bf16 numbers near 16, as some servers compute it.
+ROUNDED_LOG_PROB = 0.125
 
 
 def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:
@@ -61,6 +64,7 @@ def tokens_of(
             raise TypeError(f"token_ids must be an integer tensor, got {described(tensor)}")
         if tensor.shape != leading:
             raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
+        check_dense(name, tensor)
     if isinstance(objective.reverse, Sampled):
         for name in ("token_ids", "old_log_probs"):
             if given[name] is None:
@@ -72,24 +76,28 @@ def tokens_of(
 
     def numbers(tensor: Tensor | None) -> Tensor | None:
         """``[N]`` in the compute dtype."""
-        return None if tensor is None else tensor.detach().to(weights.dtype).reshape(-1).masked_fill(unused, 0.0)
+        return None if tensor is None else rows_of(tensor.detach().to(weights.dtype)).masked_fill(unused, 0.0)
 
     token_ids = given["token_ids"]
     if token_ids is not None:
-        token_ids = token_ids.reshape(-1).long().masked_fill(unused, 0)
+        token_ids = rows_of(token_ids.long()).masked_fill(unused, 0)
         within_vocabulary("token_ids", token_ids, vocab_size)
     tokens = {name: numbers(tensor) for name, tensor in given.items() if name != "token_ids"}
     if teacher is None:
         return Tokens(token_ids, **tokens)
 
     k = teacher.ids.shape[-1]
-    ids = teacher.ids.reshape(-1, k).long()
-    log_probs = teacher.log_probs.detach().to(weights.dtype).reshape(-1, k)
-    present = present_entries(ids, log_probs, None if teacher.valid is None else teacher.valid.reshape(-1, k))
+    ids = rows_of(teacher.ids.long(), k)
+    log_probs = rows_of(teacher.log_probs.detach().to(weights.dtype), k)
+    present = present_entries(ids, log_probs, None if teacher.valid is None else rows_of(teacher.valid, k))
     present = present & ~unused.unsqueeze(1)
     ids = ids.masked_fill(~present, 0)
     within_vocabulary("TopKTeacher.ids", ids, vocab_size)
     log_probs = log_probs.masked_fill(~present, -torch.inf)
+    token_log_probs = numbers(teacher.token_log_probs)
+    for name, given_log_probs in (("log_probs", log_probs), ("token_log_probs", token_log_probs)):
+        if given_log_probs is not None:
+            check_log_probs(f"TopKTeacher.{name}", given_log_probs)
     entropy = numbers(teacher.entropy)
     if entropy is None:
         entropy = entropy_lower_bound(log_probs, present)
@@ -100,7 +108,7 @@ def tokens_of(
         top_log_probs=log_probs,
         top_present=present,
         teacher_entropy=entropy,
-        teacher_token_log_probs=numbers(teacher.token_log_probs),
+        teacher_token_log_probs=token_log_probs,
     )
 
 
@@ -109,10 +117,16 @@ def within_vocabulary(name: str, ids: Tensor, vocab_size: int) -> None:
     device, with the device's own assertion."""
     if torch.compiler.is_compiling() or ids.numel() == 0:  # compiled.py asks when there are numbers to look at
         return
-    if not devices.on_host(ids.device):
+    if not devices.readable(ids):
         torch._assert_async(((ids >= 0) & (ids < vocab_size)).all())
         return
     low, high = ids.aminmax()
     if low < 0 or high >= vocab_size:
         wrong = int(high if high >= vocab_size else low)
         raise ValueError(f"{name} must be in [0, {vocab_size}) where they count, got {wrong}")
+
+
+def check_log_probs(name: str, log_probs: Tensor) -> None:
+    """Refuses log-probabilities above 0, on a CPU; elsewhere looking would wait for the device, and they are taken."""
+    if log_probs.numel() > 0 and devices.readable(log_probs) and (log_probs > ROUNDED_LOG_PROB).any():
+        raise ValueError(f"{name} must be at most 0 where they count, got {described(log_probs)} with larger ones")

@@ -8,6 +8,11 @@ from typing import Any
 from torch import Tensor
 
 
+def rows_of(tensor: Tensor, *inner: int) -> Tensor:
+    """A tensor of any strides as rows ``[N, *inner]`` that lie one after another, as the kernels read them."""
+    return tensor.reshape(-1, *inner).contiguous()
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """``[N, ...]`` each, checked, in the compute dtype where they are numbers; None where not given.

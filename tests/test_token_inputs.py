@@ -25,7 +25,7 @@ SAMPLED = {"objective": Objective.on_policy_distillation(), "token_ids": IDS, "o
         ({**SAMPLED, "old_log_probs": None}, ValueError, "Objective.reverse='sampled' needs old_log_probs="),
         ({**SAMPLED, "token_ids": OLD}, TypeError, "token_ids must be an integer tensor, got a float32 tensor"),
         ({**SAMPLED, "token_ids": IDS > 0}, TypeError, "token_ids must be an integer tensor, got a bool tensor"),
-        ({**SAMPLED, "token_ids": [1]}, TypeError, "token_ids must be a tensor of integer numbers or None, got [1]"),
+        ({**SAMPLED, "token_ids": [1]}, TypeError, "token_ids must be a tensor of integer numbers or None, got a list"),
         ({**SAMPLED, "token_ids": IDS[0]}, ValueError, "token_ids must have the leading shape (2, 3), got (3,)"),
         ({**SAMPLED, "token_ids": IDS + 8}, ValueError, "token_ids must be in [0, 8) where they count, got 8"),
         ({**SAMPLED, "token_ids": IDS - 100}, ValueError, "token_ids must be in [0, 8) where they count, got -100"),
@@ -34,6 +34,11 @@ SAMPLED = {"objective": Objective.on_policy_distillation(), "token_ids": IDS, "o
         ({"gate": 1.0}, TypeError, "gate must be a tensor of real numbers or None, got 1.0 of type float"),
         ({"reverse_weights": OLD + 1j}, TypeError, "reverse_weights must be a tensor of real numbers or None"),
         ({"forward_weights": OLD[0]}, ValueError, "forward_weights must have the leading shape (2, 3), got (3,)"),
+        (
+            {**SAMPLED, "old_log_probs": OLD.clone().requires_grad_()},
+            ValueError,
+            "old_log_probs requires grad, but the loss is never differentiated with respect to old_log_probs: pass it",
+        ),
         ({"gate": OLD.to("meta")}, ValueError, "got student on cpu and gate on meta"),
         (
             {"objective": Objective(forward=TopK(9))},

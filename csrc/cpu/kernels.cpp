@@ -302,7 +302,7 @@ void row_loss_and_gradient(const Problem& problem, const void* weights, double g
       RowCoefficients<double> coefficients{0, 0, 0};
       if (weight != 0) {
         of_row = statistics_of_row(problem, row, scratch);
-        opened = teacher_entropy(of_row) > gate_threshold ? 1 : 0;
+        opened = open_gate(of_row, gate_threshold);
         coefficients = gated_coefficients(of_row, opened, weight, weights_of_terms);
       }
       write_statistics<Real>(of_row, statistics, row);

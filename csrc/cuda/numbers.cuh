@@ -11,7 +11,7 @@ struct Gate {
   Real threshold;
 
   __device__ __forceinline__ Real operator()(const RowStatistics<Real>& row) const {
-    return teacher_entropy(row) > threshold ? Real(1) : Real(0);
+    return open_gate(row, threshold);
   }
 };
 

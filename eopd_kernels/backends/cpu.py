@@ -49,7 +49,7 @@ def native() -> ModuleType:
 def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
     """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
     n, vocab_size = check_cpu_logits(student, teacher)
-    statistics = torch.empty(n, 8, dtype=compute_dtype(student, teacher))
+    statistics = torch.empty(n, 8, dtype=compute_dtype(student, teacher), device=student.device)
     native().row_statistics(
         matrix(student), matrix(teacher), n, vocab_size, transforms, statistics.data_ptr(), torch.get_num_threads()
     )
@@ -98,8 +98,8 @@ def row_loss_and_gradient(
     dtype = compute_dtype(student, teacher)
     check_numbers("weights", weights, (n,), dtype, student.device)
     check_matrix("out", out, student)
-    statistics = torch.empty(n, 8, dtype=dtype)
-    gate = torch.empty(n, dtype=dtype)
+    statistics = weights.new_empty(n, 8)
+    gate = torch.empty_like(weights)
     native().row_loss_and_gradient(
         matrix(student),
         matrix(teacher),

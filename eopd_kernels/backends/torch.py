@@ -73,7 +73,7 @@ def row_loss_and_gradient(
     packed = row_statistics(student, teacher, transforms)
     unread = RowStatistics.empty(1, packed.dtype, packed.device).packed
     statistics = RowStatistics(torch.where(weights.unsqueeze(1) == 0, unread, packed))
-    gate = open_gate(statistics, gate_threshold)
+    gate = torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))
     coefficients = gradient_coefficients(statistics, gate, Combine(*combine), weights)
     row_gradient(student, teacher, statistics.packed, *coefficients, transforms, out)
     return statistics.packed, gate

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import LMHead, Objective, entropy_aware_kl
 from ..model_head import unwrapped
-from .batches import check_objective, on_device
+from .batches import check_objective
 from .hooks import check_parameters, moved
 
 TESTED = "5.23"
@@ -95,7 +95,7 @@ class DistillationMixin:
             student_head=LMHead.from_model(model),
             teacher_head=LMHead.from_model(self.teacher_model),
             labels=inputs["shift_labels"] if aligned else inputs["labels"][:, 1:],
-            num_items=on_device(num_items_in_batch, student),
+            num_items=num_items_in_batch,
             vocab_size=self.vocab_size,
             objective=self.distillation_objective,
         ).loss
@@ -148,7 +148,7 @@ def compute_loss_func(
             logits[:, :-1],
             teacher_logits[:, :-1],
             labels=labels[:, 1:],
-            num_items=on_device(num_items_in_batch, logits),
+            num_items=num_items_in_batch,
             vocab_size=vocab_size,
             objective=objective,
         ).loss

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import LMHead, Objective, entropy_aware_kl
-from .batches import check_objective, on_device
+from .batches import check_objective
 from .hooks import check_caller, check_parameters, find, moved
 
 TESTED = "1.16"
@@ -175,7 +175,7 @@ def chunked_loss(objective: Objective | None) -> Any:
             student_head=student_head,
             teacher_head=teacher_head,
             mask=valid,
-            num_items=on_device(num_items_in_batch, student_hidden_states),
+            num_items=num_items_in_batch,
             objective=effective(objective, beta, temperature),
         )
         return out.loss, out.student_entropy.sum(), valid.sum()
@@ -200,7 +200,7 @@ def jsd_loss(objective: Objective | None) -> Any:
                 f"the patched generalized_jsd_loss has reduction 'batchmean' and 'sum', got {reduction!r}, which "
                 "is over the vocabulary's entries too"
             )
-        num_items = on_device(num_items_in_batch, student_logits)
+        num_items = num_items_in_batch
         if num_items is None and reduction == "batchmean" and labels is None:
             num_items = student_logits.size(0)  # trl's "batchmean" without labels: by the first dimension alone
         summed = num_items_in_batch is None and reduction == "sum"

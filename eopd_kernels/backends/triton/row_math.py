@@ -179,7 +179,9 @@ def gated_coefficients(
 ):
     """The gate and a, b, c of one row; twin of ``objective.open_gate`` and ``objective.gradient_coefficients``."""
     teacher_entropy = tl.log(teacher_sum) - teacher_self / teacher_sum
-    gate = tl.where(teacher_entropy > gate_threshold, 1.0, 0.0).to(weight.dtype)
+    opened = (teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))
+    shut = (teacher_entropy <= gate_threshold) | (gate_threshold == float("inf")) | (weight == 0)
+    gate = tl.where(shut, 0.0, tl.where(opened, 1.0, teacher_entropy)).to(weight.dtype)
     c_r = r0 + r1 * gate
     c_f = f0 + f1 * gate
     reverse_kl = student_cross / student_sum - log_sum_ratio(student_sum, teacher_sum)
