@@ -227,7 +227,7 @@ def loss_backward(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *giv
     """The gradients of student, weight and bias that are needed, in their dtypes."""
     arguments = Arguments(*given)
     options, tensors = arguments.options, arguments.tensors
-    if teacher_goes_first(arguments.student_weight, arguments.gate, options, upstream.device):
+    if teacher_goes_first(arguments.student_weight, arguments.gate, options, upstream):
         options = replace(options, some_weigh_nothing=True)
     weights, a, b, c, *own = kept
     gradients = solve_again(

@@ -13,6 +13,7 @@ from . import devices
 from .across import visit_across_ranks
 from .figures import gate_of
 from .gates import needs_student
+from .gates_first import visit_gates_first
 from .head import LMHead, tensors_of
 from .inputs import Call, Options, Transform, check_apart, checked
 from .objective import Coefficients
@@ -191,7 +192,8 @@ def solve(
         gradient = student_gradient(
             tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
         )
-        seen = (visit_with_gradient if problem.shard is None else visit_across_ranks)(problem, gradient)
+        visitor = visit_gates_first if problem.gates_first else visit_with_gradient
+        seen = (visitor if problem.shard is None else visit_across_ranks)(problem, gradient)
         kept = (later, *gradient.tensors())
     else:
         seen, terms = visit(problem)
@@ -339,14 +341,19 @@ def without_shut_rows(
     """The problem, the options to solve it with, and where the gates were found first, what is known of every token.
 
     Without a reverse half a token whose gate is shut has no gradient. On a CPU, and where the gate does not look at the
-    student, the teacher goes first then, and the student's three products see the open tokens only. The teacher's own
-    product is repeated for those: F·D_t·(1 + share) instead of F·D_t, for F·3·D_s·share instead of F·3·D_s. Elsewhere
-    nothing is gained, because the number of open tokens would have to travel to the host.
+    student, the teacher goes first then, and the student's products see the open tokens only: in each chunk where that
+    is possible (gates_first.py), else in a visit of all tokens, after which the teacher's product is repeated for the
+    open ones: F·(D_t + s·(3·D_s + D_t)) flops for a share s of a vocabulary that is spread over ranks, and
+    F·(D_t + s·(4·D_s + 2·D_t)) under "recompute". Elsewhere nothing is gained, because the number of open tokens would
+    have to travel to the host.
     """
     objective = options.objective
-    if not teacher_goes_first(tensors[1], tokens.gate, options, weights.device):
+    if not teacher_goes_first(tensors[1], tokens.gate, options, weights):
         return problem_of(tensors, weights, tokens, options), options, None
     everything = problem_of(tensors, weights, tokens, options)
+    chunked = options.schedule == "chunked" and any(options.needs_gradient) and options.shard is None
+    if chunked and tokens.gate is None and isinstance(everything.teacher, HiddenSide):
+        return replace(everything, gates_first=True), options, None
     statistics = teacher_statistics(everything, look=tokens.gate is None)
     gate = gate_of(everything, statistics, tokens, weights)
     opened = torch.where(gate == 0, 0.0, weights)
@@ -358,14 +365,12 @@ def without_shut_rows(
     return problem_of(tensors, opened, tokens, options), options, (statistics.packed, gate)
 
 
-def teacher_goes_first(
-    student_weight: Tensor | None, gate: Tensor | None, options: Options, device: torch.device
-) -> bool:
-    """Whether the gates are found in a visit of their own: see :func:`without_shut_rows`."""
+def teacher_goes_first(student_weight: Tensor | None, gate: Tensor | None, options: Options, like: Tensor) -> bool:
+    """Whether the gates are found before the student is looked at: see :func:`without_shut_rows`."""
     objective = options.objective
     reverse, reverse_gate, _, _ = objective.combination
     looks_away = gate is not None or not needs_student(objective.gate)
-    on_host = student_weight is not None and devices.on_host(device)
+    on_host = student_weight is not None and devices.readable(like)
     return on_host and reverse == reverse_gate == 0 and looks_away and objective.gate != "always"
 
 

@@ -37,6 +37,7 @@ class Problem:
         functions: the backend's row functions.
         tiling: the shape of a block.
         shard: this rank's part of the vocabulary, or None where it has all of it.
+        gates_first: whether a chunk's gates are found before its student is projected (gates_first.py).
     """
 
     student: Side
@@ -48,6 +49,7 @@ class Problem:
     functions: RowFunctions
     tiling: Tiling
     shard: Shard | None = None
+    gates_first: bool = False
 
     @property
     def vocab_size(self) -> int:

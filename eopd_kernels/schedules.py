@@ -174,17 +174,25 @@ def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
     if teacher is None or not look:
         return Figures(packed).known_statistics(problem.tokens)
     buffer = Buffer(teacher, problem.block)
-    transforms = problem.transforms[3:] * 2
     for rows in problem.chunks():
         taken = teacher.take(rows)
         of_chunk = RowStatistics.empty(len(taken), packed.dtype, packed.device)
         for columns in problem.slices():
-            logits = buffer.logits(taken, columns)
-            of_chunk = of_chunk.merge(RowStatistics(problem.functions.row_statistics(logits, logits, transforms)))
+            of_chunk = of_chunk.merge(RowStatistics(of_teacher(problem, buffer.logits(taken, columns))))
         packed[rows] = of_chunk.packed
     if problem.shard is not None:
         visited: Rows = slice(None) if problem.index is None else problem.index
         packed[visited] = teacher_across_ranks(packed[visited], problem.shard)
+    return without_student(packed)
+
+
+def of_teacher(problem: Problem, logits: Tensor) -> Tensor:
+    """The statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` beside themselves."""
+    return problem.functions.row_statistics(logits, logits, problem.transforms[3:] * 2)
+
+
+def without_student(packed: Tensor) -> RowStatistics:
+    """Statistics ``[n, 8]`` of which only the teacher's are known; the student's become NaN."""
     packed[:, [0, 1, 5, 6, 7]] = torch.nan
     return RowStatistics(packed)
 
@@ -206,26 +214,42 @@ def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
     columns = slice(0, problem.student.vocab_size)
     for rows in problem.chunks():
         chunk = blocks.take(rows)
-        student, teacher = chunk.logits(columns)
-        if not problem.fused:
-            general_gradient(
-                problem, chunk, student, teacher, first_figures(problem, chunk, student, teacher), gradient, seen
-            )
-        else:
-            out = gradient.target(rows, columns, student)
-            packed, gate = problem.functions.row_loss_and_gradient(
-                student,
-                teacher,
-                problem.weights[rows],
-                problem.objective.gate_threshold(problem.vocab_size),
-                list(problem.objective.combination),
-                problem.transforms,
-                out,
-            )
-            seen.put(rows, packed, gate, None)
-            gradient.begin(rows, chunk.student)
-            gradient.add(columns, out)
-            gradient.end()
+        chunk_gradient(problem, chunk, *chunk.logits(columns), gradient, seen)
+    return with_losses(problem, seen)
+
+
+def chunk_gradient(
+    problem: Problem,
+    chunk: Chunk,
+    student: Tensor,  # [n, V]
+    teacher: Tensor,  # [n, V]
+    gradient: StudentGradient,
+    seen: Seen,
+) -> None:
+    """A chunk from its logits to its part of the gradient."""
+    if not problem.fused:
+        figures = first_figures(problem, chunk, student, teacher)
+        general_gradient(problem, chunk, student, teacher, figures, gradient, seen)
+        return
+    columns = slice(0, problem.student.vocab_size)
+    out = gradient.target(chunk.rows, columns, student)
+    packed, gate = problem.functions.row_loss_and_gradient(
+        student,
+        teacher,
+        problem.weights[chunk.rows],
+        problem.objective.gate_threshold(problem.vocab_size),
+        list(problem.objective.combination),
+        problem.transforms,
+        out,
+    )
+    seen.put(chunk.rows, packed, gate, None)
+    gradient.begin(chunk.rows, chunk.student)
+    gradient.add(columns, out)
+    gradient.end()
+
+
+def with_losses(problem: Problem, seen: Seen) -> Seen:
+    """What was seen, with the halves and losses that the fused kernel leaves to be computed of all tokens at once."""
     if not problem.fused:
         return seen
     terms = terms_of(problem.objective, RowStatistics(seen.packed), None, None, None, seen.gate, problem.tokens)

@@ -56,12 +56,31 @@ def test_without_a_reverse_half_only_open_tokens_reach_the_student(schedule: str
     counted, out = flops(case, schedule=schedule)
     share = float(out.gate.mean())
     assert 0.1 < share < 0.6
-    chunked = schedule == "chunked"
-    student, teacher = (3, 1) if chunked else (4, 2)
+    student, teacher = (3, 1) if schedule == "chunked" else (4, 2)  # few are open, so that they are put aside
     assert counted == pytest.approx(F * (student * D_S * share + D_T * (1 + teacher * share)))
     unknown = out.student_entropy.isnan()
     assert torch.equal(unknown, out.gate == 0) and not out.teacher_entropy.isnan().any()
     assert (case.student.grad[out.gate == 0] == 0).all()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("workspace_bytes", [None, 1], ids=["one chunk", "chunks"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+def test_it_never_costs_more_than_every_token(threshold: float, workspace_bytes: int | None) -> None:
+    case = case_of(Objective(gate=EntropyGate(threshold), reverse="none"), masked=True)
+    counted, out = flops(case, workspace_bytes=workspace_bytes)
+    assert case.mask is not None
+    valid = float(case.mask.double().mean())
+    share = float(out.gate.double().mean()) / valid
+    whole = F * valid * (3 * D_S + D_T)
+    least = F * valid * (3 * D_S * share + D_T)
+    assert least * (1 - 1e-9) <= counted <= min(whole, least + F * valid * D_T * share) * (1 + 1e-9)
+    if share > 0.8:
+        assert counted == pytest.approx(least)  # the teacher's logits are there still
+    plain = entropy_aware_kl(case.student, case.teacher, **{**case.arguments, "gate": out.gate})
+    for a, b in zip(torch.autograd.grad(plain.loss, case.leaves), [leaf.grad for leaf in case.leaves], strict=True):
+        assert b is not None and relative_error(b, a) < 1e-5
+    assert relative_error(out.loss, plain.loss) < 1e-6 and relative_error(out.forward_half, plain.forward_half) < 1e-5
+    assert torch.equal(out.student_entropy.isnan(), (out.gate == 0) & case.mask)
 
 
 def test_a_given_gate_saves_the_teacher_too() -> None:
