@@ -2,7 +2,7 @@
 
 What happens after the output layer is code, not configuration: Granite divides by ``logits_scaling`` and HyperCLOVA X
 multiplies by it; MPT has a ``logit_scale`` that transformers ignores. So the class decides which fields count, as read
-in transformers 5.23, and a class that is not listed but has such a field is refused.
+in the transformers of :data:`VERIFIED`, and a class that is not listed but has such a field is refused.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import lora
 from .arguments import described
 from .sharded import check_not_partitioned, is_dtensor
 
+VERIFIED = "5.24"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -26,6 +28,7 @@ class Transform(NamedTuple):
     divisor: str | None = None
     softcap: str | None = None
     entries: str | None = None  # the rest of the output layer is padding, which the model cuts off
+    rows: str | None = None  # how many rows the output layer has where it has fewer than the vocabulary
     of_hidden: bool = False  # the factor is applied to the hidden states, before a bias is added
 
 
@@ -36,6 +39,7 @@ DIVIDED = Transform(divisor="logits_scaling")
 MULTIPLIED = Transform(scale="logits_scaling")
 MUSE = Transform(scale="output_multiplier", softcap="final_logit_softcapping")
 INKLING = Transform(divisor="logits_mup_width_multiplier", entries="unpadded_vocab_size", of_hidden=True)
+INKLING2 = Transform(softcap="final_logit_softcapping", rows="unpadded_vocab_size")
 
 TRANSFORMS = {
     "BeamForCausalLM": SOFTCAP,
@@ -74,12 +78,16 @@ TRANSFORMS = {
     "MuseSparkForConditionalGeneration": MUSE,
     "InklingForCausalLM": INKLING,
     "InklingForConditionalGeneration": INKLING,
-    "Inkling2ForCausalLM": Transform(softcap="final_logit_softcapping", entries="unpadded_vocab_size"),
-    "Inkling2ForConditionalGeneration": Transform(softcap="final_logit_softcapping", entries="unpadded_vocab_size"),
+    "Inkling2ForCausalLM": INKLING2,
+    "Inkling2ForConditionalGeneration": INKLING2,
+    "Inkling2LoopForCausalLM": INKLING2,
+    "Inkling2LoopForConditionalGeneration": INKLING2,
     # These have such a field in their config, and their forward leaves it alone.
     "AyaVisionForConditionalGeneration": PLAIN,
     "Cohere2VisionForConditionalGeneration": PLAIN,
     "Gemma3ForConditionalGeneration": PLAIN,
+    "GraniteSpeechForConditionalGeneration": PLAIN,
+    "GraniteSpeechPlusForConditionalGeneration": PLAIN,
     "MptForCausalLM": PLAIN,
 }
 
@@ -96,7 +104,7 @@ INEXPRESSIBLE = {
 # Fields that change the logits in the classes above, or in models that bring code of their own (BTLM, Grok, Jais,
 # MiniCPM, Phi-3-small).
 SUSPICIOUS = (
-    *dict.fromkeys(field for transform in TRANSFORMS.values() for field in transform[:4] if field is not None),
+    *dict.fromkeys(field for transform in TRANSFORMS.values() for field in transform[:-1] if field is not None),
     "dim_model_base",
     "logits_scale",
     "mup_output_alpha",
@@ -144,13 +152,7 @@ def parts_of(model: Any) -> Parts:
     def value(field: str | None) -> Any:
         return None if field is None else getattr(config, field, None)
 
-    vocab_size = value("vocab_size")
-    if vocab_size is not None and len(weight) != vocab_size:
-        refuse(
-            owner,
-            f"has an output layer of {len(weight)} entries and a vocabulary of {vocab_size}",
-            "gather the weight if it is sharded, else build an LMHead of it by hand",
-        )
+    check_rows(owner, len(weight), value("vocab_size"), value(transform.rows))
     multiplier, divisor = value(transform.scale), value(transform.divisor)
     scale = (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
     if transform.of_hidden and bias is not None and scale != 1:
@@ -233,6 +235,20 @@ def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
                 "call the loss in the forward of the wrapped model, where its parameters are whole (FSDP1, ZeRO-3)",
             )
     return weight, bias
+
+
+def check_rows(model: Any, found: int, vocab_size: int | None, fewer: int | None) -> None:
+    """Refuse an output layer that has neither a row for each entry of the vocabulary nor as many as the class gives it.
+
+    transformers' tensor parallelism may leave a part of the rows here without a sign of it on the layer.
+    """
+    if vocab_size is None or found in (vocab_size, fewer):
+        return
+    by_hand = "build an LMHead by hand of the rows that are tokens"
+    remedy = f"set config.vocab_size to {found} if the layer was resized and all its rows are tokens, else {by_hand}"
+    if found < vocab_size and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        remedy = f"gather the weight if this is a rank's part of it; else {remedy}"
+    refuse(model, f"has an output layer of {found} rows, and a config with vocab_size={vocab_size}", remedy)
 
 
 def transform_of(model: Any, config: Any) -> Transform:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eopd_kernels import LMHead, entropy_aware_kl
 from tests.conftest import relative_error
-from tests.test_model_head import built, logits_of, seen
+from tests.tiny_models import built, logits_of, seen
 
 peft = pytest.importorskip("peft")
 
@@ -38,7 +38,7 @@ def shake(model: Any, seed: int = 3) -> None:
 
 
 def check_logits(model: Any) -> LMHead:
-    hidden, logits = seen(model)
+    _, hidden, logits = seen(model)
     head = LMHead.from_model(model)
     assert relative_error(logits_of(hidden, head), logits) < 1e-5
     return head
