@@ -20,10 +20,13 @@ def on_host(device: torch.device) -> bool:
 
 def readable(tensor: Tensor) -> bool:
     """Whether Python may look at a tensor's numbers now: they exist, and no device has to be waited for."""
-    if torch.compiler.is_compiling() or not on_host(tensor.device):
-        return False
+    return not torch.compiler.is_compiling() and on_host(tensor.device) and has_numbers(tensor)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is more than a shape, as those are that tracers and planners of memory send through."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")  # whoever has such a tensor has imported it
-    return fake is None or not isinstance(tensor, fake.FakeTensor)
+    return not tensor.is_meta and (fake is None or not isinstance(tensor, fake.FakeTensor))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import products
+from . import devices, products
 from .parallel import Shard
 from .sides import HiddenGradient, HiddenSide
 
@@ -43,6 +43,9 @@ class FilteredGradient(HiddenGradient):
 
     def add(self, columns: slice, gradient: Tensor) -> None:
         if len(gradient) == 0:
+            return
+        if not devices.has_numbers(gradient):  # all columns then: the most that it may take
+            super().add(columns, gradient)
             return
         kept = significant_columns(gradient, self.threshold)
         if len(kept) > DENSE_ABOVE * gradient.shape[1]:
