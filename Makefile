@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test lint types mutants sanitize bench bench-dev traffic gpu clean
+.PHONY: help demo demo-real test lint types fuzz mutants sanitize bench bench-dev traffic gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ lint: $(BIN)/installed ## ruff
 
 types: $(BIN)/installed ## mypy
 	$(BIN)/mypy
+
+fuzz: $(BIN)/installed ## twenty thousand random calls of the loss against the reference, ten minutes
+	$(BIN)/python -m tests.fuzz --seeds 0:20000
 
 mutants: $(BIN)/installed ## break the package in many ways and show that the tests notice each
 	$(BIN)/python -m tests.mutants
