@@ -18,7 +18,7 @@ from tests.fuzz.tokens import TokenInputs, draw_tokens
 from tests.fuzz.truth import Distributions, distributions
 
 LEADING: list[tuple[int, ...]] = [(), (1,), (5,), (40,), (1, 9), (9, 1), (3, 4), (2, 3, 2), (1, 1, 1), (0,), (3, 0)]
-VOCABULARIES = [1, 2, 5, 17, 64, 130, 1025]
+VOCABULARIES = [1, 2, 5, 17, 64, 130, 1025, 1025]
 COMBINES: tuple[Literal["add", "switch", "blend"], ...] = ("add", "switch", "blend")
 SKEWS = (0.0, 0.1, 0.5, 0.9)
 MARGIN = 1e-3  # between an entropy and a threshold, and around the edge of a clip, where fp32 and fp64 may part
@@ -130,7 +130,8 @@ def draw(seed: int) -> Call:
     suppressed = all(logits.values()) and not served and halves[0] != "sparse" and vocab_size > 4
     suppressed = suppressed and choose.random() < 0.15
     if suppressed:
-        shared[..., 3:5] = -torch.inf
+        half = vocab_size // 2  # and a whole slice of the vocabulary, where there are several
+        shared[..., slice(*choose.choice(((3, 5), (0, half), (half, vocab_size))))] = -torch.inf
     padded = choose.random() < 0.25
 
     def side(name: str) -> Side:
@@ -262,8 +263,8 @@ def draw_top_k(choose: random.Random, p_and_q: Distributions, served: bool) -> T
         assert p_and_q.log_q is not None
         ordered = p_and_q.log_q.sort(1, descending=True).values
         gaps = (ordered[:, :-1] - ordered[:, 1:]).amin(0) if len(ordered) else ordered.new_ones(ordered.shape[1] - 1)
-        apart = [*(int(i) + 1 for i in (gaps > MARGIN).nonzero()), ordered.shape[1]]
-        k = choose.choice(apart)
+        apart = [*(int(i) + 1 for i in (gaps > MARGIN / 10).nonzero()), ordered.shape[1]]
+        k = choose.choice([i for i in apart if i < 4] or apart) if choose.random() < 0.5 else choose.choice(apart)
     return TopK(k, teacher=teacher, student=student, tail=tail)  # type: ignore[arg-type]
 
 

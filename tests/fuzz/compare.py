@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eopd_kernels import entropy_aware_kl
+from eopd_kernels import Sampled, TopK, entropy_aware_kl
 from eopd_kernels.loss import EntropyAwareKLOutput
 from tests.fuzz.calls import Call
-from tests.fuzz.truth import distributions, solve, upstream
+from tests.fuzz.truth import Distributions, distributions, solve, upstream
 
 FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate", "reverse_half", "forward_half")
 INSIDE = {torch.float64: 2**-48, torch.float32: 2**-24}  # fp64 is measured against fp64
@@ -102,7 +102,10 @@ def gradient_distance(
     each = 2.1 * ROUNDING[dtype] * exact.abs() + tiny + cancelled * gradient_factor(call, index)
     # What an expanded tensor's gradient is summed of has been rounded before, and the sum is once more.
     rounded = adjoint(each) + 1.1 * ROUNDING[dtype] * adjoint(exact).abs()
-    return distance(name, value, adjoint(of_plain), adjoint(exact), rounded, inside)
+    of_plain, exact = adjoint(of_plain), adjoint(exact)
+    beyond = exact.abs() > 0.99 * torch.finfo(dtype).max  # what the dtype cannot hold
+    value, of_plain, exact = (torch.where(beyond, 0.0, party) for party in (value, of_plain, exact))
+    return distance(name, value, of_plain, exact, rounded, inside)
 
 
 def largest(call: Call, truth: EntropyAwareKLOutput) -> float:
@@ -114,7 +117,27 @@ def largest(call: Call, truth: EntropyAwareKLOutput) -> float:
     for side, logits in ((call.student, both.z_s), (call.teacher, both.z_t)):
         if side is not None and side.weight is not None and logits is not None and len(logits):
             sizes.append(logits.nan_to_num(0.0).abs().max())
-    return 1.0 + float(sum(sizes)) / min(1.0, *call.objective.temperatures)
+    if isinstance(call.objective.reverse, Sampled):  # a ratio of exp(log p − log p_old) is as exact as those two are
+        old = call.tokens.clean(torch.float64)["old_log_probs"]
+        if old.numel() > 0:
+            sizes.append(truth.reverse_half.abs().max() * (1 + old.abs().max()))
+    return (1.0 + float(sum(sizes)) / min(1.0, *call.objective.temperatures)) * (1.0 + of_tail(call, both))
+
+
+def of_tail(call: Call, both: Distributions) -> float:
+    """By how much the rounding of a sum near 1 is enlarged in the logarithm of what is left of it."""
+    half = call.objective.forward
+    if not (isinstance(half, TopK) and half.tail and call.tokens.valid.any()):
+        return 0.0
+    both = both.at(*call.objective.temperatures)
+    if call.tokens.entries is None:
+        assert both.log_q is not None
+        top, ids = both.log_q[call.tokens.valid].topk(half.k, 1)
+    else:
+        ids, top = (entries[call.tokens.valid] for entries in call.tokens.entries)
+    p = torch.where(top > -torch.inf, both.log_p[call.tokens.valid].gather(1, ids).exp(), 0.0)
+    outside_q, outside_p = ((1 - mass.sum(1)).clamp_min(INSIDE[call.narrowest]) for mass in (top.exp(), p))
+    return float((outside_q / outside_p).max())
 
 
 def factor(call: Call) -> float:

@@ -78,6 +78,7 @@ class TokenInputs:
         assert self.entries is not None
         ids, log_probs = (e.view(self.served["ids"].layout.shape[:-1] + e.shape[-1:]) for e in self.entries)
         of_token = {n: self.of(self.served[n], dtype) for n in ("entropy", "token_log_probs") if n in self.served}
+        of_token.setdefault("entropy", entropy_with_a_rest(log_probs.to(dtype)))
         return TopKTeacher(ids, log_probs.to(dtype), **of_token)
 
     def entropies(self, p_and_q: Distributions, of: str) -> Tensor:
@@ -85,9 +86,7 @@ class TokenInputs:
         if of == "teacher" and self.entries is not None:
             if "entropy" in self.served:
                 return self.of(self.served["entropy"], torch.float64).reshape(-1)
-            q = self.entries[1].exp()
-            rest = (1 - q.sum(1)).clamp_min(0)
-            return -torch.xlogy(q, q).sum(1) - torch.xlogy(rest, rest)
+            return entropy_with_a_rest(self.entries[1])
         log_mass = p_and_q.log_p if of == "student" else p_and_q.log_q
         assert log_mass is not None
         return -torch.xlogy(log_mass.exp(), log_mass.exp()).sum(1)
@@ -97,6 +96,13 @@ class TokenInputs:
         named["ignore_index"] = None if self.labels is None else self.ignore_index
         named |= {f"teacher.{name}": drawn for name, drawn in self.served.items()}
         return "".join(f"{name}={value}, " for name, value in named.items() if value is not None)
+
+
+def entropy_with_a_rest(log_probs: Tensor) -> Tensor:
+    """Of the entries ``[..., k]`` and one class for everything else."""
+    q = log_probs.exp()
+    rest = (1 - q.sum(-1)).clamp_min(0)
+    return -torch.xlogy(q, q).sum(-1) - torch.xlogy(rest, rest)
 
 
 def draw_tokens(
