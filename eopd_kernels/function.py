@@ -220,7 +220,7 @@ def within_fp16(factors: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
     that goes into products has one factor for all rows, their largest, 0-d: the sums over rows are in fp32.
     """
     if per_row:
-        return (factors != 0) * FP16_WEIGHT, factors / FP16_WEIGHT
+        return (factors != 0).to(factors.dtype) * FP16_WEIGHT, factors / FP16_WEIGHT
     largest = factors.abs().amax() if len(factors) else factors.new_zeros(())
     largest = torch.where(largest == 0, 1.0, largest)
     return factors / largest, largest
