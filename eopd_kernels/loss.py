@@ -89,11 +89,13 @@ def entropy_aware_kl(
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
-        labels: leading shape, integer: tokens equal to ``ignore_index`` are left out. May be combined with ``mask``.
+        labels: leading shape, any integer dtype: tokens equal to ``ignore_index`` are left out. May be combined with
+            ``mask``.
         ignore_index: default −100, as in torch's cross-entropy.
-        num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, e.g. the tokens of all the
-            micro-batches of an optimizer step (``num_items_in_batch`` of transformers). Default: the valid tokens
-            here, i.e. all whose weight is not 0, whether or not their gate is open.
+        num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, finite and at least 0, e.g. the
+            tokens of all the micro-batches of an optimizer step (``num_items_in_batch`` of transformers); 0 divides by
+            1. A tensor may lie on the CPU beside logits on a GPU. Default: the valid tokens here, i.e. all whose weight
+            is not 0, whether or not their gate is open.
         vocab_size: compare the first so many entries only; required where the two vocabularies differ in size.
         objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
         token_ids: leading shape, integer: the sampled token y at each position, for a sampled reverse half: the token
@@ -111,7 +113,8 @@ def entropy_aware_kl(
         backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"triton"`` (GPUs) or ``"torch"``; see
             ``python -m eopd_kernels.info``.
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
-            of N × V is allocated, and their values are gone after forward. If something else needs them for its
+            of N × V is allocated, and their values are gone after forward. Rows must lie apart, from each other and
+            from the teacher's. If something else needs them for its
             backward, autograd says so. Without effect where no gradient is taken.
         workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU
             or what 128 tokens of the whole vocabulary need, on a GPU 1 GiB or what 1,024 tokens need. A budget of one's
@@ -144,7 +147,9 @@ def entropy_aware_kl(
 
     Note:
         A column where both sides are −inf contributes nothing. Where only the teacher is −inf, reverse_kl is +inf as
-        the definition says; where only the student is, forward_kl is. A NaN in a row makes that row's figures NaN.
+        the definition says; where only the student is, forward_kl is. A NaN in a row makes that row's figures NaN, its
+        gate included. There are first derivatives, of the student and its head only: nothing else may require grad, and
+        whoever asks for a second one, for many gradients at once or for forward mode is told.
     """
     call = checked(
         student,

@@ -14,12 +14,13 @@ class TopKTeacher:
 
     Args:
         ids: ``[..., k]`` integer, entries of the vocabulary; −1 marks a missing one. A repeated entry counts once.
-        log_probs: ``[..., k]`` floating, nats, ≤ 0; −inf marks a missing entry. Taken as they are: a temperature is the
-            server's to apply.
+        log_probs: ``[..., k]`` floating, nats, ≤ 0 up to rounding (0.125, which a CPU checks where they count); −inf
+            marks a missing entry, NaN is a NaN of the loss. Taken as they are: a temperature is the server's to apply.
         entropy: ``[...]`` floating, the teacher's entropy in nats where the server gives it, else None (default): then
             the gate uses a lower bound, the entropy with everything outside the k entries as one more class.
         valid: ``[..., k]`` bool, False marks a missing entry too, or None (default).
-        token_log_probs: ``[...]`` floating, log q of the sampled token, which a sampled reverse half needs; or None.
+        token_log_probs: ``[...]`` floating, nats, ≤ 0 likewise: log q of the sampled token, which a sampled reverse
+            half needs; or None.
 
     Raises:
         TypeError, ValueError: a tensor is not what is stated above.

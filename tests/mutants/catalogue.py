@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .compiled import MUTANTS as COMPILED
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
+from .inputs import MUTANTS as INPUTS_OF_ALL_KINDS
 from .integrations import MUTANTS as INTEGRATIONS
 from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
@@ -14,6 +15,7 @@ from .sharded import MUTANTS as SHARDED
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
+GATES = "eopd_kernels/gates.py"
 PROBLEM, FIGURES = "eopd_kernels/problem.py", "eopd_kernels/figures.py"
 PRODUCTS, MIXTURE = "eopd_kernels/products.py", "eopd_kernels/mixture.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
@@ -36,6 +38,7 @@ MUTANTS = [
     *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
+    *INPUTS_OF_ALL_KINDS,
     *noticed_by(("tests/integrations",), INTEGRATIONS),
     *noticed_by(
         (
@@ -46,8 +49,8 @@ MUTANTS = [
         ),
         SHARDED,
     ),
-    Mutant("gate inverted", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy <= threshold"),
-    Mutant("gate opens at the threshold", OBJECTIVE, "teacher_entropy > threshold", "teacher_entropy >= threshold"),
+    Mutant("gate inverted", GATES, "torch.where(entropy.isnan(), entropy, (entropy > threshold)", "torch.where(entropy.isnan(), entropy, (entropy <= threshold)"),
+    Mutant("gate opens at the threshold", GATES, "(entropy > threshold).to(entropy.dtype)", "(entropy >= threshold).to(entropy.dtype)"),
     Mutant("alpha forgotten", OBJECTIVE, "else self.alpha * self.loss_factor", "else self.loss_factor"),
     Mutant("switch keeps reverse KL", OBJECTIVE, '"switch": -rho', '"switch": 0.0'),
     Mutant("sign of a", OBJECTIVE, "c_f - weighted(c_r,", "c_f + weighted(c_r,"),
@@ -55,7 +58,7 @@ MUTANTS = [
     Mutant("c without the gate", OBJECTIVE, "upstream * c_f)", "upstream)"),
     Mutant("always means never", OBJECTIVE, '-math.inf if self.gate == "always"', 'math.inf if self.gate == "always"'),
     Mutant("merge drops the rescaling of Z", STATISTICS, "c_s * z_s,", "z_s,"),
-    Mutant("merge drops the shift of A", STATISTICS, "c_t * (a + z_t * d_t)", "c_t * a"),
+    Mutant("merge drops the shift of A", STATISTICS, "weighted(c_t, a + z_t * d_t)", "weighted(c_t, a)"),
     Mutant("merge mixes up the distances", STATISTICS, "z_t * (d_t - d_s)", "z_t * (d_s - d_t)"),
     Mutant("empty parts are not guarded", STATISTICS, "torch.where(part_max == -torch.inf, 0.0, ", "(lambda d: d)("),
     Mutant("columns without mass are not guarded", STATISTICS, "torch.where(mass == 0, 0.0, mass * value)", "mass * value"),
@@ -64,21 +67,21 @@ MUTANTS = [
     Mutant("uncentred exponentials", STATISTICS, "maximum, logits - maximum)", "maximum, logits - maximum.mean())"),
     Mutant("count of all tokens", INPUTS, "(weights != 0).sum()", "torch.tensor(weights.numel())"),
     Mutant("count weighs the tokens", INPUTS, "(weights != 0).sum()", "weights.sum()"),
-    Mutant("labels inverted", INPUTS, "labels == ignore_index", "labels != ignore_index"),
+    Mutant("labels inverted", INPUTS, "labels.long() == ignore_index", "labels.long() != ignore_index"),
     Mutant("mask forgotten where there are labels", INPUTS, "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
     Mutant("num_items forgotten", INPUTS, "if num_items is None:\n        count", "if True:\n        count"),
     Mutant("vocabulary off by one", INPUTS, "        return student\n    check_vocab_size", "        return student - 1\n    check_vocab_size"),
     Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
-    Mutant("teacher's grad accepted", INPUTS, "tensor is not None and tensor.requires_grad:", "False:"),
-    Mutant("gradient of the sum for the mean", FUNCTION, "weights=problem.weights / denominator", "weights=problem.weights"),
-    Mutant("backward forgets the fp16 denominator", FUNCTION, "factor = upstream if deferred is None else upstream / deferred", "factor = upstream"),
-    Mutant("fp16 gradients are divided in forward", FUNCTION, "denominator if problem.student.gradient_dtype == torch.float16 else None", "None"),
-    Mutant("backward forgets upstream", FUNCTION, "g if g is None else g.mul_(factor)", "g"),
+    Mutant("teacher's grad accepted", INPUTS, "if not tensor.requires_grad:", "if True:"),
+    Mutant("gradient of the sum for the mean", FUNCTION, "problem.weights if denominator is None else problem.weights / denominator", "problem.weights"),
+    Mutant("backward forgets what waits in fp16", FUNCTION, "factor = upstream * later", "factor = upstream * (later != 0)"),
+    Mutant("fp16 gradients are divided in forward", FUNCTION, "        if problem.student.gradient_dtype == torch.float16:\n", "        if False:\n"),
+    Mutant("backward forgets upstream", FUNCTION, "torch.mul(g, factor, out=g if last else torch.empty_like(g))", "g"),
     Mutant("recompute forgets the denominator", FUNCTION, "upstream if denominator is None else upstream / denominator\n", "upstream\n"),
-    Mutant("recompute divides fp16 gradients first", FUNCTION, "last = factor.dim() == 0 and", "last = False and"),
-    Mutant("fp16 gradients forget their factor", FUNCTION, "g.mul_(factor) if last and g is not None else g", "g"),
-    Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.on_host(student.device):", "if True:"),
-    Mutant("a GPU is asked for its upstream gradient", FUNCTION, "last and devices.on_host(factor.device) and factor == 1", "last and factor == 1"),
+    Mutant("recompute divides fp16 gradients first", FUNCTION, "if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):", "if False:"),
+    Mutant("fp16 gradients forget their factor", FUNCTION, "else g.mul_(later) for g", "else g for g"),
+    Mutant("a GPU compacts masked tokens", FUNCTION, "if devices.readable(weights):", "if True:"),
+    Mutant("a GPU is asked for its upstream gradient", FUNCTION, "devices.readable(factor) and factor == 1", "factor == 1"),
     Mutant("autocast is forgotten", FUNCTION, "options.vocab_size, valid, options.autocast)", "options.vocab_size, valid)"),
     Mutant("the last piece of the logits left out", PRODUCTS, "range(0, len(weight), columns)", "range(0, len(weight) - columns, columns)", ("tests/test_products.py",)),
     Mutant("a GPU makes logits in pieces", PRODUCTS, "HOST_COLUMNS if devices.on_host(hidden.device)", "HOST_COLUMNS if True", ("tests/test_products.py",)),
@@ -87,7 +90,7 @@ MUTANTS = [
     Mutant("a 16-bit gradient has no memory in the budget", SCHEDULES, " + student.gradient_bytes()", ""),
     Mutant("small chunks on a GPU", SCHEDULES, "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS"),
     Mutant("a GPU upcasts what it multiplies", SIDES, "self.hidden[rows].to(self.gradient_dtype)", "self.hidden[rows].to(self.dtype)"),
-    Mutant("recompute forgets the weights", FUNCTION, "else weights * factor.reshape(-1)", "else (weights != 0) * factor.reshape(-1)"),
+    Mutant("recompute forgets the weights", FUNCTION, "weights * factor.reshape(-1), None", "(weights != 0) * factor.reshape(-1), None"),
     Mutant("retained gradients are scaled in place", FUNCTION, "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
     Mutant("loss without weights", FUNCTION, "weighted(token_weights, seen.loss)", "weighted((token_weights != 0).to(seen.loss.dtype), seen.loss)"),
     Mutant("double backward is silent", FUNCTION, "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
@@ -101,7 +104,7 @@ MUTANTS = [
     Mutant("tail of the vocabulary is not zeroed", SIDES, "self.gradient[..., side.vocab_size :].zero_()", "pass"),
     Mutant("in place without telling autograd", SIDES, "torch.autograd.graph.increment_version(logits)", "pass"),
     Mutant("in place is forgotten", SIDES, "if inplace:", "if False:"),
-    Mutant("runs of rows ignore the strides", SIDES, "strides[depth - 1] == sizes[depth] * strides[depth]", "True"),
+    Mutant("runs of rows ignore the strides", SIDES, "rows > 1 and stride != rows * row_stride", "False"),
     Mutant("head's bias forgotten", HEAD, "if self.bias is not None:\n            out", "if False:\n            out"),
     Mutant("dX takes the last panel", HEAD, "products.add_mm(grad_logits[:, part]", "products.mm(grad_logits[:, part]"),
     Mutant("dW takes the last chunk", HEAD, "products.add_mm(grad_logits.t()", "products.mm(grad_logits.t()"),
@@ -166,11 +169,11 @@ MUTANTS = [
     Mutant("C++: suspicious blocks are not repeated", BLOCK, "if (!(trace - trace == 0))", "if (false)"),
     Mutant("C++: kept exponentials are not recentred", BLOCK, "k.self *= student_factor;", ""),
     Mutant("C++: bf16 is cut, not rounded", CONVERT, "(bits + 0x7fff + ((bits >> 16) & 1)) >> 16", "bits >> 16"),
-    Mutant("C++: gate inverted", KERNELS, "teacher_entropy(of_row) > gate_threshold ? 1 : 0", "teacher_entropy(of_row) > gate_threshold ? 0 : 1"),
+    Mutant("C++: gate inverted", KERNELS, "open_gate(of_row, gate_threshold)", "1 - open_gate(of_row, gate_threshold)"),
     Mutant("C++: rows of weight 0 are read", KERNELS, "if (weight != 0) {", "{"),
     Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform,", "load_block(problem.teacher, problem.student_transform,"),
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
-    Mutant("CUDA: gate inverted", CUDA_NUMBERS, "? Real(1) : Real(0)", "? Real(0) : Real(1)"),
+    Mutant("CUDA: gate inverted", CUDA_NUMBERS, "return open_gate(row, threshold);", "return 1 - open_gate(row, threshold);"),
     Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (weight != 0) {", "{"),
     Mutant("CUDA: rows without a gradient are read", CUDA_VISITS, "if (row.zero) return slice.write_zeros();", ""),
     Mutant("CUDA: head and tail are not summed", CUDA_VISITS, "  slice.visit_edges(add);\n", ""),

@@ -8,7 +8,7 @@ from .mutant import Mutant
 COMPILED, FUNCTION = "eopd_kernels/compiled.py", "eopd_kernels/function.py"
 
 MUTANTS = [
-    Mutant("compiled: gradients are not divided", COMPILED, "factor = upstream / divisor", "factor = upstream"),
+    Mutant("compiled: gradients are not multiplied by what waits", COMPILED, "factor = outstanding(upstream, later, ctx.forms[0][1][:-1])", "factor = upstream"),
     Mutant("compiled: the upstream gradient is forgotten", COMPILED, "found = [g * factor for g in stored]", "found = [g / divisor for g in stored]"),
     Mutant("compiled: an input is handed out", COMPILED, "if first is None else first.clone()", "if first is None else first"),
     Mutant("compiled: ids are not looked at", COMPILED, "            within_vocabulary(name, ids, options.vocab_size)\n", "            pass\n"),
