@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (a mutant is a line)
 """What is broken of how inputs are read: layouts, dtypes, NaN, counts, derivatives that there are not."""
 
 from __future__ import annotations
