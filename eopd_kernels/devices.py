@@ -32,6 +32,7 @@ def has_numbers(tensor: Tensor) -> bool:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype in which torch.autocast wants matrix products here and now, or None outside of it."""
     name = device.type
-    if not torch.amp.is_autocast_available(name) or not torch.is_autocast_enabled(name):
+    # Not torch.amp.is_autocast_available, which torch.compile cannot trace before torch 2.12.
+    if name == "meta" or not torch.is_autocast_enabled(name):
         return None
     return torch.get_autocast_dtype(name)
