@@ -48,6 +48,8 @@ def gpu() -> Iterator[None]:
     try:
         library.impl("mm.dtype_out", mm, "CPU")
         library.impl("addmm.dtype_out", addmm, "CPU")
+        # Before torch 2.12 that of meta tensors takes the dtype for beta.
+        library.impl("addmm.dtype_out", addmm, "Meta", allow_override=True)
         yield
     finally:
         devices.kind = kind
