@@ -69,6 +69,6 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 def stretch(tensor: Tensor) -> tuple[int, int]:
     """The first byte of a tensor in its storage, and the first after it."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset()
-    return first * tensor.itemsize, (first + last + 1) * tensor.itemsize
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
+    return first * tensor.itemsize, (first + steps + 1) * tensor.itemsize

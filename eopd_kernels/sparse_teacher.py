@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class TopKTeacher:
         check_dense("TopKTeacher.ids", ids)
         if ids.dim() < 1 or ids.shape[-1] == 0:
             raise ValueError(f"TopKTeacher.ids must have the shape [..., k] with k >= 1, got {tuple(ids.shape)}")
-        floating = {"log_probs": log_probs, "entropy": entropy, "token_log_probs": token_log_probs}
+        floating: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy, "token_log_probs": token_log_probs}
         for name, tensor in floating.items():
             if tensor is None and name != "log_probs":
                 continue

@@ -28,7 +28,7 @@ from tests.conftest import make_case
 LEADING, V = (2, 5), 67
 IDS = torch.arange(10).view(LEADING)
 NUMBERS = torch.linspace(0.1, 1, 10).view(LEADING)
-SAMPLED = {"token_ids": IDS, "old_log_probs": -4 * NUMBERS}
+SAMPLED: dict[str, Any] = {"token_ids": IDS, "old_log_probs": -4 * NUMBERS}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -77,7 +77,7 @@ def arguments(kind: str) -> list[Tensor]:
 
 def loss_with(options: dict[str, Any]) -> Callable[..., Tensor]:
     def function(student: Tensor, teacher: Tensor, *weights: Tensor) -> Tensor:
-        heads = {}
+        heads: dict[str, Any] = {}
         if weights:
             heads = {"student_head": LMHead(weights[0]), "teacher_head": LMHead(weights[1])}
         return entropy_aware_kl(student, teacher, **heads, **options).loss

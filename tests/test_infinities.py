@@ -16,7 +16,7 @@ STUDENT, TEACHER = torch.randn(2, 3, 40, generator=GENERATOR).unbind()
 COLUMN = 7
 IDS = torch.tensor([[0, 1], [2, 3], [4, 5]])
 LOG_PROBS = torch.full((3, 2), -1.0)
-PER_TOKEN = {"token_ids": torch.tensor([1, 2, 3]), "old_log_probs": torch.full((3,), -2.0)}
+PER_TOKEN: dict[str, Any] = {"token_ids": torch.tensor([1, 2, 3]), "old_log_probs": torch.full((3,), -2.0)}
 
 DENSE = {
     "default": Objective(gate=EntropyGate(2.0)),
