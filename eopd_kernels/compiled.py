@@ -39,7 +39,7 @@ from .objective import Coefficients, Objective
 from .rows import LIBRARY
 from .schedules import Seen
 from .terms import Own
-from .token_inputs import check_log_probs, within_vocabulary
+from .token_inputs import check_log_probs, check_vocabulary
 from .tokens import Tokens
 
 
@@ -173,9 +173,7 @@ def loss(*given: Any) -> list[Tensor]:
     """The loss, the tensors of :class:`Seen`, and what backward needs: see :class:`~eopd_kernels.function.Solved`."""
     arguments = Arguments(*given)
     options, tokens = arguments.options, arguments.tokens
-    for name, ids in (("token_ids", tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
-        if ids is not None:
-            within_vocabulary(name, ids, options.vocab_size)
+    check_vocabulary(tokens, options.objective, options.vocab_size)
     served = {"log_probs": tokens.top_log_probs, "token_log_probs": tokens.teacher_token_log_probs}
     for name, log_probs in served.items():
         if log_probs is not None:

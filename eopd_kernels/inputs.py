@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import devices, memory, parallel
 from .arguments import check_dense, check_floating, check_whole, described, finite, quoted
+from .exchange import Exchange
 from .gates import EntropyGate, QuantileGate, needs_every_row
 from .head import LMHead, compute_dtype, tensors_of
 from .objective import Objective
@@ -21,7 +22,7 @@ from .schedules import SCHEDULES
 from .sharded import check_not_partitioned, is_dtensor
 from .sides import uniform_rows
 from .sparse_teacher import TopKTeacher
-from .token_inputs import check_sparse_teacher, tokens_of
+from .token_inputs import check_sparse_teacher, check_vocabulary, tokens_of
 from .tokens import Tokens, rows_of
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -88,8 +89,31 @@ class Call:
 
 
 def checked(
+    student: Tensor, teacher: Tensor | TopKTeacher, *, tensor_parallel_group: Any = None, **options: Any
+) -> Call:
+    """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
+    if tensor_parallel_group is None:
+        return checked_here(student, teacher, None, **options)
+    # Dynamo cannot look into a process group, so that this is where the graph breaks.
+    function = torch._dynamo.disable(checked_among_ranks) if torch.compiler.is_compiling() else checked_among_ranks
+    return function(student, teacher, tensor_parallel_group, options)
+
+
+def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, group: Any, options: dict[str, Any]) -> Call:
+    """The same under a ``tensor_parallel_group``: a rank that refuses the call tells those that would wait for it."""
+    group = parallel.process_group(group)
+    exchange = Exchange(group, student.device if isinstance(student, Tensor) else None)
+    try:
+        return checked_here(student, teacher, exchange, **options)
+    except Exception:
+        exchange.refuse()
+        raise
+
+
+def checked_here(
     student: Tensor,
     teacher: Tensor | TopKTeacher,
+    exchange: Exchange | None,
     *,
     student_head: LMHead | None = None,
     teacher_head: LMHead | None = None,
@@ -110,23 +134,25 @@ def checked(
     inplace: bool = False,
     workspace_bytes: int | None = None,
     gradient_filter: float | None = None,
-    tensor_parallel_group: Any = None,
     partial_hidden_gradient: bool = False,
 ) -> Call:
-    """Checks the arguments of :func:`eopd_kernels.entropy_aware_kl` (see there) and gives each its default."""
+    """The checks themselves. Ranks meet in ``exchange``: what one of them may refuse alone comes before it, what all
+    refuse alike after it."""
     objective = Objective() if objective is None else objective
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {described(objective)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {quoted(reduction)}")
-    group = None if tensor_parallel_group is None else parallel.process_group(tensor_parallel_group)
+    group = None if exchange is None else exchange.group
     if group is not None:
+        student = student if student_head is not None else parallel.local_tensor("student", student, group, -1)
+        teacher = teacher if teacher_head is not None else parallel.local_tensor("teacher", teacher, group, -1)
         student_head = parallel.local_head("student_head", student_head, group)
         teacher_head = parallel.local_head("teacher_head", teacher_head, group)
     check_partial(partial_hidden_gradient, group is not None, student_head)
     if group is not None and group.size() == 1:
-        group = None  # everything is here
-    least = 1 if group is None else 0
+        exchange = None  # everything is here
+    least = 1 if exchange is None else 0
     check_side("student", student, student_head, least)
     sparse = dense = None
     if isinstance(teacher, TopKTeacher):
@@ -177,52 +203,66 @@ def checked(
     teacher_width = None if dense is None else width(dense, teacher_head)
     schedule = resolve_schedule(schedule, reduction, objective, gate is not None)
     wanted = needs_gradient(student, student_head)
+    items = denominator(weights, num_items, reduction)
+    tokens = tokens_of(per_token, sparse, objective, weights, student.shape[:-1])
+    inplace = check_inplace(inplace, student, student_head, schedule)
+    workspace_bytes = check_workspace(workspace_bytes)
+    gradient_filter = check_gradient_filter(gradient_filter, student_head)
+    autocast = devices.autocast_dtype(student.device)
     shard = None
-    if group is None:
+    if exchange is None:
         heads = {"student": student_head, "teacher": teacher_head}
         without_head = [side for side, head in heads.items() if head is None and teacher_width is not None]
         compared = here = common_vocabulary(width(student, student_head), teacher_width, vocab_size, without_head)
     else:
         check_vocab_size(vocab_size)
+        said = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
         logits = [s for s, h in ((student, student_head), (dense, teacher_head)) if s is not None and h is None]
-        alike = {
+        known_gate = isinstance(objective.gate, (str, EntropyGate, QuantileGate))
+        alike = {  # but for the backend, which no other rank notices
             "leading": tuple(student.shape[:-1]),
             "rows of one stride": [uniform_rows(s)[1] for s in logits],
             "dtypes": [str(t.dtype) for t in (student, dense, student_weight, teacher_weight) if t is not None],
-            "halves": [repr(objective.reverse), repr(objective.forward)],
-            "gate": objective.gate if isinstance(objective.gate, (str, EntropyGate, QuantileGate)) else "a callable",
-            "weights": [objective.alpha, objective.combine, *objective.temperatures],
+            "heads": [
+                h and (h.weight.shape[1], h.bias is not None, transform(h)) for h in (student_head, teacher_head)
+            ],
+            "said of the tokens": {name: tuple(t.shape[1:]) for name, t in said.items() if t is not None},
+            "objective": replace(objective, gate="always"),
+            "gate": objective.gate if known_gate else getattr(objective.gate, "__qualname__", "a callable"),
+            "reduction": reduction,
             "schedule": schedule,
             "differentiated": [any(wanted), student_head is not None and wanted[0]],
             "partial_hidden_gradient": partial_hidden_gradient,
+            "gradient_filter": gradient_filter,
+            "inplace": inplace,
             "workspace_bytes": workspace_bytes,
+            "autocast": autocast,
         }
         shard = parallel.shard_of(
-            group,
+            exchange,
             width(student, student_head),
             teacher_width,
             vocab_size,
             alike,
-            student.device,
+            [weights, items, *said.values()],
             not partial_hidden_gradient,
         )
         compared, here = shard.vocab_size, shard.size
-    items = denominator(weights, num_items, reduction)
-    tokens = tokens_of(per_token, sparse, objective, weights, student.shape[:-1], compared)
+    check_vocabulary(tokens, objective, compared)
     options = Options(
         objective,
         reduction,
         schedule,
-        check_inplace(inplace, student, student_head, schedule),
+        inplace,
         backend,
         here,
-        check_workspace(workspace_bytes),
-        check_gradient_filter(gradient_filter, student_head),
+        workspace_bytes,
+        gradient_filter,
         transform(student_head),
         transform(teacher_head),
         mask is not None or labels is not None,
         wanted,
-        devices.autocast_dtype(student.device),
+        autocast,
         shard,
     )
     # Sharded heads are gathered after every check: a call that is refused sends nothing.

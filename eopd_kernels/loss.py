@@ -128,12 +128,13 @@ def entropy_aware_kl(
         tensor_parallel_group: the ranks over which both vocabularies are spread, a ``ProcessGroup`` or a ``DeviceMesh``
             of one dimension; default None: all of them is here. Each rank passes its shard of consecutive entries of
             either side, in rank order: logits ``[..., V_r]`` or a head with a weight ``[V_r, D]`` and its part of the
-            bias (V_r may differ from rank to rank and be 0), or a head of DTensors that are sharded on the vocabulary
-            over this group; their gradients are DTensors again. A DTensor is taken for a shard of the vocabulary only
-            where this group is given. Everything else is the same on every rank, ``token_ids`` and ``vocab_size``
-            (which may leave out a padded end) are those of the whole vocabulary, and so are loss and figures, bit for
-            bit. Gradients of logits, weight and bias are the shard's; the upstream gradient must be the same on every
-            rank, and every rank must run backward. docs/distributed.md has a picture.
+            bias (V_r may differ from rank to rank and be 0), or logits or a head that are DTensors, sharded on the
+            vocabulary over this group; their gradients are DTensors again. A DTensor is taken for a shard of the
+            vocabulary only where this group is given. Pass ``vocab_size`` (which may leave out a padded end): then
+            ranks that hold the whole vocabulary each are refused, not taken for R shards. Everything else is the same
+            on every rank, ``token_ids`` and ``vocab_size`` are those of the whole vocabulary, and so are loss and
+            figures, bit for bit. Gradients of logits, weight and bias are the shard's; the upstream gradient must be
+            the same on every rank, and every rank must run backward. docs/distributed.md has a picture.
         partial_hidden_gradient: with a ``tensor_parallel_group``, leave the gradient of the hidden states as this
             rank's part of their sum, for the reduce-scatter of sequence parallelism. Default False: it is summed over
             the ranks here.
@@ -143,7 +144,8 @@ def entropy_aware_kl(
 
     Raises:
         TypeError, ValueError: an argument is not what is stated above; the message names it, and says what came and
-            what is allowed. Shards that do not fit together are refused on every rank alike.
+            what is allowed. Shards that do not fit together, other options or tokens on some rank of a
+            ``tensor_parallel_group``, and a call that one of them refuses, are errors on every rank.
 
     Note:
         A column where both sides are −inf contributes nothing. Where only the teacher is −inf, reverse_kl is +inf as

@@ -10,9 +10,7 @@ hidden states, mask, labels, token_ids, …: the same on every rank
 
 from __future__ import annotations
 
-import weakref
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import devices
 from .arguments import described
+from .exchange import Exchange
 from .head import LMHead
 
 
@@ -126,12 +124,12 @@ def local_head(name: str, head: Any, group: Any) -> Any:
 
 
 def shard_of(
-    group: Any,
+    exchange: Exchange,
     student: int,
     teacher: int | None,
     vocab_size: int | None,
     alike: Mapping[str, Any],
-    device: torch.device,
+    numbers: Iterable[Tensor | None],
     sums_hidden_gradient: bool,
 ) -> Shard:
     """This rank's shard, from the sizes of all ranks' shards; whatever is wrong with them is raised on every rank.
@@ -139,10 +137,10 @@ def shard_of(
     Args:
         student, teacher: the entries that this rank holds of either side; None for a teacher without logits.
         vocab_size: as the caller said.
-        alike: what must be the same on every rank, or the ranks would wait for different things.
+        alike, numbers: what must be the same on every rank, as in :meth:`Exchange.table`.
     """
     own = (student, student if teacher is None else teacher, 0 if vocab_size is None else vocab_size)
-    table = exchanged(group, own, alike, device)
+    table = exchange.table(own, alike, numbers)
     compared = [row[2] for row in table]
     if len(set(compared)) > 1:
         raise ValueError(f"vocab_size must be the same on every rank of tensor_parallel_group, got {compared}")
@@ -153,6 +151,13 @@ def shard_of(
             "vocab_size must be between 1 and the smaller vocabulary of all ranks together (student "
             f"{sum(shards[0])}, teacher {sum(shards[1])}), got {vocab_size}"
         )
+    for side, sizes in zip(("student", "teacher"), shards, strict=True):
+        if vocab_size is not None and min(sizes) >= vocab_size:
+            raise ValueError(
+                f"{side} must be a shard of the vocabulary on each rank of tensor_parallel_group, got all of "
+                f"vocab_size={vocab_size} on every rank, which hold {sizes} entries: pass each rank consecutive "
+                "entries of its own of the logits or of the head, or leave tensor_parallel_group out"
+            )
     cut = shards if vocab_size is None else [cut_to(vocab_size, sizes) for sizes in shards]
     if cut[0] != cut[1]:
         raise ValueError(
@@ -161,8 +166,8 @@ def shard_of(
         )
     if whole == 0:
         raise ValueError("student and teacher must have at least one entry of the vocabulary on some rank, got none")
-    rank = dist.get_rank(group)
-    return Shard(group, sum(cut[0][:rank]), cut[0][rank], whole, max(cut[0]), sums_hidden_gradient)
+    rank = dist.get_rank(exchange.group)
+    return Shard(exchange.group, sum(cut[0][:rank]), cut[0][rank], whole, max(cut[0]), sums_hidden_gradient)
 
 
 def cut_to(vocab_size: int, sizes: list[int]) -> list[int]:
@@ -172,60 +177,3 @@ def cut_to(vocab_size: int, sizes: list[int]) -> list[int]:
         kept.append(max(0, min(size, vocab_size - start)))
         start += size
     return kept
-
-
-Row = tuple[int, ...]
-
-
-class Exchange(NamedTuple):
-    """What a group said when a rank of it last had these numbers."""
-
-    own: Tensor  # [k]
-    rows: Tensor  # [ranks, k]
-    table: list[list[int]]
-
-
-# Only for devices that the host would have to wait for, and only what the device then confirms.
-CONFIRMED: weakref.WeakKeyDictionary[Any, dict[tuple[Row, torch.device], Exchange]] = weakref.WeakKeyDictionary()
-
-
-def exchanged(group: Any, own: Row, alike: Mapping[str, Any], device: torch.device) -> list[list[int]]:
-    """Every rank's numbers, in rank order.
-
-    One all_gather per call. A CPU reads what comes. A GPU's host would have to wait for it: it does so the first time,
-    and afterwards takes the ranks' numbers to be those that came with the same numbers of its own before. They are
-    still sent, and the device asserts that nothing has changed: one rank's hit and another's miss both send the same,
-    so that a stale entry is an error, not a hang.
-
-    Raises:
-        ValueError: the group has no backend for the device, or the ranks are not ``alike``.
-    """
-    try:
-        group._get_backend(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"tensor_parallel_group has no backend for tensors on {device} (CPU tensors need gloo): {error}"
-        ) from None
-    # repr is the same in every process; hash() is not.
-    fingerprint = torch.full((1,), zlib.crc32(repr(sorted(alike.items())).encode()), dtype=torch.int64, device=device)
-    known = None if devices.on_host(device) else CONFIRMED.setdefault(group, {}).get((own, device))
-    numbers = torch.tensor(own, device=device) if known is None else known.own
-    mine = torch.cat([numbers, fingerprint])
-    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(rows, mine, group=group)
-    gathered = torch.stack(rows)
-    if known is not None:
-        torch._assert_async((gathered[:, :-1] == known.rows).all() & (gathered[:, -1] == fingerprint).all())
-        return known.table
-    table = gathered.tolist()
-    different = [rank for rank, row in enumerate(table) if row[-1] != table[dist.get_rank(group)][-1]]
-    if different:
-        raise ValueError(
-            "every rank of tensor_parallel_group must be called with the same tokens and options; ranks "
-            f"{different} were called otherwise than this one, rank {dist.get_rank(group)}: "
-            + ", ".join(f"{name}={value}" for name, value in alike.items())
-        )
-    table = [row[:-1] for row in table]
-    if not devices.on_host(device):
-        CONFIRMED[group][own, device] = Exchange(numbers, gathered[:, :-1], table)
-    return table

@@ -47,7 +47,6 @@ def tokens_of(
     objective: Objective,
     weights: Tensor,
     leading: torch.Size,
-    vocab_size: int,
 ) -> Tokens:
     """``[N, ...]``, numbers in the compute dtype; something harmless where the weight is 0.
 
@@ -69,8 +68,6 @@ def tokens_of(
         for name in ("token_ids", "old_log_probs"):
             if given[name] is None:
                 raise ValueError(f"Objective.reverse='sampled' needs {name}= of the leading shape, got None")
-    if isinstance(objective.forward, TopK) and teacher is None and objective.forward.k > vocab_size:
-        raise ValueError(f"TopK.k must be at most the vocabulary's {vocab_size} entries, got {objective.forward.k}")
 
     unused = weights == 0
 
@@ -81,7 +78,6 @@ def tokens_of(
     token_ids = given["token_ids"]
     if token_ids is not None:
         token_ids = rows_of(token_ids.long()).masked_fill(unused, 0)
-        within_vocabulary("token_ids", token_ids, vocab_size)
     tokens = {name: numbers(tensor) for name, tensor in given.items() if name != "token_ids"}
     if teacher is None:
         return Tokens(token_ids, **tokens)
@@ -92,7 +88,6 @@ def tokens_of(
     present = present_entries(ids, log_probs, None if teacher.valid is None else rows_of(teacher.valid, k))
     present = present & ~unused.unsqueeze(1)
     ids = ids.masked_fill(~present, 0)
-    within_vocabulary("TopKTeacher.ids", ids, vocab_size)
     log_probs = log_probs.masked_fill(~present, -torch.inf)
     token_log_probs = numbers(teacher.token_log_probs)
     for name, given_log_probs in (("log_probs", log_probs), ("token_log_probs", token_log_probs)):
@@ -110,6 +105,15 @@ def tokens_of(
         teacher_entropy=entropy,
         teacher_token_log_probs=token_log_probs,
     )
+
+
+def check_vocabulary(tokens: Tokens, objective: Objective, vocab_size: int) -> None:
+    """Refuses entries, and a number of entries, that a vocabulary of this size does not have."""
+    if isinstance(objective.forward, TopK) and tokens.top_ids is None and objective.forward.k > vocab_size:
+        raise ValueError(f"TopK.k must be at most the vocabulary's {vocab_size} entries, got {objective.forward.k}")
+    for name, ids in (("token_ids", tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
+        if ids is not None:
+            within_vocabulary(name, ids, vocab_size)
 
 
 def within_vocabulary(name: str, ids: Tensor, vocab_size: int) -> None:

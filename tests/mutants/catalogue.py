@@ -9,6 +9,7 @@ from .inputs import MUTANTS as INPUTS_OF_ALL_KINDS
 from .integrations import MUTANTS as INTEGRATIONS
 from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
+from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
 
@@ -32,12 +33,14 @@ CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/nu
 CUDA_BACKEND, PLAN = "eopd_kernels/backends/cuda/__init__.py", "eopd_kernels/backends/cuda/plan.py"
 ROWS = "eopd_kernels/rows.py"
 TENSOR_PARALLEL = tuple(f"tests/distributed/test_tensor_parallel{part}.py" for part in ("_failures", "_costs", ""))
+EXCHANGE = tuple(f"tests/distributed/test_tensor_parallel_{part}.py" for part in ("agreement", "logits", "compile"))
 
 MUTANTS = [
     *OBJECTIVES,
     *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
+    *noticed_by(EXCHANGE, EXCHANGED),
     *INPUTS_OF_ALL_KINDS,
     *noticed_by(("tests/integrations",), INTEGRATIONS),
     *noticed_by(

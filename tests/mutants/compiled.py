@@ -11,7 +11,7 @@ MUTANTS = [
     Mutant("compiled: gradients are not multiplied by what waits", COMPILED, "factor = outstanding(upstream, later, ctx.forms[0][1][:-1])", "factor = upstream"),
     Mutant("compiled: the upstream gradient is forgotten", COMPILED, "found = [g * factor for g in stored]", "found = [g / divisor for g in stored]"),
     Mutant("compiled: an input is handed out", COMPILED, "if first is None else first.clone()", "if first is None else first"),
-    Mutant("compiled: ids are not looked at", COMPILED, "            within_vocabulary(name, ids, options.vocab_size)\n", "            pass\n"),
+    Mutant("compiled: ids are not looked at", COMPILED, "    check_vocabulary(tokens, options.objective, options.vocab_size)\n", ""),
     Mutant("compiled: the fake says fp32 whatever the inputs", COMPILED, "dtype = compute_dtype(*inputs) if hidden else arguments.student.dtype", "dtype = torch.float32"),
     Mutant("compiled: backward of open rows visits all", COMPILED, "        options = replace(options, some_weigh_nothing=True)\n", "        pass\n"),
     Mutant("compiled: a callable gate is written down", COMPILED, "if not isinstance(options.objective.gate, str | EntropyGate | QuantileGate):", "if False:"),

@@ -7,6 +7,7 @@ from .mutant import Mutant
 
 PARALLEL, FIGURES, SIDES = "eopd_kernels/parallel.py", "eopd_kernels/figures.py", "eopd_kernels/sides.py"
 SCHEDULES, PROBLEM, ACROSS = "eopd_kernels/schedules.py", "eopd_kernels/problem.py", "eopd_kernels/across.py"
+EXCHANGE, INPUTS = "eopd_kernels/exchange.py", "eopd_kernels/inputs.py"
 
 MUTANTS = [
     Mutant("parallel: every rank begins at entry 0", PROBLEM, "return 0 if self.shard is None else self.shard.offset", "return 0"),
@@ -21,7 +22,29 @@ MUTANTS = [
     Mutant("parallel: one block for two chunks", ACROSS, "blocks[i % 2]", "blocks[0]"),
     Mutant("parallel: the teacher goes first, alone", SCHEDULES, "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
     Mutant("parallel: padding is compared", PARALLEL, "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
-    Mutant("parallel: ranks that differ go on", PARALLEL, "    if different:", "    if False:"),
     Mutant("parallel: shards that differ go on", PARALLEL, "    if cut[0] != cut[1]:", "    if False:"),
     Mutant("parallel: a rank plans with its own width", SCHEDULES, "student.vocab_size if shard is None else shard.widest", "student.vocab_size"),
+]  # fmt: skip
+
+# What ranks tell each other before a call.
+EXCHANGED = [
+    Mutant("parallel: ranks that differ go on", EXCHANGE, "    if not others:", "    if True:"),
+    Mutant("parallel: options are not compared", EXCHANGE, "zlib.crc32(repr(sorted(alike.items())).encode())", "zlib.crc32(bytes())"),
+    Mutant("parallel: numbers are not compared", EXCHANGE, "digest(numbers) + options", "0 * digest(numbers) + options"),
+    Mutant("parallel: numbers are compared wherever they are", EXCHANGE, "    bits.add_(torch.arange(1,", "    bits.add_(0 * torch.arange(1,"),
+    Mutant("parallel: the hash of numbers is linear", EXCHANGE, "bits.bitwise_xor_(bits >> 31).mul_(", "bits.mul_("),
+    Mutant("parallel: the last bit is not compared", EXCHANGE, "torch.int64 if tensor.dtype == torch.float64 else torch.int32).long()", "torch.int64 if tensor.dtype == torch.float64 else torch.int32).long() & ~1"),
+    Mutant("parallel: a GPU asserts sizes alone", EXCHANGE, " & (rows[:, -1] == fingerprint).all()", ""),
+    Mutant("parallel: a rank that refuses says nothing", INPUTS, "        exchange.refuse()\n", ""),
+    Mutant("parallel: a rank that was told tells it again", EXCHANGE, "        self.begun = True\n", ""),
+    Mutant("parallel: nobody listens to a rank that refuses", EXCHANGE, "    if refused:", "    if False:"),
+    Mutant("parallel: the objective is not compared", INPUTS, '"objective": replace(objective, gate="always"),', '"objective": objective.temperatures,'),
+    Mutant("parallel: callable gates are not compared", INPUTS, 'getattr(objective.gate, "__qualname__", "a callable")', '"a callable"'),
+    Mutant("parallel: softcaps are not compared", INPUTS, "h.bias is not None, transform(h))", "h.bias is not None)"),
+    Mutant("parallel: weights are not compared", INPUTS, "[weights, items, *said.values()]", "[items, *said.values()]"),
+    Mutant("parallel: denominators are not compared", INPUTS, "[weights, items, *said.values()]", "[weights, *said.values()]"),
+    Mutant("parallel: gradient filters are not compared", INPUTS, '            "gradient_filter": gradient_filter,\n', ""),
+    Mutant("parallel: whole vocabularies are shards", PARALLEL, "min(sizes) >= vocab_size:", "False:"),
+    Mutant("parallel: DTensors of any placement are shards", PARALLEL, " or placements != (Shard(dim % tensor.ndim),):", ":"),
+    Mutant("parallel: torch.compile looks into the group", INPUTS, "torch._dynamo.disable(checked_among_ranks) if torch.compiler.is_compiling() else checked_among_ranks", "checked_among_ranks"),
 ]  # fmt: skip
