@@ -32,8 +32,7 @@ class LMHead:
         weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. A DTensor (FSDP2) is
             gathered once per call of the loss, in its own dtype, which a mixed-precision policy leaves at fp32, and its
             gradient is one, averaged over the ranks of its mesh; under a ``tensor_parallel_group`` it stays where it
-            is. V is 0 at most on a rank of such a group that holds nothing
-            of the vocabulary.
+            is. V is 0 at most on a rank of such a group that holds nothing of the vocabulary.
         bias: ``[V]`` or None (default).
         scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
             (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
