@@ -8,9 +8,15 @@ from pathlib import Path
 RECORD = Path(__file__).resolve().parents[1] / "_build.json"
 
 
-def why_not_built(part: str, name: str) -> str | None:
-    """None if ``part`` was built, else the reason, of which ``name`` is the subject."""
+def why_not_built(part: str, name: str, error: ImportError) -> str:
+    """Why importing ``part`` gave ``error``, in a sentence of which ``name`` is the subject.
+
+    Whether a part is there, only its import tells: the record is of the last build, and where a package is built in
+    place, by several Pythons, of that one's.
+    """
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if part not in record:
         return f"{name} were never built (pip install . or python setup.py build_ext --inplace builds them)"
-    return None if record[part]["built"] else f"{name} were not built: {record[part]['reason']}"
+    if record[part]["built"]:
+        return f"{name} were built but cannot be loaded: {error}"
+    return f"{name} were not built: {record[part]['reason']}"

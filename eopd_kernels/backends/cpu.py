@@ -22,13 +22,10 @@ from .checks import check_gradient, check_logits, check_matrix, check_numbers, m
 @functools.cache
 def unavailable() -> str | None:
     """None if the native kernels can be used, else why not, in one sentence."""
-    reason = why_not_built("cpu", "the native kernels")
-    if reason is not None:
-        return reason
     try:
         native()
     except ImportError as error:
-        return f"the native kernels were built but cannot be loaded: {error}"
+        return why_not_built("cpu", "the native kernels", error)
     return None
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from eopd_kernels.backends import built
 from eopd_kernels.backends import cuda as backend
 
 H100 = {
@@ -23,14 +26,19 @@ H100 = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension is built, and torch has CUDA."""
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The record says that the extension is built, and torch has CUDA."""
     monkeypatch.setattr(backend, "emulation", lambda: None)
-    monkeypatch.setattr(backend, "why_not_built", lambda part, name: None)
+    record_of_the_build(tmp_path, monkeypatch, {"built": True})
     monkeypatch.setattr(backend, "unavailable", backend.unavailable.__wrapped__)
     monkeypatch.setattr(backend, "device_on", backend.device_on.__wrapped__)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+
+
+def record_of_the_build(folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: dict[str, Any]) -> None:
+    (folder / "_build.json").write_text(json.dumps({"cuda": cuda}))
+    monkeypatch.setattr(built, "RECORD", folder / "_build.json")
 
 
 def raising(error: Exception) -> Any:
@@ -77,9 +85,17 @@ def test_the_extension_does_not_help(monkeypatch: pytest.MonkeyPatch, native: An
     assert backend.unavailable() == reason
 
 
-def test_it_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "why_not_built", lambda part, name: f"{name} were not built: no nvcc found")
+def test_it_was_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(backend, "native", raising(ModuleNotFoundError("_cuda")))
+    record_of_the_build(tmp_path, monkeypatch, {"built": False, "reason": "no nvcc found"})
     assert backend.unavailable() == "the CUDA kernels were not built: no nvcc found"
+
+
+def test_a_build_that_failed_with_another_python_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In place all of them write one record."""
+    monkeypatch.setattr(backend, "native", extension())
+    record_of_the_build(tmp_path, monkeypatch, {"built": False, "reason": "no nvcc found"})
+    assert backend.unavailable() is None
 
 
 def test_this_torch_has_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

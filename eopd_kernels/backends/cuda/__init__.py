@@ -23,14 +23,10 @@ from .plan import Device, Plan, Row, device_of, resident, streaming
 @functools.cache
 def unavailable() -> str | None:
     """None if the kernels can be used, else why not, in one sentence."""
-    if emulation() is None:
-        reason = why_not_built("cuda", "the CUDA kernels")
-        if reason is not None:
-            return reason
     try:
         count = native().device_count()
     except ImportError as error:
-        return f"the CUDA kernels were built but cannot be loaded: {error}"
+        return why_not_built("cuda", "the CUDA kernels", error)
     except RuntimeError as error:
         return f"there is no CUDA device ({error})"
     if count == 0:
