@@ -1,20 +1,24 @@
 # Each target does its own set-up: a virtual environment in .venv, the packages, the native build.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 # Test processes: a test has one thread, and a gigabyte or two.
 JOBS ?= 2
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+
+# Sets of versions beside that of constraints.txt: constraints/NAME.txt each.
+VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test lint types fuzz mutants sanitize bench bench-dev traffic gpu clean
+.PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch goes first and pinned, so that no other requirement picks another build of it. A source that changed is
 # rebuilt by the editable install (ninja: only what changed).
-$(BIN)/torch-installed: constraints.txt
+$(BIN)/torch-installed: $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch numpy
 	@touch $@
@@ -35,6 +39,16 @@ demo-real: $(BIN)/installed ## distil SmolLM2-135M-Instruct into a student cut f
 test: $(BIN)/installed ## the whole test suite
 	$(BIN)/python -m eopd_kernels.info
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
+# All of them build in place, each Python extensions of its own name. With -k one that fails does not stop the others.
+versions: test $(VERSIONS) ## the whole test suite with the oldest versions, torch 2.11, the default and the newest
+
+versions-oldest: PYTHON := python3.11
+versions-torch-2.11: PYTHON := python3.12
+versions-newest: PYTHON := python3.13
+$(VERSIONS): versions-%:
+	rm -rf .venv-$*
+	$(MAKE) test PYTHON=$(PYTHON) VENV=.venv-$* CONSTRAINTS=constraints/$*.txt
 
 lint: $(BIN)/installed ## ruff
 	$(BIN)/ruff check .
@@ -66,4 +80,4 @@ gpu: ## the acceptance run on a GPU, ten minutes: tests, the matrix of sizes bes
 	$(PYTHON) -m benchmarks.gpu
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json
+	rm -rf $(VENV) .venv-* build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

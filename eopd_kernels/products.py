@@ -13,8 +13,6 @@ from torch import Tensor
 from . import devices
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-# mm(out_dtype=) is there since torch 2.8, but addmm takes an fp32 accumulator since 2.10 only (pytorch #167931).
-OLDEST_WIDENING_TORCH = "2.10"
 # Columns of the logits that a CPU's product makes at a time. MKL brings the head into its own order first, for few
 # tokens a good part of the work, and is quicker at it where the piece stays in the cache: times of all columns at once
 # over those of 512, 1,024, 2,048 and 4,096 (two cores, AVX2, fp32, medians of 9 rounds) were 1.49, 1.53, 1.44 and 1.14
@@ -24,8 +22,12 @@ HOST_COLUMNS = 1024
 
 
 def widening(device: torch.device) -> bool:
-    """Whether products of 16-bit operands with an fp32 result exist on this device."""
-    return devices.kind(device) == "cuda" and torch.__version__ >= OLDEST_WIDENING_TORCH
+    """Whether products of 16-bit operands with an fp32 result exist on this device.
+
+    They are why the package asks for torch 2.10: mm(out_dtype=) is there since 2.8, but addmm takes an fp32 accumulator
+    since 2.10 only (pytorch #167931).
+    """
+    return devices.kind(device) == "cuda"
 
 
 def operand_dtype(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import pretend
-from eopd_kernels import LMHead, entropy_aware_kl, products, reference
+from eopd_kernels import LMHead, devices, entropy_aware_kl, products, reference
 from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
 from eopd_kernels.sides import HiddenSide, LogitsSide, Side
 from tests.conftest import Case, make_case, relative_error, size, upstream_for
@@ -144,8 +144,8 @@ def test_fp16_gradients_do_not_underflow_in_a_large_mean(schedule: str) -> None:
         assert relative_error(of_many * 1e6, of_one) < 1e-5
 
 
-def test_a_torch_without_the_products_upcasts_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "OLDEST_WIDENING_TORCH", "99")
+def test_a_device_without_the_products_upcasts_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "kind", lambda device: "xpu")
     case = make_case(dtype=torch.bfloat16)
     truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
     with pretend.Watch() as watch:
