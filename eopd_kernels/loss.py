@@ -36,7 +36,7 @@ class EntropyAwareKLOutput:
 
     The entropies and both full KLs are there whatever the objective is, as far as they were seen: NaN for the KLs of a
     :class:`TopKTeacher`, and for what concerns the student of a token that was left out because its gate was shut and
-    there was no reverse half.
+    there was no reverse half; what concerns the teacher too where that gate was given (``gate=``).
     """
 
     loss: Tensor

@@ -168,7 +168,9 @@ def log_mixture(skew: float, log_own: Tensor, log_other: Tensor) -> Tensor:
     """log(skew·own + (1 − skew)·other)."""
     if skew == 0:
         return log_other
-    return torch.logaddexp(math.log(skew) + log_own, math.log1p(-skew) + log_other)
+    nowhere = (log_own == -torch.inf) & (log_other == -torch.inf)  # where logaddexp has a gradient of NaN
+    own, other = log_own.masked_fill(nowhere, 0.0), log_other.masked_fill(nowhere, 0.0)
+    return torch.logaddexp(math.log(skew) + own, math.log1p(-skew) + other).masked_fill(nowhere, -torch.inf)
 
 
 def expectation(log_mass: Tensor, value: Tensor) -> Tensor:

@@ -187,7 +187,8 @@ def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
 
 
 def of_teacher(problem: Problem, logits: Tensor) -> Tensor:
-    """The statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` beside themselves."""
+    """The statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` beside themselves, in the call's compute dtype."""
+    logits = logits.double() if problem.weights.dtype == torch.float64 else logits
     return problem.functions.row_statistics(logits, logits, problem.transforms[3:] * 2)
 
 

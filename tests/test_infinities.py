@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from eopd_kernels import EntropyGate, LMHead, Objective, QuantileGate, TopK, TopKTeacher, entropy_aware_kl, reference
+from eopd_kernels import (
+    EntropyGate,
+    LMHead,
+    Objective,
+    QuantileGate,
+    Skewed,
+    TopK,
+    TopKTeacher,
+    entropy_aware_kl,
+    reference,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = torch.randn(2, 3, 40, generator=GENERATOR).unbind()
@@ -125,3 +135,13 @@ def test_an_infinite_half_without_weight_does_no_harm(backend: str) -> None:
     student[2, COLUMN] = -torch.inf
     out, gradient = solved(student, TEACHER, objective=Objective.reverse_kl(), backend=backend)
     assert out.loss.isfinite() and gradient.isfinite().all()
+
+
+def test_the_specification_has_a_gradient_where_both_sides_suppress_an_entry() -> None:
+    student, teacher = STUDENT.double(), TEACHER.double()
+    student[:, COLUMN] = teacher[:, COLUMN] = -torch.inf
+    leaf = student.requires_grad_()
+    objective = Objective("always", reverse="none", forward=Skewed(0.3))
+    (expected,) = torch.autograd.grad(reference.entropy_aware_kl(leaf, teacher, objective=objective).loss, leaf)
+    (gradient,) = torch.autograd.grad(entropy_aware_kl(leaf, teacher, objective=objective).loss, leaf)
+    torch.testing.assert_close(gradient, expected)

@@ -83,6 +83,16 @@ def test_it_never_costs_more_than_every_token(threshold: float, workspace_bytes:
     assert torch.equal(out.student_entropy.isnan(), (out.gate == 0) & case.mask)
 
 
+def test_the_teacher_that_goes_first_is_seen_in_the_compute_dtype() -> None:
+    """fp64, because the student is, although its own logits are fp32; the gates are decided by what is seen."""
+    case = case_of(Objective(gate=EntropyGate(2.0), reverse="none"), teacher="logits")
+    teacher = 3 * case.teacher
+    wide = case.to(torch.float64)
+    out = entropy_aware_kl(wide.student, teacher, **wide.arguments)
+    log_q = teacher.double().log_softmax(-1)
+    torch.testing.assert_close(out.teacher_entropy, -(log_q.exp() * log_q).sum(-1), rtol=1e-12, atol=1e-12)
+
+
 def test_a_given_gate_saves_the_teacher_too() -> None:
     case = case_of(Objective(reverse="none"))
     gate = (torch.arange(N).view(3, 37) % 5 == 0).float()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eopd_kernels import LMHead, Objective, Sampled, TopK, TopKTeacher, entropy_aware_kl
+from eopd_kernels import LMHead, Objective, Sampled, TopK, TopKTeacher, entropy_aware_kl, reference
 from eopd_kernels.sparse_teacher import entropy_lower_bound, present_entries
 
 INF = math.inf
@@ -165,3 +165,17 @@ def test_ids_that_do_not_count_may_be_anything() -> None:
     old = torch.where(mask == 0, torch.nan, -1.0)
     out = entropy_aware_kl(S, teacher, objective=objective, mask=mask, token_ids=token_ids, old_log_probs=old)
     assert out.loss.isfinite()
+
+
+def test_beside_large_logits_nothing_overflows(backend: str) -> None:
+    """The student's block stands in for the teacher's: exp(z − m_t) is to stay finite, for all that it counts for 0."""
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0.0, 60.0, 95.0, 120.0]).unsqueeze(1)
+    student = (5 * torch.randn(4, 64, generator=generator) + offsets).requires_grad_()
+    teacher = TopKTeacher(torch.tensor([[1, 2, 3]] * 4), torch.full((4, 3), -2.0))
+    objective = Objective("always", reverse="none", forward="top_k")
+    loss = entropy_aware_kl(student, teacher, objective=objective, backend=backend).loss
+    (gradient,) = torch.autograd.grad(loss, student)
+    exact = student.detach().double().requires_grad_()
+    truth = reference.entropy_aware_kl(exact, teacher, objective=objective).loss
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(truth, exact)[0], rtol=1e-4, atol=1e-6)
