@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,3 +148,21 @@ def test_the_source_distribution_has_the_kernels(project: Path, tmp_path: Path) 
         names = {name.partition("/")[2] for name in archive.getnames()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
     assert sources <= names
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        *asked["dependencies"],
+        *(line for extra in ("train", "integrations") for line in asked["optional-dependencies"][extra]),
+    ]
+    floors = {
+        requirement.name: Version(clause.version)
+        for requirement in map(Requirement, lines)
+        for clause in requirement.specifier
+        if clause.operator == ">="
+    }
+    pins = re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints" / "oldest.txt").read_text(), re.MULTILINE)
+    assert floors == {name: Version(version) for name, version in pins}
+    python = re.search(r"^versions-oldest: PYTHON := python(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert python is not None and asked["requires-python"] == f">={python.group(1)}"
