@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
+from .fp16 import outstanding
 from .function import (
     Gradients,
     as_inputs,
-    outstanding,
     refuse_second_derivative,
     solve,
     solve_again,
@@ -34,12 +34,12 @@ from .function import (
 from .gates import EntropyGate, QuantileGate
 from .halves import Sampled, Skewed, TopK
 from .head import compute_dtype, tensors_of
-from .inputs import Call, Options, Transform, check_count
+from .inputs import Call, Options, Transform
 from .objective import Coefficients, Objective
 from .rows import LIBRARY
 from .schedules import Seen
 from .terms import Own
-from .token_inputs import check_log_probs, check_vocabulary
+from .token_inputs import check_count, check_log_probs, check_vocabulary
 from .tokens import Tokens
 
 

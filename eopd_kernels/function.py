@@ -12,6 +12,7 @@ from torch import Tensor
 from . import devices
 from .across import visit_across_ranks
 from .figures import gate_of
+from .fp16 import outstanding, within_fp16
 from .gates import needs_student
 from .gates_first import visit_gates_first
 from .head import LMHead, tensors_of
@@ -207,31 +208,6 @@ def solve(
     else:
         loss = losses.sum() if denominator is None else losses.sum() / denominator
     return Solved(loss, seen, kept, options)
-
-
-# What a row's gradient is stored at in fp16: entries from 2^-29 on are kept, up to 4,094, a KL of thousands of nats.
-FP16_WEIGHT = 16.0
-
-
-def within_fp16(factors: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
-    """The tokens' factors ``[N]`` as a product: what enters gradients in fp16, and what multiplies them later.
-
-    A gradient of logits waits for its row's whole factor, ``[N]``, and is stored as that of one weight for all. A block
-    that goes into products has one factor for all rows, their largest, 0-d: the sums over rows are in fp32.
-    """
-    if per_row:
-        return (factors != 0).to(factors.dtype) * FP16_WEIGHT, factors / FP16_WEIGHT
-    largest = factors.abs().amax() if len(factors) else factors.new_zeros(())
-    largest = torch.where(largest == 0, 1.0, largest)
-    return factors / largest, largest
-
-
-def outstanding(upstream: Tensor, later: Tensor | None, leading: torch.Size) -> Tensor:
-    """What stored gradients are multiplied by in backward: 0-d, or ``[..., 1]`` for those of logits in fp16."""
-    if later is None:
-        return upstream
-    factor = upstream * later
-    return factor if factor.dim() == 0 else factor.view(*leading, 1)
 
 
 def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -16,6 +18,74 @@ from .tokens import Tokens, rows_of
 
 # The most that log 1 may come to: a difference of two bf16 numbers near 16, as some servers compute it.
 ROUNDED_LOG_PROB = 0.125
+MASK_DTYPES = "bool, integer or floating"
+
+
+def token_weights(
+    student: Tensor, mask: Tensor | None, labels: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
+    """``[N]`` in the compute dtype: the mask's value, and 0 where the label is ``ignore_index``."""
+    leading = student.shape[:-1]
+    for name, tensor in (("mask", mask), ("labels", labels)):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {described(tensor)}")
+        if tensor.shape != leading:
+            raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
+        check_dense(name, tensor)
+    if mask is not None and mask.is_complex():
+        raise TypeError(f"mask must be a {MASK_DTYPES} tensor, got {described(mask)}")
+    if labels is not None and (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        raise TypeError(f"labels must be an integer tensor, got {described(labels)}")
+    weights = torch.ones(leading, dtype=dtype, device=student.device) if mask is None else mask.detach().to(dtype)
+    # Labels of a type without negative numbers hold no negative ignore_index, whatever their bits would be in another.
+    if labels is not None and ignore_index >= torch.iinfo(labels.dtype).min:
+        weights = torch.where(labels.long() == ignore_index, 0.0, weights)
+    return rows_of(weights)
+
+
+def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
+    """What the sum over tokens is divided by, 0-d: ``num_items``, else the count of valid tokens; 1 where that is 0."""
+    if reduction != "mean":
+        if num_items is not None:
+            raise ValueError(f"num_items replaces the count of reduction='mean', got reduction={reduction!r} with it")
+        return None
+    if num_items is None:
+        count = (weights != 0).sum()
+    elif isinstance(num_items, Tensor):
+        check_dense("num_items", num_items)
+        if num_items.numel() != 1 or num_items.is_complex():
+            raise ValueError(f"num_items must be a number or a tensor of one element, got {described(num_items)}")
+        count = num_items.detach().reshape(())
+        check_count(count)
+        if count.device != weights.device:
+            check_movable(count, weights.device)
+            count = count.to(weights.device, non_blocking=True)
+    else:
+        if isinstance(num_items, bool) or not isinstance(num_items, Real):
+            raise TypeError(f"num_items must be a number, a 0-d tensor or None, got {described(num_items)}")
+        if not 0 <= num_items < math.inf:
+            raise ValueError(f"num_items must be finite and at least 0, got {num_items!r}")
+        count = weights.new_ones(()) * num_items
+    return torch.where(count == 0, 1, count).to(weights.dtype)
+
+
+def check_count(count: Tensor) -> None:
+    """Refuses a number of items that is none: with a ValueError on a CPU; elsewhere, where looking would wait for the
+    device, with the device's own assertion."""
+    if devices.readable(count):
+        if not 0 <= count.item() < math.inf:
+            raise ValueError("num_items must be finite and at least 0, got a tensor whose number is not")
+    elif not torch.compiler.is_compiling():  # compiled.py asks when there are numbers to look at
+        torch._assert_async((count >= 0) & (count < math.inf))
+
+
+def check_movable(count: Tensor, device: torch.device) -> None:
+    """A count may lie on another device where nothing has to wait for it to come: anywhere but on a GPU beside CPU
+    tensors, which torch does not take either."""
+    if devices.on_host(device) and not devices.on_host(count.device):
+        raise ValueError(f"all tensors must be on one device, got student on {device} and num_items on {count.device}")
 
 
 def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:

@@ -14,6 +14,7 @@ from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
 
 OBJECTIVE, STATISTICS, HEAD = "eopd_kernels/objective.py", "eopd_kernels/statistics.py", "eopd_kernels/head.py"
+TOKEN_INPUTS, FP16_RULE = "eopd_kernels/token_inputs.py", "eopd_kernels/fp16.py"
 INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
 SCHEDULES, SIDES, TORCH = "eopd_kernels/schedules.py", "eopd_kernels/sides.py", "eopd_kernels/backends/torch.py"
 GATES = "eopd_kernels/gates.py"
@@ -68,16 +69,16 @@ MUTANTS = [
     Mutant("student entropy of the teacher", STATISTICS, "self.packed[:, 6] / self.student_sum", "self.packed[:, 4] / self.student_sum"),
     Mutant("forward KL without the normalisers", STATISTICS, "self.teacher_sum + self.log_sum_ratio", "self.teacher_sum"),
     Mutant("uncentred exponentials", STATISTICS, "maximum, logits - maximum)", "maximum, logits - maximum.mean())"),
-    Mutant("count of all tokens", INPUTS, "(weights != 0).sum()", "torch.tensor(weights.numel())"),
-    Mutant("count weighs the tokens", INPUTS, "(weights != 0).sum()", "weights.sum()"),
-    Mutant("labels inverted", INPUTS, "labels.long() == ignore_index", "labels.long() != ignore_index"),
-    Mutant("mask forgotten where there are labels", INPUTS, "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
-    Mutant("num_items forgotten", INPUTS, "if num_items is None:\n        count", "if True:\n        count"),
+    Mutant("count of all tokens", TOKEN_INPUTS, "(weights != 0).sum()", "torch.tensor(weights.numel())"),
+    Mutant("count weighs the tokens", TOKEN_INPUTS, "(weights != 0).sum()", "weights.sum()"),
+    Mutant("labels inverted", TOKEN_INPUTS, "labels.long() == ignore_index", "labels.long() != ignore_index"),
+    Mutant("mask forgotten where there are labels", TOKEN_INPUTS, "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
+    Mutant("num_items forgotten", TOKEN_INPUTS, "if num_items is None:\n        count", "if True:\n        count"),
     Mutant("vocabulary off by one", INPUTS, "        return student\n    check_vocab_size", "        return student - 1\n    check_vocab_size"),
     Mutant("a gradient under no_grad", INPUTS, "enabled = torch.is_grad_enabled()", "enabled = True"),
     Mutant("teacher's grad accepted", INPUTS, "if not tensor.requires_grad:", "if True:"),
     Mutant("gradient of the sum for the mean", FUNCTION, "problem.weights if denominator is None else problem.weights / denominator", "problem.weights"),
-    Mutant("backward forgets what waits in fp16", FUNCTION, "factor = upstream * later", "factor = upstream * (later != 0)"),
+    Mutant("backward forgets what waits in fp16", FP16_RULE, "factor = upstream * later", "factor = upstream * (later != 0)"),
     Mutant("fp16 gradients are divided in forward", FUNCTION, "        if problem.student.gradient_dtype == torch.float16:\n", "        if False:\n"),
     Mutant("backward forgets upstream", FUNCTION, "torch.mul(g, factor, out=g if last else torch.empty_like(g))", "g"),
     Mutant("recompute forgets the denominator", FUNCTION, "upstream if denominator is None else upstream / denominator\n", "upstream\n"),

@@ -12,6 +12,7 @@ OBJECTIVE, SPARSE, TORCH = (
     "eopd_kernels/sparse_teacher.py",
     "eopd_kernels/backends/torch.py",
 )
+FP16_RULE = "eopd_kernels/fp16.py"
 GATES_FIRST, COMPILED, DEVICES = "eopd_kernels/gates_first.py", "eopd_kernels/compiled.py", "eopd_kernels/devices.py"
 ROW_MATH, TRITON_MATH = "csrc/row_math.h", "eopd_kernels/backends/triton/row_math.py"
 
@@ -27,14 +28,14 @@ LAYOUTS = [
 READ = [
     Mutant(
         "inputs: unsigned labels may be negative",
-        INPUTS,
+        TOKEN_INPUTS,
         "if labels is not None and ignore_index >= torch.iinfo(labels.dtype).min:",
         "if labels is not None:",
     ),
-    Mutant("inputs: labels wrap", INPUTS, "labels.long() == ignore_index", "labels == ignore_index"),
+    Mutant("inputs: labels wrap", TOKEN_INPUTS, "labels.long() == ignore_index", "labels == ignore_index"),
     Mutant(
         "inputs: any number is a count",
-        INPUTS,
+        TOKEN_INPUTS,
         "if not 0 <= count.item() < math.inf:",
         "if count.item() != count.item():",
     ),
@@ -140,11 +141,11 @@ FP16 = [
     ),
     Mutant(
         "fp16: rows wait in their weights",
-        FUNCTION,
+        FP16_RULE,
         "(factors != 0).to(factors.dtype) * FP16_WEIGHT, factors / FP16_WEIGHT",
         "factors, torch.ones_like(factors)",
     ),
-    Mutant("fp16: small entries underflow", FUNCTION, "FP16_WEIGHT = 16.0", "FP16_WEIGHT = 2.0**-4"),
+    Mutant("fp16: small entries underflow", FP16_RULE, "FP16_WEIGHT = 16.0", "FP16_WEIGHT = 2.0**-4"),
 ]
 SHARES = [
     Mutant(
