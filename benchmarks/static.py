@@ -36,6 +36,7 @@ CHOICE = [
     ("row_loss_and_gradient", Problem("fp32", "fp32", "bf16"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("fp64", "fp64", "fp64"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "bf16", layout="odd"), WHOLE_ROWS),
+    ("row_loss_and_gradient", Problem("fp64", "bf16", "fp64", layout="odd"), WHOLE_ROWS),
     ("row_loss_and_gradient", Problem("bf16", "bf16", "fp32"), SPLIT_ROWS),
     ("row_mixture", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),
     ("row_mixture_gradient", Problem("bf16", "bf16", "fp32"), WHOLE_ROWS),

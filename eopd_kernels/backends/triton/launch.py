@@ -192,10 +192,12 @@ class Plan:
     ) -> Plan:
         matrices = [student, teacher, *outs]
         processor = processor_of(student.device)
-        vector = widest_vector(max(m.element_size() for m in matrices), processor)
+        itemsize = max(m.element_size() for m in matrices)
+        vector = widest_vector(itemsize, processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
         student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
-        cut = tiling(vector if aligned else 1, student_softcap or teacher_softcap, lane_columns, processor)
+        demanding = student_softcap or teacher_softcap or itemsize == torch.float64.itemsize
+        cut = tiling(vector if aligned else 1, demanding, lane_columns, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])

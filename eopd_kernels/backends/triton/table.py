@@ -44,10 +44,10 @@ LANE_COLUMNS = 8
 # row_mixture_gradient in fp32 with both softcaps spilled 8 to 16 bytes at 80 registers on sm_80 and sm_120, in fp64 76
 # bytes on gfx942; with 4 it takes 40 to 51 registers.
 MIXTURE_LANE_BYTES = 16
-# fp64, and singly loaded columns with a softcap's tanh, take more registers than the compilers like to give: for one
-# more resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72; without a softcap row_gradient in fp64 8 on sm_90,
-# by Triton 3.6. Allowed all registers, or two waves, none spills.
-FP64_VECTOR = 2
+# A softcap's tanh with fp64 or singly loaded columns takes more registers than the compilers like to give: for one more
+# resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. So does fp64 by itself in Triton 3.6: 8 bytes, row_gradient
+# on sm_90 and row_loss_and_gradient on sm_120. Allowed all registers, or two waves, none spills.
+NARROW_VECTOR = 2
 ROOM_ON_NVIDIA, ROOM_ON_AMD = {"maxnreg": 255}, {"waves_per_eu": 2}
 # The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
 # vocabularies of the tests have several, and a ragged end.
@@ -68,14 +68,15 @@ def widest_vector(itemsize: int, processor: Processor) -> int:
     return INTERPRETED_COLUMNS // INTERPRETED_LANES // 2 if processor.interpreted else LOAD_BYTES // itemsize
 
 
-def tiling(vector: int, softcapped: bool, lane_columns: int, processor: Processor) -> Tiling:
+def tiling(vector: int, demanding: bool, lane_columns: int, processor: Processor) -> Tiling:
     """For rows that can be loaded ``vector`` neighbours at a time, and 1 where they lie anyhow: neighbouring threads
-    then load neighbouring columns. ``softcapped``: either side. ``lane_columns``: per thread, if a load has no more."""
+    then load neighbouring columns. ``demanding``: a softcap, or fp64. ``lane_columns``: per thread, if a load has no
+    more."""
     if processor.interpreted:
         return Tiling(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1, {})
     room = ROOM_ON_AMD if processor.amd else ROOM_ON_NVIDIA
-    crowded = vector == FP64_VECTOR or (softcapped and (vector == 1 or vector > lane_columns))
-    options = room if crowded else {}
+    crowded = vector <= NARROW_VECTOR or vector > lane_columns
+    options = room if demanding and crowded else {}
     return Tiling(max(lane_columns // vector, 1), LANES, vector, LANES // processor.warp_size, options)
 
 
