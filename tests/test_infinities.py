@@ -20,6 +20,7 @@ from eopd_kernels import (
     entropy_aware_kl,
     reference,
 )
+from tests.conftest import skip_unless
 
 GENERATOR = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = torch.randn(2, 3, 40, generator=GENERATOR).unbind()
@@ -43,6 +44,10 @@ DENSE = {
 }
 
 
+# Where kernels are interpreted: one objective for each kernel, and one for each way that a gate is found.
+TELLING = ("default", "forward", "forward, gated", "jsd", "top k")
+
+
 def solved(student: Tensor, teacher: Any, **options: Any) -> tuple[Any, Tensor]:
     leaf = student.clone().requires_grad_()
     out = entropy_aware_kl(leaf, teacher, **options, **(PER_TOKEN if isinstance(teacher, TopKTeacher) else {}))
@@ -54,6 +59,7 @@ def solved(student: Tensor, teacher: Any, **options: Any) -> tuple[Any, Tensor]:
 @pytest.mark.parametrize("name", DENSE)
 def test_a_nan_is_seen_in_the_loss_of_its_row(name: str, side: str, hidden: bool, backend: str) -> None:
     """Not least the teacher's: a gate that it shuts would leave the row out, and training would go on with nothing."""
+    skip_unless(not hidden and name in TELLING, backend)
     student, teacher = STUDENT.clone(), TEACHER.clone()
     (student if side == "student" else teacher)[1, COLUMN] = math.nan
     options: dict[str, Any] = {"backend": backend, "objective": DENSE[name]}
