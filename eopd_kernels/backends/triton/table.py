@@ -45,8 +45,8 @@ LANE_COLUMNS = 8
 # bytes on gfx942; with 4 it takes 40 to 51 registers.
 MIXTURE_LANE_BYTES = 16
 # A softcap's tanh with fp64 or singly loaded columns takes more registers than the compilers like to give: for one more
-# resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. So does fp64 by itself in Triton 3.6: 8 bytes, row_gradient
-# on sm_90 and row_loss_and_gradient on sm_120. Allowed all registers, or two waves, none spills.
+# resident program ptxas spilled 8 to 44 bytes, LLVM 36 to 72. So does fp64 by itself in Triton 3.6: 8 bytes in
+# row_gradient on sm_90 and in row_loss_and_gradient on sm_120. Allowed all registers, or two waves, none spills.
 NARROW_VECTOR = 2
 ROOM_ON_NVIDIA, ROOM_ON_AMD = {"maxnreg": 255}, {"waves_per_eu": 2}
 # The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
