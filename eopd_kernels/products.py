@@ -24,7 +24,7 @@ HOST_COLUMNS = 1024
 def widening(device: torch.device) -> bool:
     """Whether products of 16-bit operands with an fp32 result exist on this device.
 
-    They are why the package asks for torch 2.10: mm(out_dtype=) is there since 2.8, but addmm takes an fp32 accumulator
+    They need torch 2.10: mm(out_dtype=) is there since 2.8, but addmm takes an fp32 accumulator
     since 2.10 only (pytorch #167931).
     """
     return devices.kind(device) == "cuda"
