@@ -34,12 +34,11 @@ def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
     assert blocks.teacher is not None
     opened, put_aside = open_problem(problem, seen), []
     for rows in problem.chunks():
-        taken = problem.teacher.take(rows)
-        teacher = blocks.teacher.logits(taken, columns)
+        teacher = blocks.teacher.logits(problem.teacher.take(rows), columns)
         alive = find_gates(problem, rows, teacher, seen)
         there = index_of(rows, alive)
         if worth_a_chunk(problem, len(alive), len(teacher)):
-            chunk = Chunk(blocks, there, problem.student.take(there), taken[alive])
+            chunk = Chunk(blocks, there, problem.student.take(there), None)  # its logits are here
             student = blocks.student.logits(chunk.student, columns)
             chunk_gradient(opened, chunk, student, moved_up(teacher, alive), gradient, seen)
         elif len(alive):
