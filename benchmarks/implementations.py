@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import Objective
-from eopd_kernels.schedules import WORKSPACE_BYTES
+from eopd_kernels.schedules.workspace import WORKSPACE_BYTES
 
 from . import losses, steps
 from .peers import PEERS, TORCH_PEERS, Peer

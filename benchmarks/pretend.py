@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eopd_kernels import devices
+from eopd_kernels import tensors
 
 aten = torch.ops.aten
 # What waits for a device, or copies numbers from the host's pageable memory, which waits as well.
@@ -43,8 +43,8 @@ def gpu() -> Iterator[None]:
         assert base.dtype == out_dtype
         return out.copy_(base + exact(a, b, out_dtype))
 
-    kind = devices.kind
-    devices.kind = lambda device: "cuda"
+    kind = tensors.kind
+    tensors.kind = lambda device: "cuda"
     try:
         library.impl("mm.dtype_out", mm, "CPU")
         library.impl("addmm.dtype_out", addmm, "CPU")
@@ -52,7 +52,7 @@ def gpu() -> Iterator[None]:
         library.impl("addmm.dtype_out", addmm, "Meta", allow_override=True)
         yield
     finally:
-        devices.kind = kind
+        tensors.kind = kind
         library._destroy()
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eopd_kernels import LMHead, Objective, entropy_aware_kl
-from eopd_kernels import memory as fresh_memory
-from eopd_kernels.gradient_filter import FilteredGradient
-from eopd_kernels.products import project
+from eopd_kernels import LMHead, Objective, entropy_aware_kl, tensors
+from eopd_kernels.heads.products import project
 from eopd_kernels.rows import choose
-from eopd_kernels.schedules import tiling
-from eopd_kernels.sides import HiddenGradient, HiddenSide
+from eopd_kernels.schedules.gradient_filter import FilteredGradient
+from eopd_kernels.schedules.sides import HiddenSide
+from eopd_kernels.schedules.student_gradient import HiddenGradient
+from eopd_kernels.schedules.workspace import tiling
 
 from .problems import HiddenProblem, LogitsProblem, Problem
 
@@ -76,7 +76,7 @@ def first_touch(problem: LogitsProblem) -> Step:
 def first_touch_in_huge_pages(problem: LogitsProblem) -> Step:
     """The same in the memory that the loss asks for."""
     teacher = problem.teacher
-    return lambda: fresh_memory.empty(teacher.shape, teacher.dtype, teacher.device).fill_(1)
+    return lambda: tensors.empty(teacher.shape, teacher.dtype, teacher.device).fill_(1)
 
 
 def scale_in_place(problem: LogitsProblem) -> Step:

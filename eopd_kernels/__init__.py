@@ -3,15 +3,15 @@
 from importlib.metadata import version
 
 from . import compiled as compiled  # its ops must be there when a graph from a cache calls them
-from .denominators import global_num_items
+from .distributed.num_items import global_num_items
 from .function import EntropyAwareKL
-from .gates import EntropyGate, QuantileGate
-from .halves import Sampled, Skewed, TopK
-from .head import LMHead
+from .heads.lm_head import LMHead
+from .inputs.top_k_teacher import TopKTeacher
 from .loss import EntropyAwareKLLoss, EntropyAwareKLOutput, entropy_aware_kl
-from .objective import Objective
-from .sparse_teacher import TopKTeacher
-from .statistics import RowStatistics
+from .objective.gates import EntropyGate, QuantileGate
+from .objective.halves import Sampled, Skewed, TopK
+from .objective.objective import Objective
+from .row_math.statistics import RowStatistics
 
 __version__ = version("eopd-kernels")
 

@@ -22,25 +22,20 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from .fp16 import outstanding
-from .function import (
-    Gradients,
-    as_inputs,
-    refuse_second_derivative,
-    solve,
-    solve_again,
-    teacher_goes_first,
-)
-from .gates import EntropyGate, QuantileGate
-from .halves import Sampled, Skewed, TopK
-from .head import compute_dtype, tensors_of
-from .inputs import Call, Options, Transform
-from .objective import Coefficients, Objective
+from .heads.lm_head import tensors_of
+from .inputs.per_token import check_count, check_log_probs, check_vocabulary
+from .inputs.record import Call, Options, Tokens, Transform
+from .objective.gates import EntropyGate, QuantileGate
+from .objective.halves import Sampled, Skewed, TopK
+from .objective.objective import Objective
+from .row_math.formulas import Coefficients
 from .rows import LIBRARY
-from .schedules import Seen
-from .terms import Own
-from .token_inputs import check_count, check_log_probs, check_vocabulary
-from .tokens import Tokens
+from .schedules.fp16 import outstanding
+from .schedules.loss_terms import Own
+from .schedules.seen import Seen
+from .schedules.solve import Gradients, as_inputs, solve, solve_again, teacher_goes_first
+from .second_derivative import refuse_second_derivative
+from .tensors import compute_dtype
 
 
 class Arguments(NamedTuple):
@@ -101,7 +96,6 @@ TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: 
 SCHEMA = ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(Arguments).items())
 TOKENS = tuple(field.name for field in fields(Tokens))
 SEEN = tuple(field.name for field in fields(Seen))
-
 RECORDS: dict[str, Any] = {
     record.__name__: record
     for record in (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK, Transform)
@@ -170,7 +164,8 @@ def obstacle(options: Options) -> str | None:
 
 
 def loss(*given: Any) -> list[Tensor]:
-    """The loss, the tensors of :class:`Seen`, and what backward needs: see :class:`~eopd_kernels.function.Solved`."""
+    """The loss, the tensors of :class:`Seen`, and what backward needs, as in
+    :class:`~eopd_kernels.schedules.solve.Solved`."""
     arguments = Arguments(*given)
     options, tokens = arguments.options, arguments.tokens
     check_vocabulary(tokens, options.objective, options.vocab_size)

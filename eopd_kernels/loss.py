@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from .function import EntropyAwareKL
-from .head import LMHead
-from .inputs import checked
-from .objective import Objective
-from .sparse_teacher import TopKTeacher
-from .statistics import RowStatistics
+from .heads.lm_head import LMHead
+from .inputs.check import checked
+from .inputs.top_k_teacher import TopKTeacher
+from .objective.objective import Objective
+from .row_math.statistics import RowStatistics
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

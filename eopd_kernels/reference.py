@@ -11,14 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from .gates import EntropyGate, QuantileGate
-from .halves import Sampled, Skewed, TopK
-from .head import LMHead
-from .inputs import Call, checked
+from .heads.lm_head import LMHead
+from .inputs.check import checked
+from .inputs.record import Call
+from .inputs.top_k_teacher import TopKTeacher
 from .loss import EntropyAwareKLOutput
-from .objective import Objective
-from .sparse_teacher import TopKTeacher
-from .statistics import RowStatistics
+from .objective.gates import EntropyGate, QuantileGate
+from .objective.halves import Sampled, Skewed, TopK
+from .objective.objective import Objective
+from .row_math.statistics import RowStatistics
 
 
 def entropy_aware_kl(

@@ -18,8 +18,8 @@ is the gradient of rows with a = b = c = 0.
 
 The last two are the divergences against a mixture (docs/math.md, "Skewed divergences"): ``skews`` are those of the
 forward and the reverse half, each in [0, 1). ``statistics`` are whole rows' even where the logits are a slice of the
-vocabulary, so that the slices' four numbers (:class:`~eopd_kernels.mixture.MixtureStatistics`) simply add up. Of empty
-statistics they mean nothing.
+vocabulary, so that the slices' four numbers (:class:`~eopd_kernels.row_math.mixture.MixtureStatistics`) simply add up.
+They mean nothing of empty statistics.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import Tensor
 from .arguments import quoted
 from .backends import cpu, cuda, triton
 from .backends import torch as torch_backend
-from .head import compute_dtype
+from .tensors import compute_dtype
 
 
 class RowFunctions(NamedTuple):

@@ -21,7 +21,7 @@ if not torch.cuda.is_available():
 # ruff: noqa: E402
 from eopd_kernels import EntropyGate, LMHead, Objective, TopKTeacher
 from eopd_kernels.backends import triton
-from eopd_kernels.head import tensors_of
+from eopd_kernels.heads.lm_head import tensors_of
 from eopd_kernels.rows import BACKENDS
 from tests.canaries import Guarded, guarded_tensors
 

@@ -107,7 +107,11 @@ def test_only_what_is_needed_is_computed(frozen: str, schedule: str, monkeypatch
     exact = reference.entropy_aware_kl(case.student, case.teacher, **case.arguments).loss
     expected = torch.autograd.grad(exact, case.leaves, torch.tensor(0.7))
 
-    skipped = "eopd_kernels.sides.grad_weight" if frozen == "head" else "eopd_kernels.head.LMHead.grad_hidden"
+    skipped = (
+        "eopd_kernels.schedules.student_gradient.grad_weight"
+        if frozen == "head"
+        else "eopd_kernels.heads.lm_head.LMHead.grad_hidden"
+    )
     monkeypatch.setattr(skipped, lambda *a, **k: pytest.fail(f"{skipped} was called"))
     loss = entropy_aware_kl(case.student, case.teacher, **case.arguments, schedule=schedule).loss
     for value, truth in zip(torch.autograd.grad(loss, case.leaves, torch.tensor(0.7)), expected, strict=True):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import pretend
-from eopd_kernels import LMHead, devices, entropy_aware_kl, products, reference
-from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
-from eopd_kernels.sides import HiddenSide, LogitsSide, Side
+from eopd_kernels import LMHead, entropy_aware_kl, reference, tensors
+from eopd_kernels.heads import products
+from eopd_kernels.schedules.sides import HiddenSide, LogitsSide, Side
+from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
 from tests.conftest import Case, make_case, relative_error, size, upstream_for
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
@@ -145,7 +146,7 @@ def test_fp16_gradients_do_not_underflow_in_a_large_mean(schedule: str) -> None:
 
 
 def test_a_device_without_the_products_upcasts_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "kind", lambda device: "xpu")
+    monkeypatch.setattr(tensors, "kind", lambda device: "xpu")
     case = make_case(dtype=torch.bfloat16)
     truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
     with pretend.Watch() as watch:

@@ -12,7 +12,7 @@ import torch
 
 from eopd_kernels import EntropyGate, Objective, TopKTeacher
 from eopd_kernels.compiled import SEEN, Arguments
-from eopd_kernels.inputs import checked
+from eopd_kernels.inputs.check import checked
 from tests.conftest import make_case, size
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.cuda.occupancy import DEVICES
 from eopd_kernels import LMHead, entropy_aware_kl
-from eopd_kernels.objective import Coefficients, Combine, gradient_coefficients, open_gate
+from eopd_kernels.row_math.formulas import Coefficients, Combine, gradient_coefficients, open_gate
+from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
-from eopd_kernels.statistics import RowStatistics
 from tests.conftest import logits_like, relative_error
 
 IDENTITY = [1.0, 0.0, 1.0] * 2
@@ -365,7 +365,7 @@ def test_auto_is_told_what_the_kernels_will_be_given(
         seen.append(arguments)
         return FUNCTIONS["torch"]
 
-    monkeypatch.setattr("eopd_kernels.function.choose", choose_torch)
+    monkeypatch.setattr("eopd_kernels.schedules.solve.choose", choose_torch)
     student = torch.zeros(2, 30, dtype=torch.bfloat16)
     heads = LMHead(torch.zeros(30, 30, dtype=torch.bfloat16)) if head else None
     entropy_aware_kl(student, torch.zeros(2, 40), student_head=heads, vocab_size=20)

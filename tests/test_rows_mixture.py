@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eopd_kernels.mixture import MixtureStatistics, Skews
-from eopd_kernels.objective import Coefficients
+from eopd_kernels.row_math.formulas import Coefficients
+from eopd_kernels.row_math.mixture import MixtureStatistics, Skews
+from eopd_kernels.row_math.statistics import RowStatistics, weighted
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
-from eopd_kernels.statistics import RowStatistics, weighted
 from tests.conftest import relative_error
 from tests.test_rows import DTYPES, IDENTITY, TRANSFORMS, block, random_coefficients
 

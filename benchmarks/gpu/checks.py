@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES
+from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES
 
 from .cell import Cell
 from .matrix import Size

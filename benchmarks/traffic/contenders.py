@@ -17,7 +17,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from eopd_kernels import LMHead, entropy_aware_kl, products
+from eopd_kernels import LMHead, entropy_aware_kl
+from eopd_kernels.heads import products
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
 
 from .. import pretend

@@ -11,10 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..head import compute_dtype
-from ..mixture import MixtureStatistics, Skews, skewed
-from ..objective import Coefficients, Combine, gradient_coefficients, open_gate
-from ..statistics import RowStatistics, weighted
+from ..row_math.formulas import (
+    Coefficients,
+    Combine,
+    element_gradient,
+    gradient_coefficients,
+    mixture_element_gradient,
+    open_gate,
+    transform_slope,
+    transformed,
+)
+from ..row_math.mixture import MixtureStatistics, Skews
+from ..row_math.statistics import RowStatistics
+from ..tensors import compute_dtype
 
 # Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on
 # two cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
@@ -129,40 +138,6 @@ def gradient_in_tiles(
             gradient = element(*part.probabilities(z_s, z_t), Coefficients(a, b, c))
             gradient = torch.where(unused, 0.0, gradient)
             out[rows, columns] = gradient * transform_slope(z_s, transforms[:3])
-
-
-def element_gradient(p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients) -> Tensor:
-    """p·(a + b·(log p − log q)) − c·q."""
-    a, b, c = coefficients
-    return weighted(p, a + weighted(b, log_ratio)) - weighted(c, q)
-
-
-def mixture_element_gradient(
-    p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients, skews: Skews
-) -> Tensor:
-    """p·(a + b·(λ_r − s_r)) − c·q·(1 − s_f)."""
-    a, b, c = coefficients
-    reverse = skewed(log_ratio, skews.reverse)
-    forward = skewed(-log_ratio, skews.forward)
-    of_student = weighted(p, a + weighted(b, reverse.log_ratio - reverse.own))
-    return of_student - weighted(c, weighted(q, forward.other))
-
-
-def transformed(logits: Tensor, transform: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """z = softcap·tanh(scale·x / softcap) / T in the compute dtype; without a softcap (0) z = scale·x / T."""
-    scale, softcap, temperature = transform
-    logits = logits.to(dtype)
-    if softcap != 0:
-        return torch.tanh(logits * (scale / softcap)) * (softcap / temperature)
-    return logits if scale == temperature else logits * (scale / temperature)
-
-
-def transform_slope(z: Tensor, transform: Sequence[float]) -> Tensor | float:
-    """dz/dx, read off z itself: scale·(1 − tanh²) / T."""
-    scale, softcap, temperature = transform
-    if softcap != 0:
-        return (1 - (z * (temperature / softcap)) ** 2) * (scale / temperature)
-    return scale / temperature
 
 
 def tiles(block: Tensor) -> Iterator[tuple[slice, list[slice]]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import LMHead, Objective, entropy_aware_kl
-from ..model_head import unwrapped
+from ..heads.from_model import unwrapped
 from .batches import check_objective
 from .hooks import check_parameters, moved
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eopd_kernels.backends import cpu
-from eopd_kernels.mixture import Skews
-from eopd_kernels.objective import Coefficients
+from eopd_kernels.row_math.formulas import Coefficients
+from eopd_kernels.row_math.mixture import Skews
 from tests.backends.test_cpu_capability import PLAIN, SIZES, TRANSFORMED, check_gradient, logits, transform
 from tests.test_rows_mixture import Exact
 

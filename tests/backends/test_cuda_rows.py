@@ -20,8 +20,8 @@ from benchmarks.cuda import traffic
 from eopd_kernels.backends import cuda as backend
 from eopd_kernels.backends.cuda import plan as plans
 from eopd_kernels.backends.cuda.plan import KEPT, NOTHING, REGISTERS, SHARED, Plan
+from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import FUNCTIONS
-from eopd_kernels.statistics import RowStatistics
 from tests.canaries import Guarded
 from tests.conftest import relative_error
 from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block, random_coefficients

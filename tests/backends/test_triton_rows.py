@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eopd_kernels.backends import triton as backend
+from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import FUNCTIONS
-from eopd_kernels.statistics import RowStatistics
 from tests.canaries import Guarded
 from tests.conftest import make_case, relative_error
 from tests.test_oracle import SIDES, assert_no_worse_than_plain

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks import pretend
 from eopd_kernels import EntropyGate, LMHead, Objective, QuantileGate, Sampled, TopK, TopKTeacher, entropy_aware_kl
-from eopd_kernels.exchange import digest
-from eopd_kernels.statistics import RowStatistics
+from eopd_kernels.distributed.exchange import digest
+from eopd_kernels.row_math.statistics import RowStatistics
 from tests.distributed.processes import run_ranks
 
 N, V_R, D = 6, 5, 4  # tokens, entries of a rank, hidden size

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eopd_kernels import LMHead, entropy_aware_kl, products, reference
-from eopd_kernels.schedules import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES
+from eopd_kernels import LMHead, entropy_aware_kl, reference
+from eopd_kernels.heads import products
+from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES
 from tests.conftest import Case, make_case, relative_error
 from tests.gpu.conftest import moved
 

@@ -22,17 +22,12 @@ from .mutant import Mutant
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
 # Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
-ROOMS = """gates top_k paper sparse_teacher token_inputs objectives rows rows_mixture loss function oracle objective
-statistics head schedules inputs gpu_path objective_costs""".split()
-SUITE = [
-    *(f"tests/test_{room}.py" for room in ROOMS),
-    "tests/backends/test_cpu_capability.py",
-    "tests/backends/test_cpu_mixture.py",
-    "tests/backends/test_triton_rows.py",
-    "tests/backends/test_cuda_plan.py",
-    "tests/backends/test_cuda_rows.py",
-    "tests/backends/test_cuda_availability.py",
-]
+NAMES = """objective/test_gates row_math/test_top_k test_paper inputs/test_top_k_teacher inputs/test_per_token
+test_objectives test_rows test_rows_mixture test_loss test_function test_oracle objective/test_objective
+row_math/test_statistics heads/test_lm_head schedules/test_schedules inputs/test_check test_gpu_path
+schedules/test_objective_costs backends/test_cpu_capability backends/test_cpu_mixture backends/test_triton_rows
+backends/test_cuda_plan backends/test_cuda_rows backends/test_cuda_availability""".split()
+SUITE = [f"tests/{name}.py" for name in NAMES]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
 
@@ -61,7 +56,7 @@ def suite(folder: Path, mutants: Iterable[Mutant]) -> subprocess.CompletedProces
     those that their names or files speak of, and these first."""
     mutants = list(mutants)
     rooms = {test for mutant in mutants for test in mutant.tests or SUITE}
-    words = " ".join(f"{mutant.name} {mutant.file}" for mutant in mutants).lower()
+    words = " ".join(f"{mutant.name} {mutant.file(ROOT).relative_to(ROOT)}" for mutant in mutants).lower()
     slow = {name: name in words for name in ("triton", "cuda")}
     left_out = " and ".join(f"not {name}" for name, needed in slow.items() if not needed)
     first = [test for test in rooms if any(needed and name in test for name, needed in slow.items())]
@@ -78,12 +73,8 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
 def verdict(mutant: Mutant, folder: Path) -> str | None:
     """The test that noticed the mutant, or None if it survived."""
     make_copy(folder)
-    target = folder / mutant.file
-    text = target.read_text()
-    occurrences = text.count(mutant.original)
-    if occurrences != 1:
-        raise ValueError(f"{mutant.name}: {mutant.original!r} occurs {occurrences} times in {mutant.file}")
-    target.write_text(text.replace(mutant.original, mutant.broken))
+    mutant.made_in(folder)
+    target = mutant.file(ROOT)
     if target.suffix != ".py" and target.parent.name != "cuda":  # CUDA's are emulated, and the tests compile that
         built = build(folder)
         if built.returncode or not json.loads((folder / "eopd_kernels/_build.json").read_text())["cpu"]["built"]:

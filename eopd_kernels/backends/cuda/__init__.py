@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...head import compute_dtype
+from ...tensors import compute_dtype
 from ..built import why_not_built
 from ..checks import check_gradient, check_logits, check_matrix, check_numbers, matrix
 from .plan import Device, Plan, Row, device_of, resident, streaming

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...head import compute_dtype
+from ...tensors import compute_dtype
 from ..checks import check_gradient, check_logits, check_matrix, check_numbers
 from .table import interpreted
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...head import compute_dtype
+from ...tensors import compute_dtype
 from .alignment import ALIGNMENT, Variants
 from .gradient_kernel import row_gradient_kernel
 from .loss_and_gradient_kernel import row_loss_and_gradient_kernel

@@ -1,0 +1,1 @@
+"""Many ranks: a vocabulary that is spread over them, parameters that are, and one denominator for all."""

@@ -1,0 +1,1 @@
+"""Language-model heads: hidden states to a block of logits, and the products back."""

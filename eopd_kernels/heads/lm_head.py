@@ -1,0 +1,155 @@
+"""LMHead: hidden states to a block of full-precision logits, and the two products back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tensors
+from ..arguments import check_floating, described, finite
+from ..distributed.data_parallel import check_not_partitioned, is_dtensor, whole
+from ..distributed.vocabulary import local_tensor
+from . import products
+
+# Rows of a low-precision head that are upcast at a time: on a CPU the copy stays in the last-level cache.
+PANEL_BYTES = 8 * 2**20
+# On a GPU, where only operands of two different dtypes need it, few launches matter more: 8,192 rows at D = 4096. Not
+# measured.
+GPU_PANEL_BYTES = 128 * 2**20
+
+
+class LMHead:
+    """The last layer of a language model, as the loss needs it: logits = softcap·tanh(scale·(X Wᵀ + bias) / softcap).
+
+    Args:
+        weight: ``[V, D]``, any floating dtype; for ``nn.Linear`` its ``.weight`` as it is. A DTensor (FSDP2) is
+            gathered once per call of the loss, in its own dtype, which a mixed-precision policy leaves at fp32, and its
+            gradient is one, averaged over the ranks of its mesh; under a ``tensor_parallel_group`` it stays where it
+            is. V is 0 at most on a rank of such a group that holds nothing of the vocabulary.
+        bias: ``[V]`` or None (default).
+        scale: multiplies the logits before the softcap, finite and not 0. Default 1.0
+            (Cohere's ``logit_scale``, Granite's ``1 / logits_scaling``).
+        softcap: the final logit softcap > 0, or None (default) for none (Gemma 2's ``final_logit_softcapping``).
+
+    Raises:
+        TypeError, ValueError: a tensor is not floating or has the wrong shape, or a number is outside its range.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, scale: float = 1.0, softcap: float | None = None
+    ) -> None:
+        check_floating("LMHead.weight", weight, "LMHead.from_model(model) takes a model")
+        check_not_partitioned("LMHead.weight", weight)
+        if weight.dim() != 2:
+            raise ValueError(f"LMHead.weight must have the shape [V, D] with V >= 1, got {tuple(weight.shape)}")
+        if bias is not None:
+            check_floating("LMHead.bias", bias)
+            if bias.shape != weight.shape[:1]:
+                raise ValueError(f"LMHead.bias must have the shape [V] = [{len(weight)}], got {tuple(bias.shape)}")
+        self.weight = weight  # [V, D]
+        self.bias = bias  # [V]
+        self.scale = finite("LMHead.scale", scale)
+        if self.scale == 0:
+            raise ValueError("LMHead.scale must not be 0")
+        self.softcap = None if softcap is None else finite("LMHead.softcap", softcap, above=0.0)
+
+    @classmethod
+    def from_model(cls, model: Any) -> LMHead:
+        """The head of a transformers causal language model: applied to its last hidden state it gives its logits.
+
+        That is the ``last_hidden_state`` of the model's backbone; ``hidden_states[-1]`` is the same in every family of
+        transformers 5.24 that was tried but Gemma 3n, where it holds several predictions.
+
+        Reads the model's class and config for a logit scale (Cohere, Falcon-H1, Granite, ...) and a final softcap
+        (Gemma, ...); nothing of transformers is imported. The weight is the model's own parameter, tied or not, so that
+        gradients reach it; call this again after the model's output layer was replaced or resized.
+        With a LoRA adapter on the output layer it is base + scaling·B·A, computed here: gradients reach A and B, and it
+        is to be called for every step. A sharded weight (FSDP2) stays the DTensor it is.
+
+        Args:
+            model: anything with ``get_output_embeddings()`` and a ``config``, also inside torch.compile, data
+                parallelism or PEFT.
+
+        Raises:
+            TypeError: ``model`` is not such a model.
+            ValueError: its logits cannot be expressed, or what happens to them is not known: no output embeddings, an
+                adapter on the output layer other than plain LoRA or with dropout, a quantised weight or one that FSDP1
+                or ZeRO-3 have partitioned, a layer before it, an encoder-decoder, or a
+                class that is not known here whose config has a field like ``logit_scale``. The message says which, and
+                what to do instead.
+        """
+        from .from_model import parts_of
+
+        weight, bias, scale, softcap = parts_of(model)
+        return cls(weight, bias, scale=scale, softcap=softcap)
+
+    def __repr__(self) -> str:
+        return (
+            f"LMHead(weight={described(self.weight)}, bias={self.bias is not None}, "
+            f"scale={self.scale:g}, softcap={self.softcap})"
+        )
+
+    def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
+        """X Wᵀ + bias for the vocabulary slice ``columns`` (k entries) of ``hidden`` [n, D] into ``out`` [n, k]."""
+        for part, weight in self._panels(columns, hidden.dtype):
+            products.project(hidden, weight, out=out[:, part])
+        if self.bias is not None:
+            out.add_(self.bias[columns])
+        return out
+
+    def grad_hidden(self, grad_logits: Tensor, columns: slice, out: Tensor) -> None:
+        """``out`` [n, D] += ``grad_logits`` [n, k] · W[columns]."""
+        for part, weight in self._panels(columns, grad_logits.dtype):
+            products.add_mm(grad_logits[:, part], weight, out=out)
+
+    def cast(self, dtype: torch.dtype) -> LMHead:
+        """The same head with its weight in another dtype: itself where it has that already."""
+        if self.weight.dtype == dtype:
+            return self
+        return LMHead(self.weight.to(dtype), self.bias, scale=self.scale, softcap=self.softcap)
+
+    def gathered(self) -> LMHead:
+        """The same head with its whole weight and bias on each rank: one collective for each that is a DTensor."""
+        if not (is_dtensor(self.weight) or is_dtensor(self.bias)):
+            return self
+        bias = None if self.bias is None else whole(self.bias)
+        return LMHead(whole(self.weight), bias, scale=self.scale, softcap=self.softcap)
+
+    def _panels(self, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The head's rows ``columns`` in ``dtype``, with their place in the slice: whole where they have it already,
+        else copied a panel at a time into one buffer, so that a head is never upcast as a whole."""
+        weight = self.weight[columns]
+        if weight.dtype == dtype:
+            yield slice(0, len(weight)), weight
+            return
+        panel_bytes = PANEL_BYTES if tensors.on_host(weight.device) else GPU_PANEL_BYTES
+        panel_rows = max(1, panel_bytes // (weight.shape[1] * dtype.itemsize or 1))
+        buffer = torch.empty(min(panel_rows, len(weight)), weight.shape[1], dtype=dtype, device=weight.device)
+        for start in range(0, len(weight), panel_rows):
+            part = slice(start, min(start + panel_rows, len(weight)))
+            panel = buffer[: part.stop - part.start]
+            yield part, panel.copy_(weight[part])
+
+
+def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
+    """A head's weight and bias; (None, None) for a side that is logits."""
+    return (None, None) if head is None else (head.weight, head.bias)
+
+
+def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
+    """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
+    products.add_mm(grad_logits.t(), hidden, out=out)
+
+
+def local_head(name: str, head: Any, group: Any) -> Any:
+    """A head whose tensors are this rank's shards."""
+    if not isinstance(head, LMHead):
+        return head
+    weight = local_tensor(f"{name}.weight", head.weight, group, 0)
+    bias = local_tensor(f"{name}.bias", head.bias, group, 0)
+    if weight is head.weight and bias is head.bias:
+        return head
+    return LMHead(weight, bias, scale=head.scale, softcap=head.softcap)

@@ -1,0 +1,97 @@
+"""TopKTeacher: a teacher of which only the likeliest entries are known, as inference servers hand them out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import check_dense, check_floating, described
+from ..row_math.statistics import weighted
+
+
+class TopKTeacher:
+    """The teacher's k likeliest entries per token and their log-probabilities over its whole vocabulary.
+
+    Args:
+        ids: ``[..., k]`` integer, entries of the vocabulary; −1 marks a missing one. A repeated entry counts once.
+        log_probs: ``[..., k]`` floating, nats, ≤ 0 up to rounding (0.125, which a CPU checks where they count); −inf
+            marks a missing entry, NaN is a NaN of the loss. Taken as they are: a temperature is the server's to apply.
+        entropy: ``[...]`` floating, the teacher's entropy in nats where the server gives it, else None (default): then
+            the gate uses a lower bound, the entropy with everything outside the k entries as one more class.
+        valid: ``[..., k]`` bool, False marks a missing entry too, or None (default).
+        token_log_probs: ``[...]`` floating, nats, ≤ 0 likewise: log q of the sampled token, which a sampled reverse
+            half needs; or None.
+
+    Raises:
+        TypeError, ValueError: a tensor is not what is stated above.
+    """
+
+    def __init__(
+        self,
+        ids: Tensor,
+        log_probs: Tensor,
+        entropy: Tensor | None = None,
+        valid: Tensor | None = None,
+        token_log_probs: Tensor | None = None,
+    ) -> None:
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise TypeError(f"TopKTeacher.ids must be an integer tensor, got {described(ids)}")
+        check_dense("TopKTeacher.ids", ids)
+        if ids.dim() < 1 or ids.shape[-1] == 0:
+            raise ValueError(f"TopKTeacher.ids must have the shape [..., k] with k >= 1, got {tuple(ids.shape)}")
+        floating: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy, "token_log_probs": token_log_probs}
+        for name, tensor in floating.items():
+            if tensor is None and name != "log_probs":
+                continue
+            check_floating(f"TopKTeacher.{name}", tensor)
+            shape = ids.shape if name == "log_probs" else ids.shape[:-1]
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"TopKTeacher.{name} must have the shape {tuple(shape)} of ids {tuple(ids.shape)}, "
+                    f"got {tuple(tensor.shape)}"
+                )
+        if valid is not None:
+            if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+                raise TypeError(f"TopKTeacher.valid must be a bool tensor or None, got {described(valid)}")
+            check_dense("TopKTeacher.valid", valid)
+            if valid.shape != ids.shape:
+                raise ValueError(
+                    f"TopKTeacher.valid must have the shape of ids {tuple(ids.shape)}, got {tuple(valid.shape)}"
+                )
+        self.ids = ids
+        self.log_probs = log_probs
+        self.entropy = entropy
+        self.valid = valid
+        self.token_log_probs = token_log_probs
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is of it, by name."""
+        names = ("ids", "log_probs", "entropy", "valid", "token_log_probs")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+
+    def __repr__(self) -> str:
+        return f"TopKTeacher({', '.join(f'{name}={described(tensor)}' for name, tensor in self.tensors.items())})"
+
+
+def present_entries(ids: Tensor, log_probs: Tensor, valid: Tensor | None) -> Tensor:
+    """Which of the entries ``[n, k]`` count: not marked as missing, and of a repeated one the first."""
+    present = (ids >= 0) & (log_probs != -torch.inf)  # a NaN is there, and is seen in the loss
+    if valid is not None:
+        present &= valid
+    # A missing entry must not shadow a present one of the same id: it gets an id of its own.
+    apart = torch.where(present, ids, -1 - torch.arange(ids.shape[1], device=ids.device))
+    ordered, order = apart.sort(dim=1, stable=True)
+    first = torch.ones_like(present)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return present & torch.empty_like(first).scatter_(1, order, first)
+
+
+def entropy_lower_bound(log_probs: Tensor, present: Tensor) -> Tensor:
+    """The entropy in nats, ``[n]``, of the entries ``[n, k]`` and one class for the rest: what is lumped together has
+    at least the entropy of the lump."""
+    q = torch.where(present, log_probs, -torch.inf).exp()
+    rest = (1 - q.sum(1)).clamp_min(0)
+    return -weighted(q, log_probs).sum(1) - weighted(rest, rest.log())

@@ -1,0 +1,82 @@
+"""What may be a half of an Objective besides the full-vocabulary KL: docs/math.md, docs/objectives.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..arguments import finite, one_of, positive_int
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A reverse half: the paper's, a clipped policy gradient on the sampled token y (arXiv 2603.07079, Alg. 1).
+
+    R = max(−A·r, −A·clip(r, 1 − clip_low, 1 + clip_high)) with the ratio r = p(y)/p_old(y) and the advantage
+    A = log q(y) − log p_old(y), a constant. Needs ``token_ids=`` and ``old_log_probs=``. Averaged over y ~ p = p_old
+    its gradient is that of the full reverse KL.
+
+    Args:
+        clip_low: ε_low in [0, 1]. Default 0.2, as in PPO.
+        clip_high: ε_high ≥ 0. Default 0.2.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clip_low", finite("Sampled.clip_low", self.clip_low, least=0.0, most=1.0))
+        object.__setattr__(self, "clip_high", finite("Sampled.clip_high", self.clip_high, least=0.0))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A forward half over the set S of the teacher's k likeliest entries (arXiv 2603.07079, Eq. 10).
+
+    F = Σ_S q̃·(log q̃ − log p). With the teacher renormalised over S and the student not, F keeps pushing the
+    student's mass into S even where p = q: the teacher is no fixed point unless S holds all of its mass. ``tail=True``
+    has no such bias. docs/objectives.md shows both.
+
+    Args:
+        k: the size of S, at most V. Default 16, the paper's. With a :class:`TopKTeacher` S is what the teacher served,
+            and k is not used.
+        teacher: ``"renormalized"`` (default, the paper's): q̃ = q / Σ_S q; ``"raw"``: q̃ = q.
+        student: ``"full"`` (default, the paper's): log p over the whole vocabulary; ``"renormalized"``: over S.
+        tail: one more class for what is outside S: + (1 − Σ_S q)·log((1 − Σ_S q)/(1 − Σ_S p)). Needs a raw teacher and
+            a full student. F is then the KL of two coarser distributions, never negative, and 0 where p = q.
+    """
+
+    k: int = 16
+    teacher: Literal["renormalized", "raw"] = "renormalized"
+    student: Literal["full", "renormalized"] = "full"
+    tail: bool = False
+
+    def __post_init__(self) -> None:
+        positive_int("TopK.k", self.k)
+        one_of("TopK.teacher", self.teacher, ("renormalized", "raw"))
+        one_of("TopK.student", self.student, ("full", "renormalized"))
+        one_of("TopK.tail", self.tail, (False, True))
+        if self.tail and (self.teacher, self.student) != ("raw", "full"):
+            raise ValueError(
+                "TopK.tail holds the mass outside the top k, so it needs teacher='raw' and student='full', "
+                f"got teacher={self.teacher!r} and student={self.student!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Skewed:
+    """Either half, against a mixture with its own distribution (DistiLLM, arXiv 2402.03898).
+
+    Forward: F = KL(q ‖ skew·q + (1 − skew)·p). Reverse: R = KL(p ‖ skew·p + (1 − skew)·q). Finite even where the other
+    side has no mass.
+
+    Args:
+        skew: in [0, 1); 0 is the plain KL. Default 0.1, DistiLLM's.
+    """
+
+    skew: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skew", finite("Skewed.skew", self.skew, least=0.0))
+        if self.skew >= 1:
+            raise ValueError(f"Skewed.skew must be below 1, where the divergence is 0 everywhere, got {self.skew!r}")

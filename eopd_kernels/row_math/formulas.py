@@ -1,0 +1,96 @@
+"""Formulas of a block: transformed logits, the gate, the coefficients of a row and the gradient of a column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .mixture import Skews, skewed
+from .statistics import RowStatistics, weighted
+
+
+class Combine(NamedTuple):
+    """The halves' weights as functions of the gate: c_r = r0 + r1·g and c_f = f0 + f1·g."""
+
+    r0: float
+    r1: float
+    f0: float
+    f1: float
+
+    def __call__(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_r, c_f) for gates ``[n]``."""
+        return self.r0 + self.r1 * gate, self.f0 + self.f1 * gate
+
+
+class Coefficients(NamedTuple):
+    """A row's numbers in the one gradient form ∂L/∂z_s[v] = p_v·(a + b·(log p_v − log q_v)) − c·q_v, each ``[n]``."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+    def take(self, rows: Any) -> Coefficients:
+        """Of some rows: a slice or an index."""
+        return Coefficients(*(k[rows] for k in self))
+
+
+def open_gate(statistics: RowStatistics, threshold: float) -> Tensor:
+    """1[H_teacher > threshold] as numbers, ``[n]``; NaN where the entropy is, unless the threshold is infinite."""
+    if math.isinf(threshold):
+        return torch.full_like(statistics.teacher_sum, 1.0 if threshold < 0 else 0.0)
+    return exceeds(statistics.teacher_entropy, threshold)
+
+
+def gradient_coefficients(statistics: RowStatistics, gate: Tensor, combine: Combine, upstream: Tensor) -> Coefficients:
+    """The coefficients of two full halves in rows whose loss is multiplied by ``upstream`` [n] (token weight × incoming
+    gradient)."""
+    c_r, c_f = combine(gate)
+    used = upstream != 0
+    a = torch.where(used, upstream * (c_f - weighted(c_r, statistics.reverse_kl)), 0.0)
+    return Coefficients(a, upstream * c_r, upstream * c_f)
+
+
+def exceeds(entropy: Tensor, threshold: Tensor | float) -> Tensor:
+    """1 where an entropy lies above the threshold, else 0, ``[n]``; NaN where it is NaN.
+
+    A gate that a NaN shuts would take the row out of the loss, and what went wrong would go unseen.
+    """
+    return torch.where(entropy.isnan(), entropy, (entropy > threshold).to(entropy.dtype))
+
+
+def transformed(logits: Tensor, transform: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """z = softcap·tanh(scale·x / softcap) / T in the compute dtype; without a softcap (0) z = scale·x / T."""
+    scale, softcap, temperature = transform
+    logits = logits.to(dtype)
+    if softcap != 0:
+        return torch.tanh(logits * (scale / softcap)) * (softcap / temperature)
+    return logits if scale == temperature else logits * (scale / temperature)
+
+
+def transform_slope(z: Tensor, transform: Sequence[float]) -> Tensor | float:
+    """dz/dx, read off z itself: scale·(1 − tanh²) / T."""
+    scale, softcap, temperature = transform
+    if softcap != 0:
+        return (1 - (z * (temperature / softcap)) ** 2) * (scale / temperature)
+    return scale / temperature
+
+
+def element_gradient(p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients) -> Tensor:
+    """p·(a + b·(log p − log q)) − c·q."""
+    a, b, c = coefficients
+    return weighted(p, a + weighted(b, log_ratio)) - weighted(c, q)
+
+
+def mixture_element_gradient(
+    p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients, skews: Skews
+) -> Tensor:
+    """p·(a + b·(λ_r − s_r)) − c·q·(1 − s_f)."""
+    a, b, c = coefficients
+    reverse = skewed(log_ratio, skews.reverse)
+    forward = skewed(-log_ratio, skews.forward)
+    of_student = weighted(p, a + weighted(b, reverse.log_ratio - reverse.own))
+    return of_student - weighted(c, weighted(q, forward.other))

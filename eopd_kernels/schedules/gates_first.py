@@ -1,0 +1,88 @@
+"""The chunked schedule without a reverse half: a chunk's gates are found before its student is projected.
+
+    teacher's logits of a chunk ─► gates ─┬─ enough are open ─► the student's three products of the open rows, now
+                                          └─ a few are open ──► put aside, until all chunks' make full chunks
+
+A token whose gate is shut has no gradient then, and costs the student nothing. Open rows that are taken at once have
+the teacher's logits still; those put aside need them again. For a share s of open tokens that is F·(D_t + 3·s·D_s)
+flops, and at most F·(D_t + s·(3·D_s + D_t)): never more than F·(3·D_s + D_t), whatever the share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .blocks import Chunk
+from .chunked import chunk_gradient, with_losses
+from .first_visit import gate_of
+from .problem import Problem
+from .seen import Seen
+from .sides import HiddenSide, Rows
+from .student_gradient import StudentGradient
+from .teacher_first import of_teacher, without_student
+
+# How many more rows a chunk's products with the student's head could take in the time that they take longer for being
+# few: reading the head and dW does not depend on the rows. Times per row of 64, 96 and 128 rows over those of a full
+# chunk: 1.76, 1.38, 1.53 (V = 49,152, D = 576) and 1.47, 1.20, 0.97 (V = 151,936, D = 1,024).
+ROWS_LOST_PER_CHUNK = 45
+
+
+def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
+    """What is seen of every token, and the gradient of Σ w·L."""
+    assert isinstance(problem.teacher, HiddenSide)
+    seen = Seen.empty(problem)
+    blocks, columns = problem.blocks(), slice(0, problem.student.vocab_size)
+    assert blocks.teacher is not None
+    opened, put_aside = open_problem(problem, seen), []
+    for rows in problem.chunks():
+        teacher = blocks.teacher.logits(problem.teacher.take(rows), columns)
+        alive = find_gates(problem, rows, teacher, seen)
+        there = index_of(rows, alive)
+        if worth_a_chunk(problem, len(alive), len(teacher)):
+            chunk = Chunk(blocks, there, problem.student.take(there), None)  # its logits are here
+            student = blocks.student.logits(chunk.student, columns)
+            chunk_gradient(opened, chunk, student, moved_up(teacher, alive), gradient, seen)
+        elif len(alive):
+            put_aside.append(there)
+    for rows in torch.cat(put_aside).split(problem.tiling.tokens) if put_aside else ():
+        chunk = blocks.take(rows)
+        chunk_gradient(opened, chunk, *chunk.logits(columns), gradient, seen)
+    return with_losses(opened, seen)
+
+
+def open_problem(problem: Problem, seen: Seen) -> Problem:
+    """The problem of the tokens that are found open: their gates are not asked for again."""
+    if problem.objective.hard_gate:  # what is left is open, which the fused kernel can be told
+        return replace(problem, objective=replace(problem.objective, gate="always"))
+    return replace(problem, tokens=replace(problem.tokens, gate=seen.gate))
+
+
+def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:
+    """Which of a chunk's rows are open, from the teacher's logits ``[n, V]``; puts the teacher's figures of all."""
+    statistics = without_student(of_teacher(problem, teacher))
+    gate = gate_of(problem, statistics, problem.tokens.take(rows), problem.weights[rows])
+    seen.put(rows, statistics.packed, gate, None)
+    return gate.nonzero().squeeze(1)
+
+
+def index_of(rows: Rows, part: Tensor) -> Tensor:
+    """The tokens that are ``part`` of a chunk's rows."""
+    return part + rows.start if isinstance(rows, slice) else rows[part]
+
+
+def worth_a_chunk(problem: Problem, alive: int, n: int) -> bool:
+    """Whether ``alive`` of a chunk's n rows cost less now than the teacher's logits of them a second time."""
+    assert isinstance(problem.student, HiddenSide) and isinstance(problem.teacher, HiddenSide)
+    again = alive * problem.teacher.hidden.shape[1]
+    return alive > 0 and again >= 3 * problem.student.hidden.shape[1] * min(ROWS_LOST_PER_CHUNK, n - alive)
+
+
+def moved_up(block: Tensor, rows: Tensor) -> Tensor:
+    """The ``rows`` of a block ``[n, V]``, ascending, moved to its first rows: no second block is allocated."""
+    for i, row in enumerate(rows.tolist()):
+        if i != row:
+            block[i].copy_(block[row])
+    return block[: len(rows)]

@@ -1,0 +1,103 @@
+"""A few columns of a block by themselves: their logits out of it, their gradients into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..row_math.formulas import Coefficients, element_gradient, mixture_element_gradient, transform_slope, transformed
+from ..row_math.mixture import Skews
+from ..row_math.statistics import RowStatistics
+from .loss_terms import Own
+from .problem import Problem
+
+
+def transformed_at(block: Tensor, ids: Tensor, start: int, transform: Sequence[float], into: Tensor) -> Tensor:
+    """Transformed logits ``[n, k]`` of the columns ``ids`` [n, k], in the dtype of ``into`` [n, k], whose values remain
+    for columns outside of ``block`` [n, w], the columns from ``start`` on."""
+    local, inside = within(block, ids, start)
+    return torch.where(inside, transformed(block.gather(1, local), transform, into.dtype), into)
+
+
+def within(block: Tensor, ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The place of columns ``ids`` [n, k] in ``block`` [n, w], and whether they have one; some place if not."""
+    local = ids - start
+    inside = (local >= 0) & (local < block.shape[1])
+    return local.clamp(0, block.shape[1] - 1), inside
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A block's gradient at columns of its own, taken before the kernel may overwrite the logits, written after."""
+
+    local: Tensor  # [n, k]
+    inside: Tensor  # [n, k] bool
+    gradient: Tensor  # [n, k]
+
+    @classmethod
+    def of(
+        cls,
+        student: Tensor,  # [n, w]
+        teacher: Tensor,  # [n, w]
+        start: int,
+        statistics: RowStatistics,
+        coefficients: Coefficients,
+        own: Own,
+        skews: tuple[float, float] | None,
+        transforms: Sequence[float],
+    ) -> Patch:
+        """Of rows with these statistics, coefficients and columns."""
+        local, inside = within(student, own.ids, start)
+        dtype = own.values.dtype
+        z_s = transformed(student.gather(1, local), transforms[:3], dtype)
+        z_t = transformed(teacher.gather(1, local), transforms[3:], dtype)
+        per_row = Coefficients(*(k.unsqueeze(1) for k in (own.a, coefficients.b, coefficients.c)))
+        at_columns = statistics.probabilities(z_s, z_t)
+        if skews is None:
+            common = element_gradient(*at_columns, per_row)
+        else:
+            common = mixture_element_gradient(*at_columns, per_row, Skews(*skews))
+        unused = (per_row.a == 0) & (per_row.b == 0) & (per_row.c == 0)
+        gradient = (torch.where(unused, 0.0, common) + own.values) * transform_slope(z_s, transforms[:3])
+        return cls(local, inside & own.present, gradient)
+
+    def write(self, out: Tensor) -> None:
+        """Into ``out`` [n, w]. Without asking which entries are inside, which would wait for a GPU: the others repeat
+        what the row's first one inside writes, or what stands there where it has none."""
+        first = self.inside.to(torch.uint8).argmax(1, keepdim=True)  # [n, 1]
+        there = torch.where(self.inside.any(1, keepdim=True), self.gradient.gather(1, first), out[:, :1])
+        column = torch.where(self.inside.any(1, keepdim=True), self.local.gather(1, first), 0)
+        out.scatter_(
+            1,
+            torch.where(self.inside, self.local, column),
+            torch.where(self.inside, self.gradient, there).to(out.dtype),
+        )
+
+
+def block_gradient(
+    problem: Problem,
+    student: Tensor,  # [n, k]
+    teacher: Tensor,  # [n, k]
+    start: int,
+    packed: Tensor,  # [n, 8]
+    coefficients: Coefficients,
+    own: Own | None,
+    out: Tensor,  # [n, k], may be the student's
+) -> None:
+    """The gradient of the block that begins ``start`` columns into this rank's part: the row's form by the kernel,
+    single columns here."""
+    skews, transforms = problem.objective.skews, problem.transforms
+    patch = None
+    if own is not None:
+        statistics = RowStatistics(packed)
+        first = problem.offset + start
+        patch = Patch.of(student, teacher, first, statistics, coefficients, own, skews, transforms)
+    if skews is None:
+        problem.functions.row_gradient(student, teacher, packed, *coefficients, transforms, out)
+    else:
+        problem.functions.row_mixture_gradient(student, teacher, packed, *coefficients, list(skews), transforms, out)
+    if patch is not None:
+        patch.write(out)

@@ -1,0 +1,62 @@
+"""The schedule "recompute"."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..row_math.formulas import Coefficients
+from .first_visit import Figures, gate_of
+from .loss_terms import Own, Terms
+from .own_columns import block_gradient
+from .problem import Problem
+from .seen import Seen
+from .sides import Rows
+from .student_gradient import StudentGradient
+
+
+def visit(problem: Problem) -> tuple[Seen, Terms]:
+    """The first visit of the recompute schedule: every slice of every chunk; what is seen, and the gradient's terms."""
+    figures = Figures.empty(problem, len(problem.weights))
+    blocks = problem.blocks()
+    for rows in problem.chunks():
+        chunk, tokens = blocks.take(rows), problem.tokens.take(rows)
+        of_chunk = Figures.empty(problem, len(chunk.student))
+        for columns in problem.slices():
+            of_chunk.see(problem, tokens, columns, *chunk.logits(columns), with_top_k=True)
+        figures.put(rows, of_chunk)
+    visited: Rows = slice(None) if problem.index is None else problem.index
+    whole = figures.take(visited)
+    for _ in whole.across_ranks(problem, problem.tokens.take(visited)):
+        pass
+    whole.top_k_across_ranks(problem)
+    figures.put(visited, whole)
+    if problem.objective.skews is not None:
+        for rows in problem.chunks():
+            chunk, of_chunk = blocks.take(rows), figures.take(rows)
+            for columns in problem.slices():
+                of_chunk.see_mixture(problem, *chunk.logits(columns))
+            figures.put(rows, of_chunk)
+        whole = figures.take(visited)
+        whole.mixture_across_ranks(problem)
+        figures.put(visited, whole)
+    statistics = figures.known_statistics(problem.tokens)
+    gate = gate_of(problem, statistics, problem.tokens, problem.weights)
+    terms = figures.terms(problem, statistics, gate, problem.tokens, problem.weights)
+    return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
+
+
+def gradient_of(
+    problem: Problem, packed: Tensor, coefficients: Coefficients, own: Own | None, gradient: StudentGradient
+) -> None:
+    """The second visit of the recompute schedule: the gradient of rows with these statistics and coefficients."""
+    blocks = problem.blocks()
+    for rows in problem.chunks():
+        chunk = blocks.take(rows)
+        gradient.begin(rows, chunk.student)
+        of_rows = packed[rows], coefficients.take(rows), None if own is None else own.take(rows)
+        for columns in problem.slices():
+            student, teacher = chunk.logits(columns)
+            out = gradient.target(rows, columns, student)
+            block_gradient(problem, student, teacher, columns.start, *of_rows, out)
+            gradient.add(columns, out)
+        gradient.end()

@@ -1,0 +1,147 @@
+"""A side of the comparison, logits or hidden states with a head, seen as rows from which blocks of logits are taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..heads import products
+from ..heads.lm_head import LMHead
+from ..tensors import compute_dtype, uniform_rows
+
+# A chunk of tokens: consecutive ones, or an index of those that count.
+Rows = slice | Tensor
+
+
+class Side(Protocol):
+    """What a schedule needs of the student or the teacher."""
+
+    vocab_size: int
+    transform: tuple[float, float]  # scale and softcap, 0 for no softcap
+    dtype: torch.dtype  # of its blocks of logits
+    gradient_dtype: torch.dtype  # of the gradient of its logits, as the student
+    run: int  # rows between two multiples of `run` can be taken as one block
+
+    def block_bytes(self, gathered: bool) -> int:
+        """Workspace per logit of a block; 0 where blocks are views."""
+
+    def gradient_bytes(self) -> int:
+        """Workspace per logit for the gradient of a block, as the student; 0 where it goes elsewhere."""
+
+    def take(self, rows: Rows) -> Tensor:
+        """The rows of a chunk of tokens, once for all its blocks."""
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        """The block of logits [n, k] of the rows taken, in ``buffer`` if it has to be computed."""
+
+
+class LogitsSide:
+    """A side that arrives as logits ``[..., V]``, of any strides; blocks are views of it wherever that is possible."""
+
+    transform = (1.0, 0.0)
+
+    def __init__(self, logits: Tensor, vocab_size: int) -> None:
+        self.tensor = logits[..., :vocab_size]  # [..., V]
+        self.vocab_size = vocab_size
+        self.dtype = self.gradient_dtype = logits.dtype
+        self.leading = logits.shape[:-1]
+        self.depth, self.run = uniform_rows(logits)
+
+    def block_bytes(self, gathered: bool) -> int:
+        copied = gathered or (self.tensor.stride(-1) != 1 and self.vocab_size > 1)
+        return self.tensor.itemsize if copied else 0
+
+    def gradient_bytes(self) -> int:
+        return 0
+
+    def take(self, rows: Rows) -> Tensor:
+        if isinstance(rows, Tensor):
+            return self.tensor[torch.unravel_index(rows, self.leading)]
+        block = self.view(rows)
+        return block if block.stride(1) == 1 else block.contiguous()
+
+    def view(self, rows: slice) -> Tensor:
+        """Consecutive rows of one run, as a view ``[n, V]``."""
+        run = max(self.run, 1)
+        outer = tuple(int(i) for i in unravel(rows.start // run, self.leading[: self.depth]))
+        return self.tensor[outer].view(-1, self.vocab_size)[rows.start % run : rows.start % run + length(rows)]
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        return taken[:, columns]
+
+
+class HiddenSide:
+    """A side that arrives as hidden states ``[..., D]`` with a head; its logits have the compute dtype.
+
+    ``valid`` ``[N]`` marks the tokens that count where masked ones ride along: their hidden states are read as 0, so
+    that a NaN among them cannot reach the weight's gradient. ``autocast`` is the dtype of torch.autocast, or None. A
+    head that has another dtype is copied once, as torch.autocast does it; what autocast decided when the loss was
+    called still holds in backward.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        head: LMHead,
+        vocab_size: int,
+        valid: Tensor | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
+        self.vocab_size = vocab_size
+        self.transform = (head.scale, head.softcap or 0.0)
+        self.run = len(self.hidden)
+        self.dtype = compute_dtype(hidden, head.weight, head.bias)
+        self.gradient_dtype = products.operand_dtype(hidden, head.weight, self.dtype, autocast)
+        low_precision = self.gradient_dtype in products.LOW_PRECISION
+        self.head = head.cast(self.gradient_dtype) if low_precision else head
+        self.valid = valid
+
+    def block_bytes(self, gathered: bool) -> int:
+        return self.dtype.itemsize
+
+    def gradient_bytes(self) -> int:
+        return 0 if self.gradient_dtype == self.dtype else self.gradient_dtype.itemsize
+
+    def take(self, rows: Rows) -> Tensor:
+        taken = self.hidden[rows].to(self.gradient_dtype)
+        return taken if self.valid is None else torch.where(self.valid[rows].unsqueeze(1), taken, 0.0)
+
+    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        assert buffer is not None
+        return self.head.logits(taken, columns, out=buffer)
+
+
+def nothing_held(
+    tensor: Tensor, head: LMHead | None, valid: Tensor | None, autocast: torch.dtype | None
+) -> LogitsSide | HiddenSide:
+    """A side of which a rank holds no entry that is compared: one entry whose logit is −inf, which adds nothing to any
+    row and cannot be among its likeliest."""
+    if head is None:
+        side = LogitsSide(tensor.new_full((), -torch.inf).expand(*tensor.shape[:-1], 1), 1)
+        side.run = uniform_rows(tensor)[1]  # chunks end where they do on the other ranks
+        return side
+    weight = head.weight.new_zeros(1, head.weight.shape[1])
+    bias = (head.weight if head.bias is None else head.bias).new_full((1,), -torch.inf)
+    return HiddenSide(tensor, LMHead(weight, bias), 1, valid, autocast)
+
+
+def unravel(index: int, shape: torch.Size) -> Iterator[int]:
+    """The position in ``shape`` of the flat ``index``."""
+    for size in reversed_products(shape):
+        yield index // size
+        index %= size
+
+
+def reversed_products(shape: torch.Size) -> list[int]:
+    """The row-major strides of ``shape``."""
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def length(rows: Rows) -> int:
+    """The number of tokens in a chunk."""
+    return len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start

@@ -1,0 +1,55 @@
+"""The teacher before the student: its statistics by themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed.vocabulary import Shard
+from ..row_math.statistics import RowStatistics
+from .blocks import Buffer
+from .first_visit import Figures
+from .problem import Problem
+from .sides import Rows
+
+
+def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
+    """The teacher's half of every token's statistics, ``[N, 8]``; NaN for the student's, and for tokens not visited.
+    Without a look at it there is what is known beforehand."""
+    packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
+    teacher = problem.teacher
+    if teacher is None or not look:
+        return Figures(packed).known_statistics(problem.tokens)
+    buffer = Buffer(teacher, problem.block)
+    for rows in problem.chunks():
+        taken = teacher.take(rows)
+        of_chunk = RowStatistics.empty(len(taken), packed.dtype, packed.device)
+        for columns in problem.slices():
+            of_chunk = of_chunk.merge(RowStatistics(of_teacher(problem, buffer.logits(taken, columns))))
+        packed[rows] = of_chunk.packed
+    if problem.shard is not None:
+        visited: Rows = slice(None) if problem.index is None else problem.index
+        packed[visited] = teacher_across_ranks(packed[visited], problem.shard)
+    return without_student(packed)
+
+
+def of_teacher(problem: Problem, logits: Tensor) -> Tensor:
+    """The statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` beside themselves, in the call's compute dtype."""
+    logits = logits.double() if problem.weights.dtype == torch.float64 else logits
+    return problem.functions.row_statistics(logits, logits, problem.transforms[3:] * 2)
+
+
+def without_student(packed: Tensor) -> RowStatistics:
+    """Statistics ``[n, 8]`` of which only the teacher's are known; the student's become NaN."""
+    packed[:, [0, 1, 5, 6, 7]] = torch.nan
+    return RowStatistics(packed)
+
+
+def teacher_across_ranks(packed: Tensor, shard: Shard) -> Tensor:
+    """Statistics of which the teacher's maximum, sum and self are those of all ranks' columns, 12 bytes of each row."""
+    packed, maximum = packed.clone(), packed[:, 2].clone()
+    shard.maximum(maximum).wait()
+    sums = RowStatistics(packed).recentred_sums(maximum, maximum)[:, 1:3].contiguous()  # Z_t and A
+    shard.sum(sums).wait()
+    packed[:, 2], packed[:, 3], packed[:, 4] = maximum, sums[:, 0], sums[:, 1]
+    return packed
