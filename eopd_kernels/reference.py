@@ -64,7 +64,7 @@ def entropy_aware_kl(
     factor = of_student**2 if objective.temperature_squared else 1.0
     reverse = reverse_half(objective, call, log_p, log_q, reverse_kl)
     forward = forward_half(objective, call, log_p, log_q, forward_kl)
-    losses = times(weights * factor, times(c_r, reverse) + times(c_f, forward))
+    losses = times_or_zero(weights * factor, times_or_zero(c_r, reverse) + times_or_zero(c_f, forward))
 
     loss = losses.view(call.leading) if reduction == "none" else losses.sum()
     if call.denominator is not None:
@@ -155,7 +155,7 @@ def expectation(log_mass: Tensor, value: Tensor) -> Tensor:
     return (log_mass.exp() * value.masked_fill(massless, 0.0)).sum(-1)
 
 
-def times(weight: Tensor, value: Tensor) -> Tensor:
+def times_or_zero(weight: Tensor, value: Tensor) -> Tensor:
     """weight·value, and 0 with a zero gradient where the weight is 0, whatever the value."""
     return weight * value.masked_fill(weight == 0, 0.0)
 

@@ -114,7 +114,7 @@ class Figures:
         yield
         travelling.wait()
         student_max, teacher_max = maxima[:, 0], maxima[:, 1]
-        sums = RowStatistics(self.packed).recentred_sums(student_max, teacher_max)
+        sums = RowStatistics(self.packed).recentre(student_max, teacher_max)
         travelling = shard.sum(sums)
         yield
         travelling.wait()

@@ -13,7 +13,7 @@ from ..heads.lm_head import LMHead
 from ..inputs.record import Call
 from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
-from ..row_math.statistics import weighted
+from ..row_math.statistics import times_or_zero
 from ..rows import Logits, choose
 from ..tensors import readable
 from .chunked import visit_with_gradient
@@ -72,7 +72,7 @@ def solve(call: Call) -> Solved:
             own = (None,) * 4 if terms.own is None else terms.own
             kept = (problem.weights, *terms.coefficients, *own)
     seen = seen if known is None else completed(seen, *known)
-    losses = weighted(call.weights, seen.loss)
+    losses = times_or_zero(call.weights, seen.loss)
     if options.reduction == "none":
         loss = losses.view(call.leading)
     else:

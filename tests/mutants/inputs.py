@@ -112,13 +112,13 @@ NOT_FINITE = [
     ),
     Mutant(
         "Triton: a NaN shuts its gate",
-        "gated_coefficients",
+        "row_math.gated_coefficients",
         "tl.where(opened, 1.0, teacher_entropy)",
         "tl.where(opened, 1.0, 0.0)",
     ),
     Mutant(
         "Triton: always asks the row",
-        "gated_coefficients",
+        "row_math.gated_coefficients",
         '(teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))',
         "teacher_entropy > gate_threshold",
     ),
@@ -130,7 +130,7 @@ WEIGHTLESS = [
         "torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))",
         "open_gate(statistics, gate_threshold)",
     ),
-    Mutant("Triton: rows of weight 0 open their gate", "gated_coefficients", " | (weight == 0)", ""),
+    Mutant("Triton: rows of weight 0 open their gate", "row_math.gated_coefficients", " | (weight == 0)", ""),
 ]
 DERIVATIVES = [
     Mutant(

@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant("objectives: a repeated entry counts twice", "present_entries", "return present & torch.empty_like(first).scatter_(1, order, first)", "return present"),
     Mutant("objectives: a missing entry shadows its double", "present_entries", "torch.where(present, ids, -1 - torch.arange(ids.shape[1], device=ids.device))", "ids.clone()"),
     Mutant("objectives: valid is forgotten", "present_entries", "present &= valid", "pass"),
-    Mutant("objectives: the rest has no entropy", "entropy_lower_bound", " - weighted(rest, rest.log())", ""),
+    Mutant("objectives: the rest has no entropy", "entropy_lower_bound", " - times_or_zero(rest, rest.log())", ""),
     Mutant("objectives: masked ids are looked up", "tokens_of", "rows_of(token_ids.long()).masked_fill(unused, 0)", "rows_of(token_ids.long())"),
     Mutant("objectives: masked numbers are used", "tokens_of.numbers", "rows_of(tensor.detach().to(weights.dtype)).masked_fill(unused, 0.0)", "rows_of(tensor.detach().to(weights.dtype))"),
     Mutant("objectives: entries outside the vocabulary", "within_vocabulary", "if low < 0 or high >= vocab_size:", "if low < 0:"),
