@@ -31,8 +31,8 @@ from .objective.objective import Objective
 from .rows import LIBRARY
 from .schedules.fp16 import outstanding
 from .schedules.seen import Seen
-from .schedules.solve import Gradients, as_inputs, solve, solve_again
-from .second_derivative import refuse_second_derivative
+from .schedules.solve import as_inputs, solve, solve_again
+from .second_derivative import Gradients, refuse_second_derivative
 from .tensors import compute_dtype
 
 

@@ -17,8 +17,8 @@ from .inputs.record import Call
 from .inputs.top_k_teacher import TopKTeacher
 from .schedules.fp16 import outstanding
 from .schedules.seen import Seen
-from .schedules.solve import Gradients, as_inputs, solve, solve_again
-from .second_derivative import refuse_second_derivative
+from .schedules.solve import as_inputs, solve, solve_again
+from .second_derivative import Gradients, refuse_second_derivative
 
 WITHOUT_HEADS = tuple(name for name in ALL if not name.endswith("_head"))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import tensors
 from ..row_math.statistics import RowStatistics
 from .blocks import Chunk
-from .first_visit import Figures, gate_of
+from .first_visit import FirstVisit, gate_of
 from .loss_terms import alive_rows, scaled, terms_of
 from .own_columns import block_gradient
 from .problem import Problem
@@ -31,7 +31,7 @@ from .student_gradient import StudentGradient
 COMPACT_BELOW = 0.75
 
 
-def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
+def chunked_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     """The chunked schedule: what is seen of every token, and the gradient of Σ w·L."""
     seen = Seen.empty(problem)
     blocks = problem.blocks()
@@ -80,10 +80,10 @@ def with_losses(problem: Problem, seen: Seen) -> Seen:
     return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss)
 
 
-def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> Figures:
+def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> FirstVisit:
     """What one visit of a chunk's logits ``[n, V]`` leaves behind, before anything is known of its gates."""
     tokens, columns = problem.tokens.take(chunk.rows), problem.columns
-    figures = Figures.empty(problem, len(student))
+    figures = FirstVisit.empty(problem, len(student))
     figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
     return figures
 
@@ -93,7 +93,7 @@ def general_gradient(
     chunk: Chunk,
     student: Tensor,  # [n, V]
     teacher: Tensor,  # [n, V]
-    figures: Figures,
+    figures: FirstVisit,
     gradient: StudentGradient,
     seen: Seen,
 ) -> None:

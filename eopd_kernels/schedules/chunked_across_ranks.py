@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .blocks import Blocks, Chunk
 from .chunked import first_figures, general_gradient
-from .first_visit import Figures
+from .first_visit import FirstVisit
 from .problem import Problem
 from .seen import Seen
 from .sides import Rows
@@ -33,7 +33,7 @@ class Visited(NamedTuple):
     chunk: Chunk
     student: Tensor  # [n, V of this rank]
     teacher: Tensor  # [n, V of this rank]
-    figures: Figures
+    figures: FirstVisit
     travelling: Iterator[None]
 
     @classmethod
@@ -56,7 +56,7 @@ class Visited(NamedTuple):
         general_gradient(problem, self.chunk, self.student, self.teacher, self.figures, gradient, seen)
 
 
-def visit_across_ranks(problem: Problem, gradient: StudentGradient) -> Seen:
+def chunked_forward_across_ranks(problem: Problem, gradient: StudentGradient) -> Seen:
     """What is seen of every token, and the gradient of Σ w·L with respect to this rank's entries."""
     seen = Seen.empty(problem)
     chunks = list(problem.chunks())

@@ -1,4 +1,4 @@
-"""Figures: what the first visit of some rows leaves behind, collected slice by slice."""
+"""FirstVisit: what the first visit of some rows leaves behind, collected slice by slice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .problem import Problem
 
 
 @dataclass(eq=False)
-class Figures:
+class FirstVisit:
     """Of n rows; z are transformed logits.
 
     Args:
@@ -42,7 +42,7 @@ class Figures:
     top_teacher: Tensor | None = None
 
     @classmethod
-    def empty(cls, problem: Problem, n: int) -> Figures:
+    def empty(cls, problem: Problem, n: int) -> FirstVisit:
         """Of rows of which nothing has been seen yet."""
         weights, objective = problem.weights, problem.objective
 
@@ -60,18 +60,18 @@ class Figures:
             figures.top_student, figures.top_teacher = numbers(k, -torch.inf), numbers(k, -torch.inf)
         return figures
 
-    def put(self, rows: Any, of_rows: Figures) -> None:
+    def put(self, rows: Any, of_rows: FirstVisit) -> None:
         """Those of some of the rows."""
         for field in fields(self):
             mine, new = getattr(self, field.name), getattr(of_rows, field.name)
             if mine is not None:
                 mine[rows] = new
 
-    def take(self, rows: Any) -> Figures:
+    def take(self, rows: Any) -> FirstVisit:
         """Of some rows: a slice or an index."""
         of_rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         taken: dict[str, Any] = {name: None if t is None else t[rows] for name, t in of_rows.items()}
-        return Figures(**taken)
+        return FirstVisit(**taken)
 
     def see(
         self,

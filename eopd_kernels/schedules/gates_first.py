@@ -28,7 +28,7 @@ from .teacher_first import of_teacher, without_student
 ROWS_LOST_PER_CHUNK = 45
 
 
-def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
+def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     """What is seen of every token, and the gradient of Σ w·L."""
     assert isinstance(problem.teacher, HiddenSide)
     seen = Seen.empty(problem)

@@ -15,23 +15,22 @@ from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
 from ..row_math.statistics import times_or_zero
 from ..rows import Logits, choose
+from ..second_derivative import Gradients
 from ..tensors import readable
-from .chunked import visit_with_gradient
-from .chunked_across_ranks import visit_across_ranks
+from .chunked import chunked_forward
+from .chunked_across_ranks import chunked_forward_across_ranks
 from .first_visit import gate_of
 from .fp16 import within_fp16
-from .gates_first import visit_gates_first
+from .gates_first import gates_first_forward
 from .gradient_filter import FilteredGradient
 from .loss_terms import Own, scaled
 from .problem import Problem
-from .recompute import gradient_of, visit
+from .recompute import recompute_backward, recompute_forward
 from .seen import Seen
 from .sides import HiddenSide, LogitsSide, Side, nothing_held
 from .student_gradient import HiddenGradient, LogitsGradient, NothingHeld, StudentGradient
 from .teacher_first import teacher_statistics
 from .workspace import tiling
-
-Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 
 class Solved(NamedTuple):
@@ -63,11 +62,11 @@ def solve(call: Call) -> Solved:
             factors, later = within_fp16(factors, per_row=isinstance(problem.student, LogitsSide))
         problem = replace(problem, weights=factors)
         gradient = student_gradient(call, problem, factors)
-        visitor = visit_gates_first if problem.gates_first else visit_with_gradient
-        seen = (visitor if problem.shard is None else visit_across_ranks)(problem, gradient)
+        visitor = gates_first_forward if problem.gates_first else chunked_forward
+        seen = (visitor if problem.shard is None else chunked_forward_across_ranks)(problem, gradient)
         kept = (later, *gradient.tensors())
     else:
-        seen, terms = visit(problem)
+        seen, terms = recompute_forward(problem)
         if needs_gradient:
             own = (None,) * 4 if terms.own is None else terms.own
             kept = (problem.weights, *terms.coefficients, *own)
@@ -97,7 +96,7 @@ def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any
     own = Own(*of_own) if of_own and of_own[0] is not None else None
     coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
     gradient = student_gradient(call, problem, per_token)
-    gradient_of(problem, packed, coefficients, own, gradient)
+    recompute_backward(problem, packed, coefficients, own, gradient)
     return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..distributed.vocabulary import Shard
 from ..row_math.statistics import RowStatistics
 from .blocks import Buffer
-from .first_visit import Figures
+from .first_visit import FirstVisit
 from .problem import Problem
 from .sides import Rows
 
@@ -19,7 +19,7 @@ def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
     packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
     teacher = problem.teacher
     if teacher is None or not look:
-        return Figures(packed).known_statistics(problem.tokens)
+        return FirstVisit(packed).known_statistics(problem.tokens)
     buffer = Buffer(teacher, problem.block)
     for rows in problem.chunks():
         taken = teacher.take(rows)
