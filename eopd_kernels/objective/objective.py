@@ -87,14 +87,19 @@ class Objective:
 
     @classmethod
     def eopd(cls, temperature: float = 1.0) -> Objective:
-        """Entropy-aware on-policy distillation (arXiv 2603.07079, Eq. 9) with both KLs over the whole vocabulary: the
-        default of this package."""
+        """Entropy-aware on-policy distillation (arXiv 2603.07079, Eq. 9) with both KLs over the whole vocabulary.
+
+        An alias of the default, ``Objective()``.
+        """
         return cls(temperature=temperature)
 
     @classmethod
     def eopd_paper(cls, temperature: float = 1.0) -> Objective:
-        """The same as the paper's Alg. 1 trains it: the sampled, clipped reverse half and the teacher's top 16,
-        renormalised; τ = 0.8, α = 1. Needs ``token_ids=`` and ``old_log_probs=``."""
+        """Entropy-aware on-policy distillation as the paper's Alg. 1 trains it.
+
+        The sampled, clipped reverse half and the teacher's top 16, renormalised; τ = 0.8, α = 1. Needs ``token_ids=``
+        and ``old_log_probs=``.
+        """
         return cls(reverse=Sampled(), forward=TopK(16), temperature=temperature)
 
     @classmethod
@@ -114,7 +119,7 @@ class Objective:
 
     @classmethod
     def minillm_token(cls, temperature: float = 1.0) -> Objective:
-        """The single-step part of MiniLLM's gradient (arXiv 2306.08543): the full reverse KL at each token."""
+        """The single-step part of MiniLLM's gradient (arXiv 2306.08543), an alias of :meth:`reverse_kl`."""
         return cls.reverse_kl(temperature)
 
     @classmethod
@@ -177,7 +182,7 @@ class Objective:
 
     @property
     def skews(self) -> tuple[float, float] | None:
-        """Of the forward and of the reverse half, or None where neither is against a mixture."""
+        """The skews of the forward and the reverse half, or None where neither is against a mixture."""
         halves = (self.forward, self.reverse)
         if not any(isinstance(half, Skewed) for half in halves):
             return None

@@ -1,4 +1,4 @@
-"""The schedule "recompute"."""
+"""The schedule "recompute": slices of the vocabulary are visited in forward, and again in backward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .student_gradient import StudentGradient
 
 
 def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
-    """The first visit of the recompute schedule: every slice of every chunk; what is seen, and the gradient's terms."""
+    """Visits every slice of every chunk: returns what was seen, and the terms of the gradient."""
     figures = FirstVisit.empty(problem, len(problem.weights))
     blocks = problem.blocks()
     for rows in problem.chunks():
@@ -48,7 +48,7 @@ def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
 def recompute_backward(
     problem: Problem, packed: Tensor, coefficients: Coefficients, own: Own | None, gradient: StudentGradient
 ) -> None:
-    """The second visit of the recompute schedule: the gradient of rows with these statistics and coefficients."""
+    """Visits every slice once more, and adds the gradient of rows with these statistics to ``gradient``."""
     blocks = problem.blocks()
     for rows in problem.chunks():
         chunk = blocks.take(rows)

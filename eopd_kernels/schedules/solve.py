@@ -48,7 +48,7 @@ class Solved(NamedTuple):
 
 
 def solve(call: Call) -> Solved:
-    """The forward pass."""
+    """Runs the forward pass, and under "chunked" takes the gradients."""
     options, denominator = call.options, call.denominator
     needs_gradient = any(options.needs_gradient)
     problem, known = planned(call)
@@ -80,7 +80,7 @@ def solve(call: Call) -> Solved:
 
 
 def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any]) -> list[Tensor | None]:
-    """The backward pass of the recompute schedule: visits every block once more.
+    """Runs the backward pass of the recompute schedule: visits every block once more.
 
     Args:
         upstream: the incoming gradient, 0-d or of the leading shape.
@@ -101,13 +101,13 @@ def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any
 
 
 def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size] | None]) -> Gradients:
-    """The accumulated gradients in the dtypes and shapes of the inputs."""
+    """Returns the accumulated gradients in the dtypes and shapes of the inputs."""
     pairs = zip(gradients, forms, strict=True)
     return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
 def problem_of(call: Call, weights: Tensor) -> Problem:
-    """The call as the schedules see it; tokens of weight 0 count for nothing.
+    """Returns the call as the schedules see it; tokens of weight 0 count for nothing.
 
     On a CPU those of a hidden-state student are compacted away, so that they cost no products. Elsewhere that would
     have to wait for the device to count them; there they ride along with weight 0.
@@ -152,7 +152,7 @@ def problem_of(call: Call, weights: Tensor) -> Problem:
 
 
 def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGradient:
-    """Where the gradient of this kind of student goes.
+    """Returns the object that takes up the gradient of this kind of student.
 
     Args:
         weights: ``[N]`` what the gradient of each token's loss is multiplied by.
@@ -175,7 +175,7 @@ Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
 
 
 def planned(call: Call) -> tuple[Problem, Known | None]:
-    """The problem to solve, and where the gates were found first, what is known of every token.
+    """Returns the problem to solve, and where the gates were found first, what is known of every token.
 
     Without a reverse half a token whose gate is shut has no gradient. On a CPU, and where the gate does not look at the
     student, the teacher goes first then, and the student's products see the open tokens only: in each chunk where that
@@ -198,7 +198,7 @@ def planned(call: Call) -> tuple[Problem, Known | None]:
 
 
 def teacher_goes_first(call: Call) -> bool:
-    """Whether the gates are found before the student is looked at: see :func:`planned`."""
+    """Returns whether the gates are found before the student is looked at: see :func:`planned`."""
     objective = call.options.objective
     reverse, reverse_gate, _, _ = objective.combination
     looks_away = call.tokens.gate is not None or not needs_student(objective.gate)

@@ -1,4 +1,4 @@
-"""The student's gradient: where the kernels write that of a block, and the sums over blocks."""
+"""The gradient of the student and its head: summed up over the blocks of logits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class StudentGradient(Protocol):
     """Where a schedule leaves the gradient of the student's blocks."""
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
-        """Where the kernel writes the gradient of a block of the student's logits [n, k]."""
+        """Returns where the kernel is to write the gradient of a block of the student's logits [n, k]."""
 
     def begin(self, rows: Rows, taken: Tensor) -> None:
-        """A chunk of tokens begins."""
+        """Begins a chunk of tokens."""
 
     def add(self, columns: slice, gradient: Tensor) -> None:
         """Takes up the gradient [n, k] of one block of the chunk."""
 
     def end(self) -> None:
-        """The chunk is complete."""
+        """Completes the chunk."""
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of student, weight and bias, None where not asked for."""
+        """Returns the gradients of student, weight and bias, None where not asked for."""
 
 
 class LogitsGradient:
@@ -137,7 +137,7 @@ class HiddenGradient:
 
 
 class NothingHeld:
-    """The gradients of a rank none of whose entries is compared: 0. Of its hidden states it takes part in the sum.
+    """The gradients of a rank none of whose entries is compared: zeros; it takes part in the sum of the hidden states'.
 
     Its sides are those of :func:`nothing_held`, one entry of no mass, and so is what ``of_entry`` collects.
     """
