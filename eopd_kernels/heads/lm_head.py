@@ -92,7 +92,7 @@ class LMHead:
         )
 
     def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
-        """Writes X Wᵀ + bias of ``hidden`` [n, D] for the k entries ``columns`` of the vocabulary into ``out`` [n, k]."""
+        """Writes X Wᵀ + bias of ``hidden`` [n, D] for the entries ``columns`` of the vocabulary to ``out`` [n, k]."""
         for part, weight in self._panels(columns, hidden.dtype):
             products.project(hidden, weight, out=out[:, part])
         if self.bias is not None:

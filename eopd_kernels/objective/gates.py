@@ -87,7 +87,7 @@ class QuantileGate:
         one_of("QuantileGate.of", self.of, SIDES)
 
     def __call__(self, statistics: RowStatistics, vocab_size: int) -> Tensor:
-        """Returns 1 where a row's gate is open, ``[N]``; a row whose entropy is NaN has a gate of NaN and does not count."""
+        """Returns 1 where a row's gate is open, ``[N]``; rows whose entropy is NaN have gate NaN and do not count."""
         h = entropy(statistics, self.of)
         if len(h) == 0:
             return h
