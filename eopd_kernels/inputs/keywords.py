@@ -71,29 +71,19 @@ class Keywords(TensorKeywords, ObjectiveKeyword, LossKeywords, ScheduleKeywords,
     """All keywords, as :func:`eopd_kernels.entropy_aware_kl` explains them."""
 
 
-DEFAULTS: Keywords = {
-    "student_head": None,
-    "teacher_head": None,
-    "mask": None,
-    "labels": None,
-    "ignore_index": -100,
-    "num_items": None,
-    "vocab_size": None,
-    "objective": None,
-    "token_ids": None,
-    "old_log_probs": None,
-    "gate": None,
-    "reverse_weights": None,
-    "forward_weights": None,
-    "reduction": "mean",
-    "schedule": "auto",
-    "backend": "auto",
-    "inplace": False,
-    "workspace_bytes": None,
-    "gradient_filter": None,
-    "tensor_parallel_group": None,
-    "partial_hidden_gradient": False,
-}
+# None where nothing is said here.
+DEFAULTS = cast(
+    Keywords,
+    dict.fromkeys(Keywords.__annotations__)
+    | {
+        "reduction": "mean",
+        "ignore_index": -100,
+        "schedule": "auto",
+        "backend": "auto",
+        "inplace": False,
+        "partial_hidden_gradient": False,
+    },
+)
 TENSORS, MODULE, REFERENCE, ALL = (
     tuple(name for name in DEFAULTS if name in kind.__annotations__)
     for kind in (TensorKeywords, ModuleKeywords, ReferenceKeywords, Keywords)

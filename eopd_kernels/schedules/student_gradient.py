@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,25 +11,6 @@ from .. import tensors
 from ..distributed.vocabulary import Shard, Travelling
 from ..heads.lm_head import grad_weight
 from .sides import HiddenSide, LogitsSide, Rows
-
-
-class StudentGradient(Protocol):
-    """Where a schedule leaves the gradient of the student's blocks."""
-
-    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
-        """Returns where the kernel is to write the gradient of a block of the student's logits [n, k]."""
-
-    def begin(self, rows: Rows, taken: Tensor) -> None:
-        """Begins a chunk of tokens."""
-
-    def add(self, columns: slice, gradient: Tensor) -> None:
-        """Takes up the gradient [n, k] of one block of the chunk."""
-
-    def end(self) -> None:
-        """Completes the chunk."""
-
-    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Returns the gradients of student, weight and bias, None where not asked for."""
 
 
 class LogitsGradient:
@@ -50,16 +30,21 @@ class LogitsGradient:
         self.rows = LogitsSide(self.gradient, side.local_vocab_size)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        """Returns where the kernel is to write the gradient of a block of the student's logits [n, k]."""
         assert isinstance(rows, slice)
         return self.rows.view(rows)[:, columns]
 
-    def begin(self, rows: Rows, taken: Tensor) -> None: ...
+    def begin(self, rows: Rows, taken: Tensor) -> None:
+        """Begins a chunk of tokens."""
 
-    def add(self, columns: slice, gradient: Tensor) -> None: ...
+    def add(self, columns: slice, gradient: Tensor) -> None:
+        """Takes up the gradient [n, k] of one block of the chunk."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Completes the chunk."""
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the gradients of student, weight and bias, None where not asked for."""
         return self.gradient, None, None
 
 
@@ -165,3 +150,6 @@ class NothingHeld:
             torch.zeros_like(t) if t is not None and n else None for t, n in zip(self.given, self.needs, strict=True)
         )
         return student if self.of_entry is None else self.of_entry.tensors()[0], weight, bias
+
+
+StudentGradient = LogitsGradient | HiddenGradient | NothingHeld  # where a schedule leaves the blocks' gradients
