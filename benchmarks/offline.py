@@ -22,8 +22,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from eopd_kernels.backends import triton as backend
 from eopd_kernels.backends.triton import launch
 from eopd_kernels.backends.triton.table import Processor
+from eopd_kernels.rows import FUNCTIONS
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def compiling_for(device: Device) -> Iterator[list[Any]]:
     triton.runtime.driver.set_active(AbsentDriver(device.target))
     with (
         mock.patch.object(JITFunction, "__getitem__", instead),
+        mock.patch.object(backend, "takes", lambda device_of_tensors: True),
         mock.patch.object(launch, "processor_of", lambda device_of_tensors: device.processor),
     ):
         yield compiled
@@ -145,7 +148,7 @@ def call(function: str, problem: Problem, rows: int) -> None:
         "row_mixture": (statistics, problem.skews, transforms),
         "row_mixture_gradient": (statistics, per_row, per_row, per_row, problem.skews, transforms, out),
     }
-    getattr(launch, function)(student, teacher, *after_the_sides[function])
+    getattr(FUNCTIONS["triton"], function)(student, teacher, *after_the_sides[function])
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from eopd_kernels.backends import cuda
 from eopd_kernels.backends.cuda.plan import KEPT, Plan, Row, resident, streaming
+from eopd_kernels.rows import FUNCTIONS
 
 from ..results import markdown_table
 from .occupancy import DEVICES, VOCABULARIES
@@ -37,11 +38,13 @@ def count(vocab_size: int, student: torch.dtype, out: torch.dtype, device: str, 
     kept = resident(row, DEVICES[device]) if keeps else None
     plan = kept or streaming(ROWS * DEVICES[device].multiprocessors, vocab_size, DEVICES[device])
     blocks = [torch.randn(ROWS, vocab_size, generator=torch.Generator().manual_seed(i)).to(student) for i in range(2)]
-    native = cuda.native()
+    native = cuda.kernels()
     native.reset_counters()
     with mock.patch.object(cuda, "resident_or_streaming", lambda *blocks: plan):
         gradient = torch.empty(ROWS, vocab_size, dtype=out)
-        cuda.row_loss_and_gradient(blocks[0], blocks[1], torch.ones(ROWS), THRESHOLD, ADD, IDENTITY, gradient)
+        FUNCTIONS["cuda"].row_loss_and_gradient(
+            blocks[0], blocks[1], torch.ones(ROWS), THRESHOLD, ADD, IDENTITY, gradient
+        )
     counted = native.counters()
     pairs = ROWS * vocab_size
     return Traffic(plan, counted["logit_bytes"] / pairs, counted["gradient_bytes"] / pairs, counted["scalar_loads"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.offline import DEVICES, compiling_for
-from eopd_kernels.backends.triton import launch
+from eopd_kernels.rows import FUNCTIONS
 
 # Aligned rows; rows aligned in fp32 whose end is ragged; rows that begin anywhere.
 CASES = [(4096, torch.float32), (4096, torch.bfloat16), (4100, torch.float32), (4095, torch.bfloat16)]
@@ -18,6 +18,7 @@ def kernels_of(rows: int, first: int, vocab_size: int, dtype: torch.dtype) -> se
     statistics = torch.empty(first + rows, 8)[first:]
     per_row = torch.empty(first + rows)[first:]
     coefficients = (per_row, per_row, per_row)
+    launch = FUNCTIONS["triton"]
     with compiling_for(DEVICES["sm_90"]) as compiled:
         launch.row_statistics(student, teacher, TRANSFORMS)
         launch.row_gradient(student, teacher, statistics, *coefficients, TRANSFORMS, out)
