@@ -22,18 +22,16 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 from torch import Tensor
 
-from .heads.lm_head import tensors_of
+from .heads.lm_head import LMHead
 from .inputs.per_token import check_count, check_log_probs, check_vocabulary
-from .inputs.record import Call, Options, Tokens, Transform
+from .inputs.record import Call, Options, Tokens
 from .objective.gates import EntropyGate, QuantileGate
 from .objective.halves import Sampled, Skewed, TopK
 from .objective.objective import Objective
-from .row_math.formulas import Coefficients
 from .rows import LIBRARY
 from .schedules.fp16 import outstanding
-from .schedules.loss_terms import Own
 from .schedules.seen import Seen
-from .schedules.solve import Gradients, as_inputs, solve, solve_again, teacher_goes_first
+from .schedules.solve import Gradients, as_inputs, solve, solve_again
 from .second_derivative import refuse_second_derivative
 from .tensors import compute_dtype
 
@@ -59,37 +57,47 @@ class Arguments(NamedTuple):
     top_present: Tensor | None
     teacher_entropy: Tensor | None
     teacher_token_log_probs: Tensor | None
-    vocab_size: int
+    local_vocab_size: int
     workspace_bytes: int | None
     spelling: str
 
     @classmethod
     def of(cls, call: Call) -> Arguments:
+        """The call, its heads and options spelt out."""
         return cls(
-            call.student,
-            *tensors_of(call.student_head),
-            call.teacher,
-            *tensors_of(call.teacher_head),
+            *call.sides(),
             call.weights,
             call.denominator,
             **{name: getattr(call.tokens, name) for name in TOKENS},
-            vocab_size=call.options.vocab_size,
+            local_vocab_size=call.options.local_vocab_size,
             workspace_bytes=call.options.workspace_bytes,
-            spelling=repr(spelt(call.options)),
+            spelling=repr(spelt((call.options, done_to_logits(call.student_head), done_to_logits(call.teacher_head)))),
         )
 
     @property
-    def tensors(self) -> list[Tensor | None]:
-        """Student, weight, bias, teacher, weight, bias."""
-        return list(self[:6])
-
-    @property
-    def tokens(self) -> Tokens:
-        return Tokens(**{name: getattr(self, name) for name in TOKENS})
+    def call(self) -> Call:
+        """What :meth:`of` was given."""
+        options, *scales = read(self.spelling)
+        options = replace(options, local_vocab_size=self.local_vocab_size, workspace_bytes=self.workspace_bytes)
+        weights = (self.student_weight, self.student_bias), (self.teacher_weight, self.teacher_bias)
+        student_head, teacher_head = (
+            None if weight is None else LMHead(weight, bias, scale=scale[0], softcap=scale[1])
+            for (weight, bias), scale in zip(weights, scales, strict=True)
+        )
+        tokens = Tokens(**{name: getattr(self, name) for name in TOKENS})
+        return Call(
+            self.student, self.teacher, student_head, teacher_head, self.weights, self.denominator, tokens, options
+        )
 
     @property
     def options(self) -> Options:
-        return replace(read(self.spelling), vocab_size=self.vocab_size, workspace_bytes=self.workspace_bytes)
+        """The options of the call, but for the sizes."""
+        return read(self.spelling)[0]
+
+
+def done_to_logits(head: LMHead | None) -> tuple[float, float | None] | None:
+    """Scale and softcap of a head."""
+    return None if head is None else (head.scale, head.softcap)
 
 
 TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: "SymInt?", str: "str"}
@@ -97,10 +105,9 @@ SCHEMA = ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(Argu
 TOKENS = tuple(field.name for field in fields(Tokens))
 SEEN = tuple(field.name for field in fields(Seen))
 RECORDS: dict[str, Any] = {
-    record.__name__: record
-    for record in (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK, Transform)
+    record.__name__: record for record in (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK)
 }
-SIZES = ("vocab_size", "workspace_bytes")
+SIZES = ("local_vocab_size", "workspace_bytes")
 
 
 def spelt(value: Any) -> Any:
@@ -110,8 +117,8 @@ def spelt(value: Any) -> Any:
         TypeError: it holds something that a text cannot say, such as a callable gate.
     """
     kind = type(value).__name__
-    if kind in RECORDS:
-        names = value._fields if isinstance(value, Transform) else [field.name for field in fields(value)]
+    if RECORDS.get(kind) is type(value):
+        names = [field.name for field in fields(value)]
         return (kind, *[None if name in SIZES else spelt(getattr(value, name)) for name in names])
     if isinstance(value, tuple):
         return ("tuple", *[spelt(part) for part in value])
@@ -147,7 +154,7 @@ def read(spelling: str) -> Any:
 
 
 def call(call: Call) -> tuple[Tensor, Seen]:
-    """Loss, and what was seen of the N tokens, of a checked call."""
+    """Loss, and what was seen of the N tokens, of a checked call that is traced."""
     loss, *rest = torch.ops.eopd_kernels.loss(*Arguments.of(call))
     return loss, Seen(*rest[: len(SEEN)])
 
@@ -166,23 +173,23 @@ def obstacle(options: Options) -> str | None:
 def loss(*given: Any) -> list[Tensor]:
     """The loss, the tensors of :class:`Seen`, and what backward needs, as in
     :class:`~eopd_kernels.schedules.solve.Solved`."""
-    arguments = Arguments(*given)
-    options, tokens = arguments.options, arguments.tokens
-    check_vocabulary(tokens, options.objective, options.vocab_size)
+    call = Arguments(*given).call
+    options, tokens = call.options, call.tokens
+    check_vocabulary(tokens, options.objective, options.local_vocab_size)
     served = {"log_probs": tokens.top_log_probs, "token_log_probs": tokens.teacher_token_log_probs}
     for name, log_probs in served.items():
         if log_probs is not None:
             check_log_probs(f"TopKTeacher.{name}", log_probs)
-    if arguments.denominator is not None:
-        check_count(arguments.denominator)
-    solved = solve(arguments.tensors, arguments.weights, arguments.denominator, tokens, options)
+    if call.denominator is not None:
+        check_count(call.denominator)
+    solved = solve(call)
     first, *kept = solved.kept or (None,)
     if any(options.needs_gradient):
         # "chunked": what is still to multiply the gradients, 1 for nothing; "recompute": the weights. Often that is an
         # argument, which an op may not hand out.
-        kept.insert(0, arguments.weights.new_ones(()) if first is None else first.clone())
+        kept.insert(0, call.weights.new_ones(()) if first is None else first.clone())
     outputs = [solved.loss, *[getattr(solved.seen, name) for name in SEEN], *[t for t in kept if t is not None]]
-    return [*outputs, solved.loss.new_empty(0)]  # the anchor of function.refuse_second_derivative
+    return [*outputs, solved.loss.new_empty(0)]  # the anchor of refuse_second_derivative
 
 
 def loss_fake(*given: Any) -> list[Tensor]:
@@ -218,28 +225,14 @@ def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
 
 def loss_backward(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *given: Any) -> list[Tensor]:
     """The gradients of student, weight and bias that are needed, in their dtypes."""
-    arguments = Arguments(*given)
-    options, tensors = arguments.options, arguments.tensors
-    if teacher_goes_first(arguments.student_weight, arguments.gate, options, upstream):
-        options = replace(options, some_weigh_nothing=True)
-    weights, a, b, c, *own = kept
-    gradients = solve_again(
-        tensors,
-        upstream,
-        arguments.denominator,
-        packed,
-        weights,
-        Coefficients(a, b, c),
-        Own(*own) if own else None,
-        options,
-    )
-    forms: Any = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
-    return [g for g in as_inputs(gradients, forms) if g is not None]
+    call = Arguments(*given).call
+    forms: Any = [None if t is None else (t.dtype, t.shape) for t in call.differentiable()]
+    return [g for g in as_inputs(solve_again(call, upstream, packed, kept), forms) if g is not None]
 
 
 def loss_backward_fake(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *given: Any) -> list[Tensor]:
     arguments = Arguments(*given)
-    pairs = zip(arguments.tensors[:3], arguments.options.needs_gradient, strict=True)
+    pairs = zip(arguments[:3], arguments.options.needs_gradient, strict=True)
     return [t.new_empty(t.shape) for t, needs in pairs if t is not None and needs]
 
 
@@ -249,7 +242,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
     kept = rest[len(SEEN) - 1 :]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:-1])
-    ctx.forms = [None if t is None else (t.dtype, t.shape) for t in arguments.tensors[:3]]
+    ctx.forms = [None if t is None else (t.dtype, t.shape) for t in arguments[:3]]
     ctx.rest = arguments[-3:]
     ctx.recompute = arguments.options.schedule == "recompute"
     ctx.needs = arguments.options.needs_gradient

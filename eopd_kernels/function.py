@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from . import tensors
-from .heads.lm_head import LMHead, tensors_of
+from . import compiled, tensors
+from .heads.lm_head import LMHead
 from .inputs.check import checked
+from .inputs.keywords import ALL, Keywords, shown_with, with_defaults
 from .inputs.options import check_apart
-from .inputs.record import Call, Options, Tokens
+from .inputs.record import Call
 from .inputs.top_k_teacher import TopKTeacher
-from .row_math.formulas import Coefficients
 from .schedules.fp16 import outstanding
-from .schedules.loss_terms import Own
 from .schedules.seen import Seen
 from .schedules.solve import Gradients, as_inputs, solve, solve_again
 from .second_derivative import refuse_second_derivative
+
+WITHOUT_HEADS = tuple(name for name in ALL if not name.endswith("_head"))
 
 
 class Inlined(type(torch.autograd.Function)):  # type: ignore[misc]
@@ -36,13 +37,14 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
     """
 
     @classmethod
+    @shown_with(WITHOUT_HEADS)
     def apply(
         cls,
         student: Tensor,
         teacher: Tensor | TopKTeacher,
         student_weight: Tensor | None = None,
         teacher_weight: Tensor | None = None,
-        **options: Any,
+        **keywords: Unpack[Keywords],
     ) -> Tensor:
         """The loss of student logits or hidden states against the teacher's.
 
@@ -52,7 +54,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 :class:`TopKTeacher`.
             student_weight: ``[V, D_s]`` or None.
             teacher_weight: ``[V, D_t]`` or None. Must not require grad.
-            **options: the keyword options of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
+            **keywords: those of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
 
         Returns:
             The loss in nats, 0-d (``[...]`` with ``reduction="none"``), fp32 (fp64 if an input is fp64).
@@ -60,44 +62,28 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         Raises:
             TypeError, ValueError: as :func:`eopd_kernels.entropy_aware_kl`.
         """
-        student_head = None if student_weight is None else LMHead(student_weight)
-        teacher_head = None if teacher_weight is None else LMHead(teacher_weight)
-        loss, _ = cls.call(checked(student, teacher, student_head=student_head, teacher_head=teacher_head, **options))
-        return loss
+        given = with_defaults("EntropyAwareKL.apply", keywords, WITHOUT_HEADS)
+        given["student_head"] = None if student_weight is None else LMHead(student_weight)
+        given["teacher_head"] = None if teacher_weight is None else LMHead(teacher_weight)
+        return cls.of(checked(student, teacher, given))[0]
 
     @classmethod
-    def call(cls, call: Call) -> tuple[Tensor, Seen]:
+    def of(cls, call: Call) -> tuple[Tensor, Seen]:
         """Loss, and what was seen of the N tokens, of a checked call."""
         if torch.compiler.is_compiling():
-            from . import compiled
-
             obstacle = compiled.obstacle(call.options)
             if obstacle is None:
                 return compiled.call(call)
             torch._dynamo.graph_break(msg=obstacle)  # which fullgraph=True makes an error
-            return torch._dynamo.disable(cls.call_eagerly)(call)
+            return torch._dynamo.disable(cls.of)(call)
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "EntropyAwareKL cannot be transformed by torch.func (grad, vmap, jvp, ...): the gradient is taken in "
                 "forward. Use torch.autograd, with torch.func.functional_call if parameters are to be replaced"
             )
-        return cls.call_eagerly(call)
-
-    @classmethod
-    def call_eagerly(cls, call: Call) -> tuple[Tensor, Seen]:
-        """The same, by autograd's own means."""
         if call.options.inplace:
             check_apart(call.student, call.teacher)
-        loss, *seen, _ = super().apply(
-            call.student,
-            *tensors_of(call.student_head),
-            call.teacher,
-            *tensors_of(call.teacher_head),
-            call.weights,
-            call.denominator,
-            call.tokens,
-            call.options,
-        )
+        loss, *seen, _ = super().apply(*call.differentiable(), call)
         return loss, Seen(*seen)
 
     @staticmethod
@@ -106,31 +92,25 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         student: Tensor,  # [..., D_s] or [..., V]
         student_weight: Tensor | None,  # [V, D_s]
         student_bias: Tensor | None,  # [V]
-        teacher: Tensor | None,  # [..., D_t] or [..., V]; None: its likeliest entries are in tokens
-        teacher_weight: Tensor | None,  # [V, D_t]
-        teacher_bias: Tensor | None,  # [V]
-        token_weights: Tensor,  # [N]
-        denominator: Tensor | None,  # 0-d
-        tokens: Tokens,
-        options: Options,
+        call: Call,
     ) -> tuple[Tensor, ...]:
-        tensors = (student, student_weight, student_bias, teacher, teacher_weight, teacher_bias)
-        solved = solve(tensors, token_weights, denominator, tokens, options)
-        seen = solved.seen
-        anchor = solved.loss.new_empty(0)
-        if any(options.needs_gradient):
-            again = () if options.schedule == "chunked" else (*tensors, denominator, seen.packed)
-            ctx.save_for_backward(*again, *solved.kept, anchor)
-        ctx.options = solved.options
-        ctx.forms = [None if t is None else (t.dtype, t.shape) for t in tensors[:3]]
+        loss, seen, kept = solve(call)
+        anchor = loss.new_empty(0)
+        ctx.schedule = call.options.schedule
+        if any(call.options.needs_gradient):
+            if ctx.schedule == "recompute":
+                kept = (*call.sides(), seen.packed, *kept)
+                ctx.call = call.without_sides()
+            ctx.save_for_backward(*kept, anchor)
+        ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
         outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
         ctx.mark_non_differentiable(*outputs)
-        return solved.loss, *outputs, anchor
+        return loss, *outputs, anchor
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream[0] is None:
-            return (None,) * 10
+            return (None,) * 4
         if torch._C._functorch.is_legacy_batchedtensor(upstream[0]):
             raise RuntimeError(
                 "EntropyAwareKL cannot be vectorized over gradients (is_grads_batched, jacobian(vectorize=True)): ask "
@@ -138,10 +118,10 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
             )
         *saved, anchor = ctx.saved_tensors
         with torch.no_grad():
-            gradients = BACKWARD[ctx.options.schedule](ctx, saved, upstream[0])
+            gradients = BACKWARD[ctx.schedule](ctx, saved, upstream[0])
         if torch.is_grad_enabled():
             gradients = refuse_second_derivative(gradients, upstream[0], anchor)
-        return *gradients, *(None,) * 7
+        return *gradients, None
 
 
 def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
@@ -158,10 +138,8 @@ def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradie
 
 def backward_recompute(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
-    *tensors, denominator, packed, weights, a, b, c, ids, present, own_a, values = saved
-    own = None if ids is None else Own(ids, present, own_a, values)
-    gradients = solve_again(tensors, upstream, denominator, packed, weights, Coefficients(a, b, c), own, ctx.options)
-    return as_inputs(gradients, ctx.forms)
+    sides, packed, kept = saved[:6], saved[6], saved[7:]
+    return as_inputs(solve_again(ctx.call.with_sides(sides), upstream, packed, kept), ctx.forms)
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from .function import EntropyAwareKL
-from .heads.lm_head import LMHead
 from .inputs.check import checked
+from .inputs.keywords import ALL, MODULE, TENSORS, Keywords, ModuleKeywords, TensorKeywords, shown_with, with_defaults
 from .inputs.top_k_teacher import TopKTeacher
 from .objective.objective import Objective
 from .row_math.statistics import RowStatistics
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,31 +46,9 @@ class EntropyAwareKLOutput:
     teacher_entropy_is_lower_bound: bool = False
 
 
+@shown_with(ALL)
 def entropy_aware_kl(
-    student: Tensor,
-    teacher: Tensor | TopKTeacher,
-    *,
-    student_head: LMHead | None = None,
-    teacher_head: LMHead | None = None,
-    mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    ignore_index: int = -100,
-    num_items: int | float | Tensor | None = None,
-    vocab_size: int | None = None,
-    objective: Objective | None = None,
-    token_ids: Tensor | None = None,
-    old_log_probs: Tensor | None = None,
-    gate: Tensor | None = None,
-    reverse_weights: Tensor | None = None,
-    forward_weights: Tensor | None = None,
-    reduction: str = "mean",
-    schedule: str = "auto",
-    backend: str = "auto",
-    inplace: bool = False,
-    workspace_bytes: int | None = None,
-    gradient_filter: float | None = None,
-    tensor_parallel_group: ProcessGroup | DeviceMesh | None = None,
-    partial_hidden_gradient: bool = False,
+    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[Keywords]
 ) -> EntropyAwareKLOutput:
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
@@ -153,32 +127,13 @@ def entropy_aware_kl(
         gate included. There are first derivatives, of the student and its head only: nothing else may require grad, and
         whoever asks for a second one, for many gradients at once or for forward mode is told.
     """
-    call = checked(
-        student,
-        teacher,
-        student_head=student_head,
-        teacher_head=teacher_head,
-        mask=mask,
-        labels=labels,
-        ignore_index=ignore_index,
-        num_items=num_items,
-        vocab_size=vocab_size,
-        objective=objective,
-        token_ids=token_ids,
-        old_log_probs=old_log_probs,
-        gate=gate,
-        reverse_weights=reverse_weights,
-        forward_weights=forward_weights,
-        reduction=reduction,
-        schedule=schedule,
-        backend=backend,
-        inplace=inplace,
-        workspace_bytes=workspace_bytes,
-        gradient_filter=gradient_filter,
-        tensor_parallel_group=tensor_parallel_group,
-        partial_hidden_gradient=partial_hidden_gradient,
-    )
-    loss, seen = EntropyAwareKL.call(call)
+    return outcome(student, teacher, with_defaults("entropy_aware_kl", keywords))
+
+
+def outcome(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> EntropyAwareKLOutput:
+    """What :func:`entropy_aware_kl` returns, of all keywords."""
+    call = checked(student, teacher, given)
+    loss, seen = EntropyAwareKL.of(call)
     statistics = RowStatistics(seen.packed)
     masked = call.weights == 0
 
@@ -199,7 +154,7 @@ def entropy_aware_kl(
 
 
 class EntropyAwareKLLoss(nn.Module):
-    """:func:`entropy_aware_kl` with its options remembered.
+    """:func:`entropy_aware_kl` with its options remembered, each as an attribute of its name.
 
     Args:
         objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes,
@@ -209,75 +164,18 @@ class EntropyAwareKLLoss(nn.Module):
     old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
     """
 
-    def __init__(
-        self,
-        objective: Objective | None = None,
-        *,
-        reduction: str = "mean",
-        ignore_index: int = -100,
-        vocab_size: int | None = None,
-        schedule: str = "auto",
-        backend: str = "auto",
-        inplace: bool = False,
-        workspace_bytes: int | None = None,
-        gradient_filter: float | None = None,
-        tensor_parallel_group: ProcessGroup | DeviceMesh | None = None,
-        partial_hidden_gradient: bool = False,
-    ) -> None:
+    @shown_with(MODULE)
+    def __init__(self, objective: Objective | None = None, **keywords: Unpack[ModuleKeywords]) -> None:
         super().__init__()
+        given = with_defaults("EntropyAwareKLLoss", keywords, MODULE)
         self.objective = Objective() if objective is None else objective
-        self.reduction = reduction
-        self.ignore_index = ignore_index
-        self.vocab_size = vocab_size
-        self.schedule = schedule
-        self.backend = backend
-        self.inplace = inplace
-        self.workspace_bytes = workspace_bytes
-        self.gradient_filter = gradient_filter
-        self.tensor_parallel_group = tensor_parallel_group
-        self.partial_hidden_gradient = partial_hidden_gradient
+        for name in MODULE:
+            setattr(self, name, given[name])  # type: ignore[literal-required]
 
+    @shown_with(TENSORS)
     def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor | TopKTeacher,
-        *,
-        student_head: LMHead | None = None,
-        teacher_head: LMHead | None = None,
-        mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        num_items: int | float | Tensor | None = None,
-        token_ids: Tensor | None = None,
-        old_log_probs: Tensor | None = None,
-        gate: Tensor | None = None,
-        reverse_weights: Tensor | None = None,
-        forward_weights: Tensor | None = None,
+        self, student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[TensorKeywords]
     ) -> EntropyAwareKLOutput:
-        return entropy_aware_kl(
-            student,
-            teacher,
-            student_head=student_head,
-            teacher_head=teacher_head,
-            mask=mask,
-            labels=labels,
-            num_items=num_items,
-            token_ids=token_ids,
-            old_log_probs=old_log_probs,
-            gate=gate,
-            reverse_weights=reverse_weights,
-            forward_weights=forward_weights,
-            objective=self.objective,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            vocab_size=self.vocab_size,
-            schedule=self.schedule,
-            backend=self.backend,
-            inplace=self.inplace,
-            workspace_bytes=self.workspace_bytes,
-            gradient_filter=self.gradient_filter,
-            tensor_parallel_group=self.tensor_parallel_group,
-            partial_hidden_gradient=self.partial_hidden_gradient,
-        )
-
-    def extra_repr(self) -> str:
-        return f"{self.objective!r}, reduction={self.reduction!r}, schedule={self.schedule!r}, backend={self.backend!r}"
+        given = with_defaults("EntropyAwareKLLoss.forward", keywords, TENSORS)
+        remembered: Any = {name: getattr(self, name) for name in ("objective", *MODULE)}
+        return outcome(student, teacher, {**given, **remembered})

@@ -7,12 +7,14 @@ N × V several times over. Every kernel is tested against it; nobody should trai
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from .heads.lm_head import LMHead
 from .inputs.check import checked
+from .inputs.keywords import REFERENCE, ReferenceKeywords, shown_with, with_defaults
 from .inputs.record import Call
 from .inputs.top_k_teacher import TopKTeacher
 from .loss import EntropyAwareKLOutput
@@ -22,55 +24,28 @@ from .objective.objective import Objective
 from .row_math.statistics import RowStatistics
 
 
+@shown_with(REFERENCE)
 def entropy_aware_kl(
-    student: Tensor,
-    teacher: Tensor | TopKTeacher,
-    *,
-    student_head: LMHead | None = None,
-    teacher_head: LMHead | None = None,
-    mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    ignore_index: int = -100,
-    num_items: int | float | Tensor | None = None,
-    vocab_size: int | None = None,
-    objective: Objective | None = None,
-    token_ids: Tensor | None = None,
-    old_log_probs: Tensor | None = None,
-    gate: Tensor | None = None,
-    reverse_weights: Tensor | None = None,
-    forward_weights: Tensor | None = None,
-    reduction: str = "mean",
+    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[ReferenceKeywords]
 ) -> EntropyAwareKLOutput:
     """The same loss as :func:`eopd_kernels.entropy_aware_kl`, argument for argument, by the definitions."""
-    call = checked(
-        student,
-        teacher,
-        student_head=student_head,
-        teacher_head=teacher_head,
-        mask=mask,
-        labels=labels,
-        ignore_index=ignore_index,
-        num_items=num_items,
-        vocab_size=vocab_size,
-        objective=objective,
-        token_ids=token_ids,
-        old_log_probs=old_log_probs,
-        gate=gate,
-        reverse_weights=reverse_weights,
-        forward_weights=forward_weights,
-        reduction=reduction,
-    )
+    given = with_defaults("eopd_kernels.reference.entropy_aware_kl", keywords, REFERENCE)
+    call, reduction = checked(student, teacher, given), given["reduction"]
     objective = call.options.objective
     weights, tokens = call.weights, call.tokens  # [N]
 
     of_student, of_teacher = objective.temperatures
     z_t: Tensor | None = None
     log_q: Tensor | None = None
-    z_s = transformed_logits(call.student, student_head, call.options.vocab_size, of_student).to(weights.dtype)
+    z_s = transformed_logits(call.student, call.student_head, call.options.local_vocab_size, of_student).to(
+        weights.dtype
+    )
     log_p = torch.log_softmax(z_s, -1)  # [N, V]
     student_entropy = -expectation(log_p, log_p)
     if call.teacher is not None:
-        z_t = transformed_logits(call.teacher, teacher_head, call.options.vocab_size, of_teacher).to(weights.dtype)
+        z_t = transformed_logits(call.teacher, call.teacher_head, call.options.local_vocab_size, of_teacher).to(
+            weights.dtype
+        )
         log_q = torch.log_softmax(z_t, -1)
         teacher_entropy = -expectation(log_q, log_q)
         forward_kl = expectation(log_q, log_q - log_p)
@@ -89,7 +64,7 @@ def entropy_aware_kl(
     factor = of_student**2 if objective.temperature_squared else 1.0
     reverse = reverse_half(objective, call, log_p, log_q, reverse_kl)
     forward = forward_half(objective, call, log_p, log_q, forward_kl)
-    losses = times(weights * factor, times(c_r, reverse) + times(c_f, forward))
+    losses = times_or_zero(weights * factor, times_or_zero(c_r, reverse) + times_or_zero(c_f, forward))
 
     loss = losses.view(call.leading) if reduction == "none" else losses.sum()
     if call.denominator is not None:
@@ -180,7 +155,7 @@ def expectation(log_mass: Tensor, value: Tensor) -> Tensor:
     return (log_mass.exp() * value.masked_fill(massless, 0.0)).sum(-1)
 
 
-def times(weight: Tensor, value: Tensor) -> Tensor:
+def times_or_zero(weight: Tensor, value: Tensor) -> Tensor:
     """weight·value, and 0 with a zero gradient where the weight is 0, whatever the value."""
     return weight * value.masked_fill(weight == 0, 0.0)
 

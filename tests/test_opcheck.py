@@ -13,6 +13,7 @@ import torch
 from eopd_kernels import EntropyGate, Objective, TopKTeacher
 from eopd_kernels.compiled import SEEN, Arguments
 from eopd_kernels.inputs.check import checked
+from eopd_kernels.inputs.keywords import with_defaults
 from tests.conftest import make_case, size
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -48,7 +49,7 @@ def arguments(options: dict[str, Any], backend: str) -> Arguments:
         ids = torch.arange(24).view(2, 3, 4)
         teacher = TopKTeacher(ids, torch.full((2, 3, 4), -1.5), token_log_probs=torch.full((2, 3), -2.5))
         given["teacher_head"] = None
-    return Arguments.of(checked(case.student, teacher, **given))
+    return Arguments.of(checked(case.student, teacher, with_defaults("entropy_aware_kl", given)))
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import LMHead, entropy_aware_kl
-from eopd_kernels.row_math.formulas import Coefficients, Combine, gradient_coefficients, open_gate
+from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
 from eopd_kernels.testing.data_sheets import DEVICES
@@ -82,7 +82,7 @@ def test_the_three_functions(
     assert torch.equal(gate.double(), expected_gate)
     read = weights != 0
     assert relative_error(fused[read], exact.packed[read]) < 10 * tolerance
-    coefficients = gradient_coefficients(exact, expected_gate, ADD, weights.double())
+    coefficients = gated_coefficients(exact, expected_gate, ADD, weights.double())
     assert relative_error(out, exact_gradient(student, teacher, coefficients)) < 10 * tolerance
 
 
@@ -168,7 +168,7 @@ def test_transforms_and_their_slope(functions: RowFunctions, transforms: list[fl
     weights = torch.tensor([0.3, -1.2, 1.0, 2.5, 0.7, 1.1], dtype=torch.float64)
     threshold = float(exact.teacher_entropy.median()) + 1e-3
     gate = open_gate(exact, threshold)
-    coefficients = gradient_coefficients(exact, gate, ADD, weights)
+    coefficients = gated_coefficients(exact, gate, ADD, weights)
     z_s.backward(exact_gradient(z_s.detach(), z_t, coefficients))
     assert leaf.grad is not None
 
@@ -208,7 +208,7 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice) -
     _, gate = functions.row_loss_and_gradient(student, teacher, weights, 2.0, list(combine), IDENTITY, out)
     alive = torch.ones(5003, dtype=torch.bool)
     alive[dead] = side == "teacher"
-    coefficients = gradient_coefficients(exact, gate.double(), combine, weights.double())
+    coefficients = gated_coefficients(exact, gate.double(), combine, weights.double())
     if side == "teacher":
         log_p, q = student.double().log_softmax(1), teacher.double().softmax(1)
         expected = weights.double().unsqueeze(1) * (log_p.exp() - q)
@@ -240,7 +240,7 @@ def test_a_nan_stays_in_its_row(functions: RowFunctions, combine: Combine) -> No
         assert torch.equal(packed[others], clean[others]) and out[others].isfinite().all()
         assert out[2].isnan().any()
         again = torch.empty(4, 5003)
-        coefficients = gradient_coefficients(statistics, gate, combine, weights)
+        coefficients = gated_coefficients(statistics, gate, combine, weights)
         functions.row_gradient(*blocks, packed, *coefficients, IDENTITY, again)
         assert again[others].isfinite().all() and again[2].isnan().any()
 

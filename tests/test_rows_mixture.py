@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eopd_kernels.row_math.formulas import Coefficients
 from eopd_kernels.row_math.mixture import MixtureStatistics, Skews
-from eopd_kernels.row_math.statistics import RowStatistics, weighted
+from eopd_kernels.row_math.statistics import RowStatistics, times_or_zero
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
 from tests.conftest import relative_error
 from tests.test_rows import DTYPES, IDENTITY, TRANSFORMS, block, random_coefficients
@@ -41,10 +41,10 @@ class Exact:
         self.p, q = log_p.exp(), log_q.exp()
         forward_ratio, _, forward_rest = against_mixture(log_q, log_p, skews.forward)
         reverse_ratio, reverse_share, _ = against_mixture(log_p, log_q, skews.reverse)
-        self.forward_rest = weighted(q, forward_rest)
-        self.reverse_ratio = weighted(self.p, reverse_ratio)
-        self.reverse_share = weighted(self.p, reverse_share)
-        terms = (weighted(q, forward_ratio), self.reverse_ratio, self.forward_rest, self.reverse_share)
+        self.forward_rest = times_or_zero(q, forward_rest)
+        self.reverse_ratio = times_or_zero(self.p, reverse_ratio)
+        self.reverse_share = times_or_zero(self.p, reverse_share)
+        terms = (times_or_zero(q, forward_ratio), self.reverse_ratio, self.forward_rest, self.reverse_share)
         self.mixture = MixtureStatistics(torch.stack([term.sum(1) for term in terms], 1))
 
     def gradient(self, coefficients: Coefficients) -> Tensor:
@@ -56,7 +56,7 @@ class Exact:
 
 def coefficients_of(mixture: MixtureStatistics, c_r: Tensor, c_f: Tensor) -> Coefficients:
     """Those of L = c_r·R + c_f·F."""
-    a = weighted(c_r, mixture.reverse_share - mixture.reverse_kl) + weighted(c_f, mixture.forward_share)
+    a = times_or_zero(c_r, mixture.reverse_share - mixture.reverse_kl) + times_or_zero(c_f, mixture.forward_share)
     return Coefficients(a, c_r, c_f)
 
 

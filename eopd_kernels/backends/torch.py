@@ -14,9 +14,9 @@ from torch import Tensor
 from ..row_math.formulas import (
     Coefficients,
     Combine,
-    element_gradient,
-    gradient_coefficients,
-    mixture_element_gradient,
+    column_gradient,
+    gated_coefficients,
+    mixture_column_gradient,
     open_gate,
     transform_slope,
     transformed,
@@ -66,7 +66,7 @@ def row_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, element_gradient)
+    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, column_gradient)
 
 
 def row_loss_and_gradient(
@@ -83,7 +83,7 @@ def row_loss_and_gradient(
     unread = RowStatistics.empty(1, packed.dtype, packed.device).packed
     statistics = RowStatistics(torch.where(weights.unsqueeze(1) == 0, unread, packed))
     gate = torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))
-    coefficients = gradient_coefficients(statistics, gate, Combine(*combine), weights)
+    coefficients = gated_coefficients(statistics, gate, Combine(*combine), weights)
     row_gradient(student, teacher, statistics.packed, *coefficients, transforms, out)
     return statistics.packed, gate
 
@@ -114,7 +114,7 @@ def row_mixture_gradient(
     out: Tensor,
 ) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    element = functools.partial(mixture_element_gradient, skews=Skews(*skews))
+    element = functools.partial(mixture_column_gradient, skews=Skews(*skews))
     gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, element)
 
 

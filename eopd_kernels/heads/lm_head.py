@@ -13,6 +13,7 @@ from ..arguments import check_floating, described, finite
 from ..distributed.data_parallel import check_not_partitioned, is_dtensor, whole
 from ..distributed.vocabulary import local_tensor
 from . import products
+from .from_model import parts_of
 
 # Rows of a low-precision head that are upcast at a time: on a CPU the copy stays in the last-level cache.
 PANEL_BYTES = 8 * 2**20
@@ -81,8 +82,6 @@ class LMHead:
                 class that is not known here whose config has a field like ``logit_scale``. The message says which, and
                 what to do instead.
         """
-        from .from_model import parts_of
-
         weight, bias, scale, softcap = parts_of(model)
         return cls(weight, bias, scale=scale, softcap=softcap)
 
@@ -109,14 +108,18 @@ class LMHead:
         """The same head with its weight in another dtype: itself where it has that already."""
         if self.weight.dtype == dtype:
             return self
-        return LMHead(self.weight.to(dtype), self.bias, scale=self.scale, softcap=self.softcap)
+        return self.with_tensors(self.weight.to(dtype), self.bias)
 
     def gathered(self) -> LMHead:
         """The same head with its whole weight and bias on each rank: one collective for each that is a DTensor."""
         if not (is_dtensor(self.weight) or is_dtensor(self.bias)):
             return self
         bias = None if self.bias is None else whole(self.bias)
-        return LMHead(whole(self.weight), bias, scale=self.scale, softcap=self.softcap)
+        return self.with_tensors(whole(self.weight), bias)
+
+    def with_tensors(self, weight: Tensor, bias: Tensor | None) -> LMHead:
+        """A head of another weight and bias that does the same to its logits."""
+        return LMHead(weight, bias, scale=self.scale, softcap=self.softcap)
 
     def _panels(self, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """The head's rows ``columns`` in ``dtype``, with their place in the slice: whole where they have it already,
@@ -139,6 +142,11 @@ def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if head is None else (head.weight, head.bias)
 
 
+def transform(head: LMHead | None, temperature: float) -> tuple[float, float, float]:
+    """Scale, softcap (0: none) and temperature of a side's logits, as the row functions take them."""
+    return (1.0, 0.0, temperature) if head is None else (head.scale, head.softcap or 0.0, temperature)
+
+
 def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
     """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
     products.add_mm(grad_logits.t(), hidden, out=out)
@@ -152,4 +160,4 @@ def local_head(name: str, head: Any, group: Any) -> Any:
     bias = local_tensor(f"{name}.bias", head.bias, group, 0)
     if weight is head.weight and bias is head.bias:
         return head
-    return LMHead(weight, bias, scale=head.scale, softcap=head.softcap)
+    return head.with_tensors(weight, bias)

@@ -1,24 +1,24 @@
-"""The record of one call: its tensors, its options, and what the caller said of each token, checked."""
+"""Call: the record of one call of the loss, checked: its tensors, its options, and what was said of each token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..distributed import vocabulary
-from ..heads.lm_head import LMHead
+from ..distributed.vocabulary import Shard
+from ..heads.lm_head import LMHead, tensors_of
 from ..objective.objective import Objective
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """``[N, ...]`` each, checked, in the compute dtype where they are numbers; None where not given.
+    """What the caller said of each token beside the two sides: checked, ``[N, ...]``, numbers in the compute dtype.
 
     Args:
-        token_ids: ``[N]`` the sampled token y.
+        token_ids: ``[N]`` the sampled token y. Default, here and below: None, not given.
         old_log_probs: ``[N]`` log p_old(y).
         gate: ``[N]`` how far the gate is open, in place of the objective's.
         reverse_weights, forward_weights: ``[N]`` factors of each half.
@@ -39,28 +39,20 @@ class Tokens:
     teacher_token_log_probs: Tensor | None = None
 
     def take(self, rows: Any) -> Tokens:
-        """Of some tokens: a slice or an index."""
+        """What was said of some tokens: a slice or an index."""
         return Tokens(**{f.name: None if (t := getattr(self, f.name)) is None else t[rows] for f in fields(self)})
-
-
-class Transform(NamedTuple):
-    """What a head does to its logits."""
-
-    scale: float = 1.0
-    softcap: float | None = None
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one call, checked.
+    """The options of one call.
 
     Args:
         objective, reduction, schedule, inplace, backend: as in :func:`eopd_kernels.entropy_aware_kl`, ``schedule``
             resolved.
-        vocab_size: the entries of the vocabulary that are compared here.
+        local_vocab_size: the entries of the vocabulary that are compared on this rank.
         workspace_bytes: the budget for blocks of logits, or None for the default.
         gradient_filter: ε, or None for exact products.
-        student_transform, teacher_transform: scale and softcap of each head.
         some_weigh_nothing: whether there may be tokens of weight 0.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
         autocast: the dtype of torch.autocast where the loss was called, or None.
@@ -72,27 +64,38 @@ class Options:
     schedule: str
     inplace: bool
     backend: str
-    vocab_size: int
+    local_vocab_size: int
     workspace_bytes: int | None
     gradient_filter: float | None
-    student_transform: Transform
-    teacher_transform: Transform
     some_weigh_nothing: bool
     needs_gradient: tuple[bool, bool, bool]
     autocast: torch.dtype | None
-    shard: vocabulary.Shard | None = None
+    shard: Shard | None = None
+
+
+Sides = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Everything one call needs: its tensors and its options."""
+    """Everything that one call needs.
+
+    Args:
+        student: ``[..., V]`` or, with a head, ``[..., D_s]``.
+        teacher: ``[..., V]`` or, with a head, ``[..., D_t]``. None: a :class:`TopKTeacher`, which is in ``tokens``.
+        student_head, teacher_head: the heads, or None for logits.
+        weights: ``[N]`` of the tokens, in the compute dtype; 0 where masked.
+        denominator: 0-d, of the mean; None for "sum" and "none".
+        tokens: what was said of each token.
+        options: everything else.
+    """
 
     student: Tensor
-    teacher: Tensor | None  # None: a TopKTeacher, whose entries are in tokens
+    teacher: Tensor | None
     student_head: LMHead | None
     teacher_head: LMHead | None
-    weights: Tensor  # [N], 0 where masked
-    denominator: Tensor | None  # 0-d; None for "sum" and "none"
+    weights: Tensor
+    denominator: Tensor | None
     tokens: Tokens
     options: Options
 
@@ -100,3 +103,23 @@ class Call:
     def leading(self) -> torch.Size:
         """The leading shape, that of the per-token outputs."""
         return self.student.shape[:-1]
+
+    def differentiable(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What has a gradient: the student, the weight and the bias of its head."""
+        return self.student, *tensors_of(self.student_head)
+
+    def sides(self) -> Sides:
+        """Both sides: student, weight, bias, teacher, weight, bias."""
+        return *self.differentiable(), self.teacher, *tensors_of(self.teacher_head)
+
+    def without_sides(self) -> Call:
+        """The call without the memory of its sides, as a graph may hold it until :meth:`with_sides` brings them."""
+        empty = [None if t is None else t.detach().new_empty([0] * t.dim()) for t in self.sides()]
+        return replace(self.with_sides(empty), tokens=Tokens())
+
+    def with_sides(self, sides: Any) -> Call:
+        """The same call of other tensors, in the order of :meth:`sides`; None where there are none."""
+        student, weight, bias, teacher, teacher_weight, teacher_bias = sides
+        student_head = self.student_head and self.student_head.with_tensors(weight, bias)
+        teacher_head = self.teacher_head and self.teacher_head.with_tensors(teacher_weight, teacher_bias)
+        return replace(self, student=student, student_head=student_head, teacher=teacher, teacher_head=teacher_head)

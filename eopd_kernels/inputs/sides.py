@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..arguments import check_floating, check_whole, described
 from ..distributed.data_parallel import check_not_partitioned, is_dtensor
 from ..heads.lm_head import LMHead, tensors_of
-from .record import Transform
+from .record import Call
 
 
 def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
@@ -59,36 +57,29 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
     raise ValueError(f"{name} requires grad, but the loss is never differentiated with respect to {respect}: {remedy}")
 
 
-def transform(head: LMHead | None) -> Transform:
-    return Transform() if head is None else Transform(head.scale, head.softcap)
-
-
 def width(tensor: Tensor, head: LMHead | None) -> int:
     """V of a side."""
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
-def common_vocabulary(
-    student: int, teacher: int | None, vocab_size: int | None, without_head: Sequence[str] = ()
-) -> int:
-    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's.
-
-    Args:
-        without_head: the sides that were taken for logits because no head came with them.
-    """
-    teacher = student if teacher is None else teacher
+def common_vocabulary(call: Call, vocab_size: int | None) -> int:
+    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's."""
+    student = teacher = width(call.student, call.student_head)
+    if call.teacher is not None:
+        teacher = width(call.teacher, call.teacher_head)
     if vocab_size is None:
         if student != teacher:
+            heads = {"student": call.student_head, "teacher": call.teacher_head}
             taken = "".join(
                 f"{side} was taken for logits, as it came without {side}_head: if it is hidden states, pass that; "
-                for side in without_head
+                for side, head in heads.items()
+                if head is None
             )
             raise ValueError(
                 f"student and teacher have vocabularies of {student} and {teacher}; {taken}where the entries up to "
                 "some size mean the same tokens in both, pass that size as vocab_size"
             )
         return student
-    check_vocab_size(vocab_size)
     if not 1 <= vocab_size <= min(student, teacher):
         raise ValueError(
             f"vocab_size must be between 1 and the smaller vocabulary (student {student}, teacher {teacher}), "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_dense, check_floating, described
-from ..row_math.statistics import weighted
+from ..row_math.statistics import times_or_zero
 
 
 class TopKTeacher:
@@ -94,4 +94,4 @@ def entropy_lower_bound(log_probs: Tensor, present: Tensor) -> Tensor:
     at least the entropy of the lump."""
     q = torch.where(present, log_probs, -torch.inf).exp()
     rest = (1 - q.sum(1)).clamp_min(0)
-    return -weighted(q, log_probs).sum(1) - weighted(rest, rest.log())
+    return -times_or_zero(q, log_probs).sum(1) - times_or_zero(rest, rest.log())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .mixture import Skews, skewed
-from .statistics import RowStatistics, weighted
+from .statistics import RowStatistics, times_or_zero
 
 
 class Combine(NamedTuple):
@@ -45,12 +45,12 @@ def open_gate(statistics: RowStatistics, threshold: float) -> Tensor:
     return exceeds(statistics.teacher_entropy, threshold)
 
 
-def gradient_coefficients(statistics: RowStatistics, gate: Tensor, combine: Combine, upstream: Tensor) -> Coefficients:
+def gated_coefficients(statistics: RowStatistics, gate: Tensor, combine: Combine, upstream: Tensor) -> Coefficients:
     """The coefficients of two full halves in rows whose loss is multiplied by ``upstream`` [n] (token weight × incoming
     gradient)."""
     c_r, c_f = combine(gate)
     used = upstream != 0
-    a = torch.where(used, upstream * (c_f - weighted(c_r, statistics.reverse_kl)), 0.0)
+    a = torch.where(used, upstream * (c_f - times_or_zero(c_r, statistics.reverse_kl)), 0.0)
     return Coefficients(a, upstream * c_r, upstream * c_f)
 
 
@@ -79,18 +79,18 @@ def transform_slope(z: Tensor, transform: Sequence[float]) -> Tensor | float:
     return scale / temperature
 
 
-def element_gradient(p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients) -> Tensor:
+def column_gradient(p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients) -> Tensor:
     """p·(a + b·(log p − log q)) − c·q."""
     a, b, c = coefficients
-    return weighted(p, a + weighted(b, log_ratio)) - weighted(c, q)
+    return times_or_zero(p, a + times_or_zero(b, log_ratio)) - times_or_zero(c, q)
 
 
-def mixture_element_gradient(
+def mixture_column_gradient(
     p: Tensor, q: Tensor, log_ratio: Tensor, coefficients: Coefficients, skews: Skews
 ) -> Tensor:
     """p·(a + b·(λ_r − s_r)) − c·q·(1 − s_f)."""
     a, b, c = coefficients
     reverse = skewed(log_ratio, skews.reverse)
     forward = skewed(-log_ratio, skews.forward)
-    of_student = weighted(p, a + weighted(b, reverse.log_ratio - reverse.own))
-    return of_student - weighted(c, weighted(q, forward.other))
+    of_student = times_or_zero(p, a + times_or_zero(b, reverse.log_ratio - reverse.own))
+    return of_student - times_or_zero(c, times_or_zero(q, forward.other))

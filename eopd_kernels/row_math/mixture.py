@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .statistics import RowStatistics, weighted
+from .statistics import RowStatistics, times_or_zero
 
 FIELDS = ("forward_kl", "reverse_kl", "forward_share", "reverse_share")
 
@@ -62,10 +62,10 @@ class MixtureStatistics:
         forward = skewed(-log_ratio, skews.forward)
         reverse = skewed(log_ratio, skews.reverse)
         terms = [
-            weighted(q, forward.log_ratio),
-            weighted(p, reverse.log_ratio),
-            weighted(q, forward.other),
-            weighted(p, reverse.own),
+            times_or_zero(q, forward.log_ratio),
+            times_or_zero(p, reverse.log_ratio),
+            times_or_zero(q, forward.other),
+            times_or_zero(p, reverse.own),
         ]
         return cls(torch.stack([term.sum(1) for term in terms], 1))
 

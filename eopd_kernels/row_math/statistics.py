@@ -118,10 +118,10 @@ class RowStatistics:
             e_s.sum(1),
             teacher_max,
             e_t.sum(1),
-            weighted(e_t, t).sum(1),
-            weighted(e_t, t - s).sum(1),
-            weighted(e_s, s).sum(1),
-            weighted(e_s, s - t).sum(1),
+            times_or_zero(e_t, t).sum(1),
+            times_or_zero(e_t, t - s).sum(1),
+            times_or_zero(e_s, s).sum(1),
+            times_or_zero(e_s, s - t).sum(1),
         ]
         return cls(torch.stack(columns, 1))
 
@@ -129,7 +129,7 @@ class RowStatistics:
         """The statistics of both parts of each row together. Associative; an empty part (maximum −inf) adds nothing."""
         student_max = torch.maximum(self.student_max, other.student_max)
         teacher_max = torch.maximum(self.teacher_max, other.teacher_max)
-        sums = self.recentred_sums(student_max, teacher_max) + other.recentred_sums(student_max, teacher_max)
+        sums = self.recentre(student_max, teacher_max) + other.recentre(student_max, teacher_max)
         return RowStatistics.centred_on(student_max, teacher_max, sums)
 
     @classmethod
@@ -138,7 +138,7 @@ class RowStatistics:
         student_sum, teacher_sum, *rest = sums.unbind(1)
         return cls(torch.stack([student_max, student_sum, teacher_max, teacher_sum, *rest], 1))
 
-    def recentred_sums(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
+    def recentre(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
         """Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``: a part's share of the sums of
         whole rows."""
         d_s = distance(self.student_max, student_max)
@@ -149,10 +149,10 @@ class RowStatistics:
             [
                 c_s * z_s,
                 c_t * z_t,
-                weighted(c_t, a + z_t * d_t),
-                weighted(c_t, p + z_t * (d_t - d_s)),
-                weighted(c_s, b + z_s * d_s),
-                weighted(c_s, q + z_s * (d_s - d_t)),
+                times_or_zero(c_t, a + z_t * d_t),
+                times_or_zero(c_t, p + z_t * (d_t - d_s)),
+                times_or_zero(c_s, b + z_s * d_s),
+                times_or_zero(c_s, q + z_s * (d_s - d_t)),
             ],
             1,
         )
@@ -165,7 +165,7 @@ def centred_exp(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     return centred, centred.exp()
 
 
-def weighted(mass: Tensor, value: Tensor) -> Tensor:
+def times_or_zero(mass: Tensor, value: Tensor) -> Tensor:
     """``mass · value``, and 0 where the mass is 0, whatever the value (a column without mass may hold ±inf or NaN)."""
     return torch.where(mass == 0, 0.0, mass * value)
 

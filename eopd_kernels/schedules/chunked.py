@@ -35,7 +35,7 @@ def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
     """The chunked schedule: what is seen of every token, and the gradient of Σ w·L."""
     seen = Seen.empty(problem)
     blocks = problem.blocks()
-    columns = slice(0, problem.student.vocab_size)
+    columns = problem.columns
     for rows in problem.chunks():
         chunk = blocks.take(rows)
         chunk_gradient(problem, chunk, *chunk.logits(columns), gradient, seen)
@@ -55,7 +55,7 @@ def chunk_gradient(
         figures = first_figures(problem, chunk, student, teacher)
         general_gradient(problem, chunk, student, teacher, figures, gradient, seen)
         return
-    columns = slice(0, problem.student.vocab_size)
+    columns = problem.columns
     out = gradient.target(chunk.rows, columns, student)
     packed, gate = problem.functions.row_loss_and_gradient(
         student,
@@ -82,7 +82,7 @@ def with_losses(problem: Problem, seen: Seen) -> Seen:
 
 def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> Figures:
     """What one visit of a chunk's logits ``[n, V]`` leaves behind, before anything is known of its gates."""
-    tokens, columns = problem.tokens.take(chunk.rows), slice(0, problem.student.vocab_size)
+    tokens, columns = problem.tokens.take(chunk.rows), problem.columns
     figures = Figures.empty(problem, len(student))
     figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
     return figures
@@ -101,7 +101,7 @@ def general_gradient(
 
     The logits are alive between the statistics and the gradient, so that whatever has to look at the numbers can.
     """
-    rows, columns = chunk.rows, slice(0, problem.student.vocab_size)
+    rows, columns = chunk.rows, problem.columns
     tokens, weights = problem.tokens.take(rows), problem.weights[rows]
     if problem.objective.skews is not None:
         figures.see_mixture(problem, student, teacher)

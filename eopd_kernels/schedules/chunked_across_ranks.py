@@ -40,7 +40,7 @@ class Visited(NamedTuple):
     def begin(cls, problem: Problem, blocks: Blocks, rows: Rows) -> Visited:
         """Visits a chunk, and sends its maxima."""
         chunk = blocks.take(rows)
-        student, teacher = chunk.logits(slice(0, problem.student.vocab_size))
+        student, teacher = chunk.logits(problem.columns)
         figures = first_figures(problem, chunk, student, teacher)
         visited = cls(chunk, student, teacher, figures, figures.across_ranks(problem, problem.tokens.take(rows)))
         next(visited.travelling)

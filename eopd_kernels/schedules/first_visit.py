@@ -84,7 +84,7 @@ class Figures:
     ) -> None:
         """Takes up a block of logits. ``with_top_k``: look for the teacher's likeliest entries as well."""
         part = RowStatistics(problem.functions.row_statistics(student, teacher, problem.transforms))
-        whole = columns.stop - columns.start == problem.student.vocab_size
+        whole = columns.stop - columns.start == problem.student.local_vocab_size
         self.packed = part.packed if whole else RowStatistics(self.packed).merge(part).packed
         of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]
         start = problem.offset + columns.start
@@ -114,7 +114,7 @@ class Figures:
         yield
         travelling.wait()
         student_max, teacher_max = maxima[:, 0], maxima[:, 1]
-        sums = RowStatistics(self.packed).recentred_sums(student_max, teacher_max)
+        sums = RowStatistics(self.packed).recentre(student_max, teacher_max)
         travelling = shard.sum(sums)
         yield
         travelling.wait()

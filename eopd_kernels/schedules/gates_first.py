@@ -10,8 +10,6 @@ flops, and at most F·(D_t + s·(3·D_s + D_t)): never more than F·(3·D_s + D_
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -34,9 +32,9 @@ def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
     """What is seen of every token, and the gradient of Σ w·L."""
     assert isinstance(problem.teacher, HiddenSide)
     seen = Seen.empty(problem)
-    blocks, columns = problem.blocks(), slice(0, problem.student.vocab_size)
+    blocks, columns = problem.blocks(), problem.columns
     assert blocks.teacher is not None
-    opened, put_aside = open_problem(problem, seen), []
+    opened, put_aside = problem.of_open_tokens(seen.gate), []
     for rows in problem.chunks():
         teacher = blocks.teacher.logits(problem.teacher.take(rows), columns)
         alive = find_gates(problem, rows, teacher, seen)
@@ -51,13 +49,6 @@ def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
         chunk = blocks.take(rows)
         chunk_gradient(opened, chunk, *chunk.logits(columns), gradient, seen)
     return with_losses(opened, seen)
-
-
-def open_problem(problem: Problem, seen: Seen) -> Problem:
-    """The problem of the tokens that are found open: their gates are not asked for again."""
-    if problem.objective.hard_gate:  # what is left is open, which the fused kernel can be told
-        return replace(problem, objective=replace(problem.objective, gate="always"))
-    return replace(problem, tokens=replace(problem.tokens, gate=seen.gate))
 
 
 def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:

@@ -7,16 +7,13 @@ definition and what is lost on real hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from .. import tensors
 from ..distributed.vocabulary import Shard
 from ..heads import products
-from .problem import Problem
-from .sides import HiddenSide, LogitsSide
-from .student_gradient import HiddenGradient, LogitsGradient, NothingHeld, StudentGradient
+from .sides import HiddenSide
+from .student_gradient import HiddenGradient
 
 # Columns that are gathered at a time: panels of the gradient, of the head and of dW, 12 MiB in all at 342 tokens and
 # D = 576. 3, 10, 30 and 50 % of 49,152 columns there, one thread, both products: 18, 57, 150 and 249 ms in panels of
@@ -90,33 +87,3 @@ def significant_columns(gradient: Tensor, threshold: Tensor) -> Tensor:
     # Largest and smallest by themselves: abs() would need another block, and aminmax takes seven times as long.
     below = (gradient.amax(0) < threshold) & (gradient.amin(0) > -threshold)
     return (~below).nonzero().squeeze(1)
-
-
-def student_gradient(
-    tensors: Sequence[Tensor | None],
-    problem: Problem,
-    weights: Tensor,
-    needs: tuple[bool, bool, bool],
-    gradient_filter: float | None,
-    inplace: bool = False,
-) -> StudentGradient:
-    """Where the gradient of this kind of student goes.
-
-    Args:
-        tensors: the student, its weight, its bias.
-        weights: ``[N]`` what the gradient of each token's loss is multiplied by.
-        needs: whether the gradients of the student, its weight and its bias are asked for.
-        gradient_filter, inplace: as in :func:`eopd_kernels.entropy_aware_kl`.
-    """
-    side, shard = problem.student, problem.shard
-    if shard is not None and shard.size == 0:
-        only_hidden = (needs[0], False, False)
-        of_entry = HiddenGradient(side, only_hidden, problem.block, shard) if isinstance(side, HiddenSide) else None
-        return NothingHeld(tensors, needs, of_entry)
-    if isinstance(side, LogitsSide):
-        assert tensors[0] is not None
-        return LogitsGradient(tensors[0], side, inplace)
-    assert isinstance(side, HiddenSide)
-    if gradient_filter is None or len(weights) == 0:
-        return HiddenGradient(side, needs, problem.block, shard)
-    return FilteredGradient(side, needs, problem.block, gradient_filter * weights.abs().max(), shard)

@@ -18,7 +18,7 @@ from ..objective.halves import Sampled, Skewed, TopK
 from ..objective.objective import Objective
 from ..row_math.formulas import Coefficients
 from ..row_math.mixture import MixtureStatistics
-from ..row_math.statistics import RowStatistics, weighted
+from ..row_math.statistics import RowStatistics, times_or_zero
 
 
 class Columns(NamedTuple):
@@ -67,12 +67,12 @@ class Own(NamedTuple):
 
 def scaled(coefficients: Coefficients, own: Own | None, upstream: Tensor) -> tuple[Coefficients, Own | None]:
     """The gradient of rows whose loss is multiplied by ``upstream`` [n]; exactly 0 where that is 0."""
-    coefficients = Coefficients(*(weighted(upstream, k) for k in coefficients))
+    coefficients = Coefficients(*(times_or_zero(upstream, k) for k in coefficients))
     if own is None:
         return coefficients, None
     used = (upstream != 0).unsqueeze(1)
-    values = weighted(upstream.unsqueeze(1), own.values)
-    return coefficients, Own(own.ids, own.present & used, weighted(upstream, own.a), values)
+    values = times_or_zero(upstream.unsqueeze(1), own.values)
+    return coefficients, Own(own.ids, own.present & used, times_or_zero(upstream, own.a), values)
 
 
 def alive_rows(coefficients: Coefficients, own: Own | None) -> Tensor:
@@ -106,7 +106,7 @@ def terms_of(
     reverse = reverse_half(objective.reverse, statistics, mixture, token, tokens)
     forward = forward_half(objective.forward, statistics, mixture, top)
 
-    a_r, a_f = weighted(c_r, reverse.a), weighted(c_f, forward.a)
+    a_r, a_f = times_or_zero(c_r, reverse.a), times_or_zero(c_f, forward.a)
     dense_r, dense_f = isinstance(objective.reverse, str | Skewed), isinstance(objective.forward, str | Skewed)
     b = c_r if dense_r else torch.zeros_like(c_r)
     c = c_f if dense_f else torch.zeros_like(c_f)
@@ -114,7 +114,7 @@ def terms_of(
     if not (dense_r and dense_f):
         common = (a_r if dense_r else 0.0) + (a_f if dense_f else torch.zeros_like(a_f))
         parts = [
-            (columns, weighted(weight.unsqueeze(1), half.own), weighted(weight, half.a))
+            (columns, times_or_zero(weight.unsqueeze(1), half.own), times_or_zero(weight, half.a))
             for columns, weight, half in ((token, c_r, reverse), (top, c_f, forward))
             if columns is not None and half.own is not None
         ]
@@ -122,7 +122,7 @@ def terms_of(
         own = Own(ids, present, common, values)
     reverse_value = torch.where(c_r == 0, 0.0, reverse.value)
     forward_value = torch.where(c_f == 0, 0.0, forward.value)
-    loss = weighted(c_r, reverse_value) + weighted(c_f, forward_value)
+    loss = times_or_zero(c_r, reverse_value) + times_or_zero(c_f, forward_value)
     return Terms(reverse_value, forward_value, loss, Coefficients(a_r + a_f, b, c), own)
 
 
@@ -164,10 +164,10 @@ def sampled(half: Sampled, token: Columns, old_log_probs: Tensor) -> Half:
     advantage = log_q - old_log_probs
     ratio = torch.exp(log_p - old_log_probs)
     clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
-    free, bound = -weighted(ratio, advantage), -weighted(clipped, advantage)
+    free, bound = -times_or_zero(ratio, advantage), -times_or_zero(clipped, advantage)
     pull = torch.where(free < bound, 0.0, -free)  # A·r where it is followed; NaN where it is
     # −A·r·∂log p(y): p·(A·r) everywhere but at y, where it is (p(y) − 1)·A·r.
-    return Half(torch.maximum(free, bound), pull, weighted(pull.unsqueeze(1), torch.expm1(token.log_p)))
+    return Half(torch.maximum(free, bound), pull, times_or_zero(pull.unsqueeze(1), torch.expm1(token.log_p)))
 
 
 def top_k_half(half: TopK, top: Columns) -> Half:
@@ -183,7 +183,7 @@ def top_k_half(half: TopK, top: Columns) -> Half:
         log_p = log_p - total(log_p).unsqueeze(1)
         a = torch.zeros_like(mass)
     p = log_p.exp()
-    divergence = weighted(q, log_q - log_p)
+    divergence = times_or_zero(q, log_q - log_p)
     if not half.tail:
         return Half(divergence.sum(1), a, mass.unsqueeze(1) * p - q)
     # What the student has outside is what the teacher has there, plus what the teacher has more inside: near the
@@ -194,7 +194,7 @@ def top_k_half(half: TopK, top: Columns) -> Half:
     p_tail = (q_tail - own.sum(1)).clamp_min(smallest)
     # Σ q·log(q/p) − q + p over the k + 1 classes: no term is below 0, and what is in sum is rounding.
     of_top = (divergence + own).sum(1)
-    of_tail = weighted(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
+    of_tail = times_or_zero(q_tail, torch.log(q_tail / p_tail)) - q_tail + p_tail
     return Half((of_top + of_tail).clamp_min(0), (p_tail - q_tail) / p_tail, own)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..row_math.formulas import Coefficients, element_gradient, mixture_element_gradient, transform_slope, transformed
+from ..row_math.formulas import Coefficients, column_gradient, mixture_column_gradient, transform_slope, transformed
 from ..row_math.mixture import Skews
 from ..row_math.statistics import RowStatistics
 from .loss_terms import Own
@@ -57,9 +57,9 @@ class Patch:
         per_row = Coefficients(*(k.unsqueeze(1) for k in (own.a, coefficients.b, coefficients.c)))
         at_columns = statistics.probabilities(z_s, z_t)
         if skews is None:
-            common = element_gradient(*at_columns, per_row)
+            common = column_gradient(*at_columns, per_row)
         else:
-            common = mixture_element_gradient(*at_columns, per_row, Skews(*skews))
+            common = mixture_column_gradient(*at_columns, per_row, Skews(*skews))
         unused = (per_row.a == 0) & (per_row.b == 0) & (per_row.c == 0)
         gradient = (torch.where(unused, 0.0, common) + own.values) * transform_slope(z_s, transforms[:3])
         return cls(local, inside & own.present, gradient)

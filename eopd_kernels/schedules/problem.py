@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..distributed.vocabulary import Shard
+from ..heads.lm_head import transform
 from ..inputs.record import Tokens
 from ..objective.objective import Objective
 from ..rows import RowFunctions
@@ -47,7 +48,7 @@ class Problem:
     @property
     def vocab_size(self) -> int:
         """The entries of the vocabulary that are compared, on all ranks together."""
-        return self.student.vocab_size if self.shard is None else self.shard.vocab_size
+        return self.student.local_vocab_size if self.shard is None else self.shard.vocab_size
 
     @property
     def offset(self) -> int:
@@ -55,10 +56,22 @@ class Problem:
         return 0 if self.shard is None else self.shard.offset
 
     @property
+    def columns(self) -> slice:
+        """All columns that are here."""
+        return slice(0, self.student.local_vocab_size)
+
+    @property
     def transforms(self) -> list[float]:
+        """Scale, softcap and temperature of the student, then of the teacher, as the row functions take them."""
         of_student, of_teacher = self.objective.temperatures
         teacher = self.student if self.teacher is None else self.teacher
-        return [*self.student.transform, of_student, *teacher.transform, of_teacher]
+        return [*transform(self.student.head, of_student), *transform(teacher.head, of_teacher)]
+
+    def of_open_tokens(self, gate: Tensor) -> Problem:
+        """The problem where gates ``[N]`` have been found and shut tokens left out: nobody asks for gates again."""
+        if self.objective.hard_gate and self.tokens.gate is None:  # all that is left is open: fused kernels take that
+            return replace(self, objective=replace(self.objective, gate="always"))
+        return replace(self, tokens=replace(self.tokens, gate=gate))
 
     @property
     def fused(self) -> bool:
@@ -83,7 +96,7 @@ class Problem:
 
     def slices(self) -> Iterator[slice]:
         """The slices of the vocabulary."""
-        size = self.student.vocab_size
+        size = self.student.local_vocab_size
         for start in range(0, size, self.tiling.columns):
             yield slice(start, min(start + self.tiling.columns, size))
 

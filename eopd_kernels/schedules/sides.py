@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -17,48 +13,33 @@ from ..tensors import compute_dtype, uniform_rows
 Rows = slice | Tensor
 
 
-class Side(Protocol):
-    """What a schedule needs of the student or the teacher."""
-
-    vocab_size: int
-    transform: tuple[float, float]  # scale and softcap, 0 for no softcap
-    dtype: torch.dtype  # of its blocks of logits
-    gradient_dtype: torch.dtype  # of the gradient of its logits, as the student
-    run: int  # rows between two multiples of `run` can be taken as one block
-
-    def block_bytes(self, gathered: bool) -> int:
-        """Workspace per logit of a block; 0 where blocks are views."""
-
-    def gradient_bytes(self) -> int:
-        """Workspace per logit for the gradient of a block, as the student; 0 where it goes elsewhere."""
-
-    def take(self, rows: Rows) -> Tensor:
-        """The rows of a chunk of tokens, once for all its blocks."""
-
-    def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
-        """The block of logits [n, k] of the rows taken, in ``buffer`` if it has to be computed."""
-
-
 class LogitsSide:
-    """A side that arrives as logits ``[..., V]``, of any strides; blocks are views of it wherever that is possible."""
+    """A side that arrives as logits ``[..., V]``, of any strides; blocks are views of it wherever that is possible.
 
-    transform = (1.0, 0.0)
+    ``dtype`` is that of its blocks, ``gradient_dtype`` that of their gradient, as the student. Rows between two
+    multiples of ``run`` can be taken as one block.
+    """
 
-    def __init__(self, logits: Tensor, vocab_size: int) -> None:
-        self.tensor = logits[..., :vocab_size]  # [..., V]
-        self.vocab_size = vocab_size
+    head = None
+
+    def __init__(self, logits: Tensor, local_vocab_size: int) -> None:
+        self.tensor = logits[..., :local_vocab_size]  # [..., V]
+        self.local_vocab_size = local_vocab_size
         self.dtype = self.gradient_dtype = logits.dtype
         self.leading = logits.shape[:-1]
         self.depth, self.run = uniform_rows(logits)
 
     def block_bytes(self, gathered: bool) -> int:
-        copied = gathered or (self.tensor.stride(-1) != 1 and self.vocab_size > 1)
+        """Workspace per logit of a block; 0 where blocks are views."""
+        copied = gathered or (self.tensor.stride(-1) != 1 and self.local_vocab_size > 1)
         return self.tensor.itemsize if copied else 0
 
     def gradient_bytes(self) -> int:
+        """Workspace per logit for the gradient of a block, as the student; 0 where it goes elsewhere."""
         return 0
 
     def take(self, rows: Rows) -> Tensor:
+        """The rows of a chunk of tokens, once for all its blocks."""
         if isinstance(rows, Tensor):
             return self.tensor[torch.unravel_index(rows, self.leading)]
         block = self.view(rows)
@@ -66,11 +47,15 @@ class LogitsSide:
 
     def view(self, rows: slice) -> Tensor:
         """Consecutive rows of one run, as a view ``[n, V]``."""
-        run = max(self.run, 1)
-        outer = tuple(int(i) for i in unravel(rows.start // run, self.leading[: self.depth]))
-        return self.tensor[outer].view(-1, self.vocab_size)[rows.start % run : rows.start % run + length(rows)]
+        place, first = divmod(rows.start, max(self.run, 1))
+        outer: list[int] = []
+        for size in reversed(self.leading[: self.depth]):
+            place, i = divmod(place, size)
+            outer.insert(0, i)
+        return self.tensor[tuple(outer)].view(-1, self.local_vocab_size)[first : first + length(rows)]
 
     def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
+        """The block of logits ``[n, k]`` of the rows taken, in ``buffer`` if it has to be computed."""
         return taken[:, columns]
 
 
@@ -87,13 +72,12 @@ class HiddenSide:
         self,
         hidden: Tensor,
         head: LMHead,
-        vocab_size: int,
+        local_vocab_size: int,
         valid: Tensor | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
-        self.vocab_size = vocab_size
-        self.transform = (head.scale, head.softcap or 0.0)
+        self.local_vocab_size = local_vocab_size
         self.run = len(self.hidden)
         self.dtype = compute_dtype(hidden, head.weight, head.bias)
         self.gradient_dtype = products.operand_dtype(hidden, head.weight, self.dtype, autocast)
@@ -116,9 +100,10 @@ class HiddenSide:
         return self.head.logits(taken, columns, out=buffer)
 
 
-def nothing_held(
-    tensor: Tensor, head: LMHead | None, valid: Tensor | None, autocast: torch.dtype | None
-) -> LogitsSide | HiddenSide:
+Side = LogitsSide | HiddenSide
+
+
+def nothing_held(tensor: Tensor, head: LMHead | None, valid: Tensor | None, autocast: torch.dtype | None) -> Side:
     """A side of which a rank holds no entry that is compared: one entry whose logit is −inf, which adds nothing to any
     row and cannot be among its likeliest."""
     if head is None:
@@ -128,18 +113,6 @@ def nothing_held(
     weight = head.weight.new_zeros(1, head.weight.shape[1])
     bias = (head.weight if head.bias is None else head.bias).new_full((1,), -torch.inf)
     return HiddenSide(tensor, LMHead(weight, bias), 1, valid, autocast)
-
-
-def unravel(index: int, shape: torch.Size) -> Iterator[int]:
-    """The position in ``shape`` of the flat ``index``."""
-    for size in reversed_products(shape):
-        yield index // size
-        index %= size
-
-
-def reversed_products(shape: torch.Size) -> list[int]:
-    """The row-major strides of ``shape``."""
-    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
 def length(rows: Rows) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..heads.lm_head import LMHead
-from ..inputs.record import Options, Tokens, Transform
+from ..inputs.record import Call
 from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
-from ..row_math.statistics import weighted
+from ..row_math.statistics import times_or_zero
 from ..rows import Logits, choose
 from ..tensors import readable
 from .chunked import visit_with_gradient
@@ -21,12 +21,13 @@ from .chunked_across_ranks import visit_across_ranks
 from .first_visit import gate_of
 from .fp16 import within_fp16
 from .gates_first import visit_gates_first
-from .gradient_filter import student_gradient
+from .gradient_filter import FilteredGradient
 from .loss_terms import Own, scaled
 from .problem import Problem
 from .recompute import gradient_of, visit
 from .seen import Seen
 from .sides import HiddenSide, LogitsSide, Side, nothing_held
+from .student_gradient import HiddenGradient, LogitsGradient, NothingHeld, StudentGradient
 from .teacher_first import teacher_statistics
 from .workspace import tiling
 
@@ -34,33 +35,24 @@ Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 
 class Solved(NamedTuple):
-    """What forward leaves: the loss, what was seen of every token, and what backward needs beside the arguments.
+    """What forward leaves: the loss, what was seen of every token, and what backward needs beside the call.
 
     Args:
         kept: "chunked": what the gradients are still to be multiplied by, 0-d or ``[N]``, or None, then the gradients.
             "recompute": the tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient
             nothing.
-        options: those that ``kept`` was found with.
     """
 
     loss: Tensor
     seen: Seen
     kept: tuple[Tensor | None, ...]
-    options: Options
 
 
-def solve(
-    tensors: Sequence[Tensor | None],
-    token_weights: Tensor,
-    denominator: Tensor | None,
-    tokens: Tokens,
-    options: Options,
-) -> Solved:
-    """The forward pass; ``tensors``: student, weight, bias, teacher, weight, bias."""
-    student = tensors[0]
-    assert student is not None
+def solve(call: Call) -> Solved:
+    """The forward pass."""
+    options, denominator = call.options, call.denominator
     needs_gradient = any(options.needs_gradient)
-    problem, options, known = without_shut_rows(tensors, token_weights, tokens, options)
+    problem, known = planned(call)
     kept: tuple[Tensor | None, ...] = ()
     if needs_gradient and options.schedule == "chunked":
         # The stored gradient is that of the mean already, so that a plain backward() has nothing left to do. In fp16
@@ -70,9 +62,7 @@ def solve(
         if problem.student.gradient_dtype == torch.float16:
             factors, later = within_fp16(factors, per_row=isinstance(problem.student, LogitsSide))
         problem = replace(problem, weights=factors)
-        gradient = student_gradient(
-            tensors[:3], problem, problem.weights, options.needs_gradient, options.gradient_filter, options.inplace
-        )
+        gradient = student_gradient(call, problem, factors)
         visitor = visit_gates_first if problem.gates_first else visit_with_gradient
         seen = (visitor if problem.shard is None else visit_across_ranks)(problem, gradient)
         kept = (later, *gradient.tensors())
@@ -82,68 +72,111 @@ def solve(
             own = (None,) * 4 if terms.own is None else terms.own
             kept = (problem.weights, *terms.coefficients, *own)
     seen = seen if known is None else completed(seen, *known)
-    losses = weighted(token_weights, seen.loss)
+    losses = times_or_zero(call.weights, seen.loss)
     if options.reduction == "none":
-        loss = losses.view(student.shape[:-1])
+        loss = losses.view(call.leading)
     else:
         loss = losses.sum() if denominator is None else losses.sum() / denominator
-    return Solved(loss, seen, kept, options)
+    return Solved(loss, seen, kept)
 
 
-def problem_of(tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens, options: Options) -> Problem:
+def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any]) -> list[Tensor | None]:
+    """The backward pass of the recompute schedule: visits every block once more.
+
+    Args:
+        upstream: the incoming gradient, 0-d or of the leading shape.
+        packed: ``[N, 8]`` the statistics that forward saw.
+        kept: what forward kept, see :class:`Solved`.
+    """
+    weights, a, b, c, *of_own = kept
+    factor = upstream if call.denominator is None else upstream / call.denominator
+    problem = problem_of(call, weights)
+    per_token, later = weights * factor.reshape(-1), None
+    if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
+        per_token, later = within_fp16(per_token, per_row=False)
+    own = Own(*of_own) if of_own and of_own[0] is not None else None
+    coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
+    gradient = student_gradient(call, problem, per_token)
+    gradient_of(problem, packed, coefficients, own, gradient)
+    return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
+
+
+def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size] | None]) -> Gradients:
+    """The accumulated gradients in the dtypes and shapes of the inputs."""
+    pairs = zip(gradients, forms, strict=True)
+    return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
+
+
+def problem_of(call: Call, weights: Tensor) -> Problem:
     """The call as the schedules see it; tokens of weight 0 count for nothing.
 
     On a CPU those of a hidden-state student are compacted away, so that they cost no products. Elsewhere that would
     have to wait for the device to count them; there they ride along with weight 0.
     """
-    student, student_weight, student_bias, teacher, teacher_weight, teacher_bias = tensors
-    assert student is not None
+    options, size = call.options, call.options.local_vocab_size
     valid = index = None
-    if options.some_weigh_nothing and student_weight is not None:
+    if call.student_head is not None and (options.some_weigh_nothing or readable(weights)):
         valid = weights != 0
         if readable(weights):
             index = valid.nonzero().squeeze(1)
             index, valid = (None if len(index) == len(valid) else index), None
 
-    def side(tensor: Tensor, weight: Tensor | None, bias: Tensor | None, transform: Transform) -> Side:
-        head = None
-        if weight is not None:
-            head = LMHead(weight, bias, scale=transform.scale, softcap=transform.softcap)
-        if options.vocab_size == 0:
+    def side(tensor: Tensor, head: LMHead | None) -> Side:
+        if size == 0:
             return nothing_held(tensor, head, valid, options.autocast)
-        if head is None:
-            return LogitsSide(tensor, options.vocab_size)
-        return HiddenSide(tensor, head, options.vocab_size, valid, options.autocast)
+        return LogitsSide(tensor, size) if head is None else HiddenSide(tensor, head, size, valid, options.autocast)
 
-    of_student = side(student, student_weight, student_bias, options.student_transform)
-    of_teacher = None
-    if teacher is not None:
-        of_teacher = side(teacher, teacher_weight, teacher_bias, options.teacher_transform)
-    visited = len(weights) if index is None else len(index)
+    student = side(call.student, call.student_head)
+    teacher = None if call.teacher is None else side(call.teacher, call.teacher_head)
     shape = tiling(
-        options.schedule,
-        visited,
-        of_student,
-        of_teacher,
+        schedule=options.schedule,
+        n=len(weights) if index is None else len(index),
+        student=student,
+        teacher=teacher,
         gathered=index is not None,
         workspace_bytes=options.workspace_bytes,
-        device=student.device,
+        device=call.student.device,
         shard=options.shard,
     )
-    width = max(options.vocab_size, 1)
-    logits = Logits(width, of_student.dtype, (of_student if of_teacher is None else of_teacher).dtype)
-    functions = choose(options.backend, student.device, logits)
-    objective, shard = options.objective, options.shard
-    return Problem(of_student, of_teacher, weights, index, objective, tokens, functions, shape, shard)
+    logits = Logits(max(size, 1), student.dtype, (student if teacher is None else teacher).dtype)
+    return Problem(
+        student=student,
+        teacher=teacher,
+        weights=weights,
+        index=index,
+        objective=options.objective,
+        tokens=call.tokens,
+        functions=choose(options.backend, call.student.device, logits),
+        tiling=shape,
+        shard=options.shard,
+    )
+
+
+def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGradient:
+    """Where the gradient of this kind of student goes.
+
+    Args:
+        weights: ``[N]`` what the gradient of each token's loss is multiplied by.
+    """
+    side, shard, needs = problem.student, problem.shard, call.options.needs_gradient
+    if shard is not None and shard.size == 0:
+        only_hidden = (needs[0], False, False)
+        of_entry = HiddenGradient(side, only_hidden, problem.block, shard) if isinstance(side, HiddenSide) else None
+        return NothingHeld(call.differentiable(), needs, of_entry)
+    if isinstance(side, LogitsSide):
+        return LogitsGradient(call.student, side, call.options.inplace)
+    assert isinstance(side, HiddenSide)
+    epsilon = call.options.gradient_filter
+    if epsilon is None or len(weights) == 0:
+        return HiddenGradient(side, needs, problem.block, shard)
+    return FilteredGradient(side, needs, problem.block, epsilon * weights.abs().max(), shard)
 
 
 Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
 
 
-def without_shut_rows(
-    tensors: Sequence[Tensor | None], weights: Tensor, tokens: Tokens, options: Options
-) -> tuple[Problem, Options, Known | None]:
-    """The problem, the options to solve it with, and where the gates were found first, what is known of every token.
+def planned(call: Call) -> tuple[Problem, Known | None]:
+    """The problem to solve, and where the gates were found first, what is known of every token.
 
     Without a reverse half a token whose gate is shut has no gradient. On a CPU, and where the gate does not look at the
     student, the teacher goes first then, and the student's products see the open tokens only: in each chunk where that
@@ -152,62 +185,29 @@ def without_shut_rows(
     F·(D_t + s·(4·D_s + 2·D_t)) under "recompute". Elsewhere nothing is gained, because the number of open tokens would
     have to travel to the host.
     """
-    objective = options.objective
-    if not teacher_goes_first(tensors[1], tokens.gate, options, weights):
-        return problem_of(tensors, weights, tokens, options), options, None
-    everything = problem_of(tensors, weights, tokens, options)
+    everything = problem_of(call, call.weights)
+    if not teacher_goes_first(call):
+        return everything, None
+    options, tokens = call.options, call.tokens
     chunked = options.schedule == "chunked" and any(options.needs_gradient) and options.shard is None
     if chunked and tokens.gate is None and isinstance(everything.teacher, HiddenSide):
-        return replace(everything, gates_first=True), options, None
+        return replace(everything, gates_first=True), None
     statistics = teacher_statistics(everything, look=tokens.gate is None)
-    gate = gate_of(everything, statistics, tokens, weights)
-    opened = torch.where(gate == 0, 0.0, weights)
-    options = replace(options, some_weigh_nothing=True)
-    if objective.hard_gate and tokens.gate is None:  # what is left is open, which the fused kernel can be told
-        options = replace(options, objective=replace(objective, gate="always"))
-    else:
-        tokens = replace(tokens, gate=gate)
-    return problem_of(tensors, opened, tokens, options), options, (statistics.packed, gate)
+    gate = gate_of(everything, statistics, tokens, call.weights)
+    problem = problem_of(call, torch.where(gate == 0, 0.0, call.weights))
+    return problem.of_open_tokens(gate), (statistics.packed, gate)
 
 
-def teacher_goes_first(student_weight: Tensor | None, gate: Tensor | None, options: Options, like: Tensor) -> bool:
-    """Whether the gates are found before the student is looked at: see :func:`without_shut_rows`."""
-    objective = options.objective
+def teacher_goes_first(call: Call) -> bool:
+    """Whether the gates are found before the student is looked at: see :func:`planned`."""
+    objective = call.options.objective
     reverse, reverse_gate, _, _ = objective.combination
-    looks_away = gate is not None or not needs_student(objective.gate)
-    on_host = student_weight is not None and readable(like)
+    looks_away = call.tokens.gate is not None or not needs_student(objective.gate)
+    on_host = call.student_head is not None and readable(call.weights)
     return on_host and reverse == reverse_gate == 0 and looks_away and objective.gate != "always"
 
 
 def completed(seen: Seen, packed: Tensor, gate: Tensor) -> Seen:
-    """What is known of tokens that were not visited, put in: the teacher's statistics. The rest of theirs is NaN."""
+    """Fills in the teacher's statistics of tokens that were not visited; their other figures are NaN."""
     shut = (gate == 0).unsqueeze(1)
     return replace(seen, packed=torch.where(shut, packed, seen.packed), gate=gate)
-
-
-def solve_again(
-    tensors: Sequence[Tensor | None],
-    upstream: Tensor,  # 0-d, or the leading shape
-    denominator: Tensor | None,  # 0-d
-    packed: Tensor,  # [N, 8]
-    weights: Tensor,  # [N]
-    coefficients: Coefficients,
-    own: Own | None,
-    options: Options,
-) -> list[Tensor | None]:
-    """The backward pass of the recompute schedule; ``tensors`` as in :func:`solve`."""
-    factor = upstream if denominator is None else upstream / denominator
-    problem = problem_of(tensors, weights, Tokens(), options)
-    per_token, later = weights * factor.reshape(-1), None
-    if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
-        per_token, later = within_fp16(per_token, per_row=False)
-    coefficients, own = scaled(coefficients, own, per_token)
-    gradient = student_gradient(tensors[:3], problem, per_token, options.needs_gradient, options.gradient_filter)
-    gradient_of(problem, packed, coefficients, own, gradient)
-    return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
-
-
-def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size]]) -> Gradients:
-    """The accumulated gradients in the dtypes and shapes of the inputs."""
-    pairs = zip(gradients, forms, strict=True)
-    return tuple(None if g is None else g.to(form[0]).view(form[1]) for g, form in pairs)

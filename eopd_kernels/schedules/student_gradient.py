@@ -45,9 +45,9 @@ class LogitsGradient:
             torch.autograd.graph.increment_version(logits)  # whoever saved them for backward is told
         else:
             self.gradient = tensors.empty(logits.shape, logits.dtype, logits.device)
-        if side.vocab_size < logits.shape[-1]:
-            self.gradient[..., side.vocab_size :].zero_()
-        self.rows = LogitsSide(self.gradient, side.vocab_size)
+        if side.local_vocab_size < logits.shape[-1]:
+            self.gradient[..., side.local_vocab_size :].zero_()
+        self.rows = LogitsSide(self.gradient, side.local_vocab_size)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
         assert isinstance(rows, slice)

@@ -49,7 +49,7 @@ def teacher_across_ranks(packed: Tensor, shard: Shard) -> Tensor:
     """Statistics of which the teacher's maximum, sum and self are those of all ranks' columns, 12 bytes of each row."""
     packed, maximum = packed.clone(), packed[:, 2].clone()
     shard.maximum(maximum).wait()
-    sums = RowStatistics(packed).recentred_sums(maximum, maximum)[:, 1:3].contiguous()  # Z_t and A
+    sums = RowStatistics(packed).recentre(maximum, maximum)[:, 1:3].contiguous()  # Z_t and A
     shard.sum(sums).wait()
     packed[:, 2], packed[:, 3], packed[:, 4] = maximum, sums[:, 0], sums[:, 1]
     return packed

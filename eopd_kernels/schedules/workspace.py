@@ -60,19 +60,19 @@ def tiling(
     Where they do not fit into one chunk, two chunks live at a time (across.py).
     """
     budget, min_tokens = usual_workspace(device) if workspace_bytes is None else (workspace_bytes, MIN_TOKENS)
-    vocab_size = student.vocab_size if shard is None else shard.widest
+    vocab_size = student.local_vocab_size if shard is None else shard.widest
     gathered = gathered or shard is not None
     logit_bytes = student.block_bytes(gathered) + student.gradient_bytes()
     if teacher is not None:
         logit_bytes += teacher.block_bytes(gathered)
     if n == 0 or logit_bytes == 0:
-        return Tiling(max(n, 1), student.vocab_size)
+        return Tiling(max(n, 1), student.local_vocab_size)
     logits = budget // logit_bytes
     if schedule == "chunked":
         if shard is not None and n * vocab_size > logits:
             logits //= 2
         tokens = max(logits // vocab_size, min_tokens)
-        return Tiling(-(-n // -(-n // tokens)), student.vocab_size)
+        return Tiling(-(-n // -(-n // tokens)), student.local_vocab_size)
     columns = min(max(logits // n, MIN_COLUMNS), vocab_size)
     tokens = max(logits // columns, MIN_TOKENS)
-    return Tiling(-(-n // -(-n // tokens)), min(columns, student.vocab_size))
+    return Tiling(-(-n // -(-n // tokens)), min(columns, student.local_vocab_size))

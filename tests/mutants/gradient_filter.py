@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         "filter: epsilon is absolute",
         "student_gradient",
-        "gradient_filter * weights.abs().max()",
-        "gradient_filter + 0 * weights.abs().max()",
+        "epsilon * weights.abs().max()",
+        "epsilon + 0 * weights.abs().max()",
     ),
     Mutant("filter: weights below 0 count for nothing", "student_gradient", "weights.abs().max()", "weights.max()"),
 ]

@@ -54,7 +54,7 @@ READ = [
     Mutant("inputs: rows may overlap in place", "check_inplace", "or tensors.overlaps_itself(student)", "or False"),
     Mutant(
         "inputs: the teacher may be overwritten",
-        "call_eagerly",
+        "EntropyAwareKL.of",
         "        if call.options.inplace:\n",
         "        if False:\n",
     ),
@@ -112,13 +112,13 @@ NOT_FINITE = [
     ),
     Mutant(
         "Triton: a NaN shuts its gate",
-        "gated_coefficients",
+        "row_math.gated_coefficients",
         "tl.where(opened, 1.0, teacher_entropy)",
         "tl.where(opened, 1.0, 0.0)",
     ),
     Mutant(
         "Triton: always asks the row",
-        "gated_coefficients",
+        "row_math.gated_coefficients",
         '(teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))',
         "teacher_entropy > gate_threshold",
     ),
@@ -130,7 +130,7 @@ WEIGHTLESS = [
         "torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))",
         "open_gate(statistics, gate_threshold)",
     ),
-    Mutant("Triton: rows of weight 0 open their gate", "gated_coefficients", " | (weight == 0)", ""),
+    Mutant("Triton: rows of weight 0 open their gate", "row_math.gated_coefficients", " | (weight == 0)", ""),
 ]
 DERIVATIVES = [
     Mutant(
@@ -189,19 +189,19 @@ SHARES = [
     Mutant("gates first: those put aside are forgotten", "visit_gates_first", "put_aside.append(there)", "pass"),
     Mutant(
         "gates first: gates are asked for again",
-        "open_problem",
-        'objective=replace(problem.objective, gate="always")',
-        "objective=problem.objective",
+        "of_open_tokens",
+        'objective=replace(self.objective, gate="always")',
+        "objective=self.objective",
     ),
 ]
 TRACED = [
     Mutant(
         "compiled: the backend is asked for while tracing",
         "checked_here",
-        'if backend != "auto" and not torch.compiler.is_compiling():',
-        'if backend != "auto":',
+        'if given["backend"] != "auto" and not torch.compiler.is_compiling():',
+        'if given["backend"] != "auto":',
     ),
-    Mutant("compiled: counts are not looked at", "compiled.loss", "check_count(arguments.denominator)", "pass"),
+    Mutant("compiled: counts are not looked at", "compiled.loss", "check_count(call.denominator)", "pass"),
     Mutant(
         "fake: numbers of fake tensors are read",
         "has_numbers",

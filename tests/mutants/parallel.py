@@ -19,8 +19,8 @@ EXCHANGE, INPUTS = "eopd_kernels/distributed/exchange.py", "eopd_kernels/inputs/
 
 MUTANTS = [
     Mutant("parallel: every rank begins at entry 0", "offset", "return 0 if self.shard is None else self.shard.offset", "return 0"),
-    Mutant("parallel: gates see the shard's vocabulary", "vocab_size", "self.student.vocab_size if self.shard is None else self.shard.vocab_size", "self.student.vocab_size"),
-    Mutant("parallel: sums are not recentred", "across_ranks", "RowStatistics(self.packed).recentred_sums(student_max, teacher_max)", "RowStatistics(self.packed).recentred_sums(*self.packed[:, 0:3:2].unbind(1))"),
+    Mutant("parallel: gates see the shard's vocabulary", "vocab_size", "self.student.local_vocab_size if self.shard is None else self.shard.vocab_size", "self.student.local_vocab_size"),
+    Mutant("parallel: sums are not recentred", "across_ranks", "RowStatistics(self.packed).recentre(student_max, teacher_max)", "RowStatistics(self.packed).recentre(*self.packed[:, 0:3:2].unbind(1))"),
     Mutant("parallel: the fused kernel sees a shard for a row", "fused", "whole_rows = self.shard is None and self.teacher is not None", "whole_rows = self.teacher is not None"),
     Mutant("parallel: mixtures are not summed", "mixture_across_ranks", "if problem.shard is not None and self.mixture is not None:", "if False:"),
     Mutant("parallel: every rank has a top k of its own", "top_k_across_ranks", "if problem.shard is None or self.top_ids is None or", "if True or"),
@@ -31,7 +31,7 @@ MUTANTS = [
     Mutant("parallel: the teacher goes first, alone", "teacher_statistics", "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
     Mutant("parallel: padding is compared", "cut_to", "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
     Mutant("parallel: shards that differ go on", "shard_of", "    if cut[0] != cut[1]:", "    if False:"),
-    Mutant("parallel: a rank plans with its own width", "workspace.tiling", "student.vocab_size if shard is None else shard.widest", "student.vocab_size"),
+    Mutant("parallel: a rank plans with its own width", "workspace.tiling", "student.local_vocab_size if shard is None else shard.widest", "student.local_vocab_size"),
 ]  # fmt: skip
 
 # What ranks tell each other before a call.
@@ -46,12 +46,12 @@ EXCHANGED = [
     Mutant("parallel: a rank that refuses says nothing", "checked_among_ranks", "        exchange.refuse()\n", ""),
     Mutant("parallel: a rank that was told tells it again", "table", "        self.begun = True\n", ""),
     Mutant("parallel: nobody listens to a rank that refuses", "check_alike", "    if refused:", "    if False:"),
-    Mutant("parallel: the objective is not compared", "checked_here", '"objective": replace(objective, gate="always"),', '"objective": objective.temperatures,'),
-    Mutant("parallel: callable gates are not compared", "checked_here", 'getattr(objective.gate, "__qualname__", "a callable")', '"a callable"'),
-    Mutant("parallel: softcaps are not compared", "checked_here", "h.bias is not None, transform(h))", "h.bias is not None)"),
-    Mutant("parallel: weights are not compared", "checked_here", "[weights, items, *said.values()]", "[items, *said.values()]"),
-    Mutant("parallel: denominators are not compared", "checked_here", "[weights, items, *said.values()]", "[weights, *said.values()]"),
-    Mutant("parallel: gradient filters are not compared", "checked_here", '            "gradient_filter": gradient_filter,\n', ""),
+    Mutant("parallel: the objective is not compared", "alike", '"objective": replace(objective, gate="always"),', '"objective": objective.temperatures,'),
+    Mutant("parallel: callable gates are not compared", "alike", 'getattr(objective.gate, "__qualname__", "a callable")', '"a callable"'),
+    Mutant("parallel: softcaps are not compared", "agreement.alike.shown", "head.bias is not None, head.scale, head.softcap)", "head.bias is not None)"),
+    Mutant("parallel: weights are not compared", "among_ranks", "[call.weights, call.denominator, *said(call).values()]", "[call.denominator, *said(call).values()]"),
+    Mutant("parallel: denominators are not compared", "among_ranks", "[call.weights, call.denominator, *said(call).values()]", "[call.weights, *said(call).values()]"),
+    Mutant("parallel: gradient filters are not compared", "alike", '        "gradient_filter": options.gradient_filter,\n', ""),
     Mutant("parallel: whole vocabularies are shards", "shard_of", "min(sizes) >= vocab_size:", "False:"),
     Mutant("parallel: DTensors of any placement are shards", "local_tensor", " or placements != (Shard(dim % tensor.ndim),):", ":"),
     Mutant("parallel: torch.compile looks into the group", "checked", "torch._dynamo.disable(checked_among_ranks) if torch.compiler.is_compiling() else checked_among_ranks", "checked_among_ranks"),

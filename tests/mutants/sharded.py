@@ -16,7 +16,7 @@ MUTANTS = [
     Mutant("sharded: the gradient is summed, not averaged", "whole", 'Partial("avg")', 'Partial("sum")'),
     Mutant("sharded: each rank keeps its own gradient", "whole", "tensor.full_tensor(grad_placements=[Partial(\"avg\")] * tensor.device_mesh.ndim)", "tensor.full_tensor()"),
     Mutant("sharded: the bias is forgotten", "LMHead.gathered", "bias = None if self.bias is None else whole(self.bias)", "bias = None"),
-    Mutant("sharded: a head is gathered before the checks", "checked_here", "    sparse = dense = None\n", "    sparse = dense = None\n    student_head = student_head and student_head.gathered()\n"),
+    Mutant("sharded: a head is gathered before the checks", "checked_here", "    served = dense = None\n", "    served = dense = None\n    student_head = student_head and student_head.gathered()\n"),
     Mutant("sharded: ZeRO-3's empty parameter passes", "check_not_partitioned", 'if hasattr(weight, "ds_id") and weight.numel() == 0:', "if False:"),
     Mutant("LoRA: the scaling is forgotten", "update", "up.weight @ down.weight * layer.scaling[name], bias", "up.weight @ down.weight, bias"),
     Mutant("LoRA: every adapter is active", "updates_of", "in layer.active_adapters if name in layer.lora_A", "in layer.lora_A"),

@@ -8,7 +8,7 @@ import torch
 
 from eopd_kernels import EntropyGate, Objective
 from eopd_kernels.inputs.record import Tokens
-from eopd_kernels.row_math.formulas import gradient_coefficients, open_gate
+from eopd_kernels.row_math.formulas import gated_coefficients, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.schedules.loss_terms import terms_of
 from tests.row_math.test_statistics import pair
@@ -71,14 +71,14 @@ def test_a_half_of_weight_zero_is_left_out_even_where_it_is_infinite() -> None:
     assert (statistics.reverse_kl == math.inf).all()
     loss = terms_of(objective, statistics, None, None, None, gate, Tokens()).loss
     torch.testing.assert_close(loss, statistics.forward_kl)
-    a, b, c = gradient_coefficients(statistics, gate, objective.combination, upstream)
+    a, b, c = gated_coefficients(statistics, gate, objective.combination, upstream)
     assert (a == 0.3).all() and (b == 0).all() and (c == 0.3).all()
 
 
 def test_coefficients_of_a_row(statistics: RowStatistics) -> None:
     gate = torch.tensor([0, 1, 0, 1, 1, 0], dtype=torch.float64)
     upstream = torch.tensor([0.5, -1.5, 0.0, 2.0, 0.0, 1.0], dtype=torch.float64)
-    a, b, c = gradient_coefficients(statistics, gate, Objective(alpha=0.25).combination, upstream)
+    a, b, c = gated_coefficients(statistics, gate, Objective(alpha=0.25).combination, upstream)
     torch.testing.assert_close(a, upstream * (0.25 * gate - statistics.reverse_kl))
     torch.testing.assert_close(b, upstream)
     torch.testing.assert_close(c, upstream * 0.25 * gate)

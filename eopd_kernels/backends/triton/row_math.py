@@ -177,7 +177,7 @@ def gated_coefficients(
     f0,
     f1,
 ):
-    """The gate and a, b, c of one row; twin of ``objective.open_gate`` and ``objective.gradient_coefficients``."""
+    """The gate and a, b, c of one row; twin of ``objective.open_gate`` and ``objective.gated_coefficients``."""
     teacher_entropy = tl.log(teacher_sum) - teacher_self / teacher_sum
     opened = (teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))
     shut = (teacher_entropy <= gate_threshold) | (gate_threshold == float("inf")) | (weight == 0)
