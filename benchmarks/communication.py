@@ -47,13 +47,13 @@ def ring_all_reduce(ranks: int, message_bytes: float) -> float:
 
 
 def tree_all_reduce(ranks: int, message_bytes: float) -> float:
-    """Up a binary tree and down again, in a pipeline: its depth is in the latency only."""
+    """Returns the seconds up a binary tree and down again, in a pipeline, so that only the latency has its depth."""
     depth, over = (ranks - 1).bit_length(), link(ranks)
     return 2 * (depth * over.latency + message_bytes / over.bandwidth)
 
 
 def all_reduce(ranks: int, message_bytes: float) -> float:
-    """Takes the faster of ring and tree, as NCCL does."""
+    """Returns the seconds of the faster of ring and tree, as NCCL chooses."""
     return min(ring_all_reduce(ranks, message_bytes), tree_all_reduce(ranks, message_bytes))
 
 

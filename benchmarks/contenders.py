@@ -23,7 +23,7 @@ FLOOR = "floor"
 
 @dataclass(frozen=True)
 class Contender:
-    """A line of a table. New processes are given it, so that it must be picklable.
+    """Something that is measured. It must be picklable, because a new process is given it.
 
     Args:
         name: as in the tables.

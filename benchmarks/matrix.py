@@ -121,7 +121,7 @@ def cases(level: Level, device: str) -> list[Case]:
 
 
 def quick(case: Case) -> Case:
-    """Keeps every contender in the targets, elsewhere ours, since a process takes seconds to start."""
+    """Keeps every contender in the targets, and ours elsewhere, since each process takes seconds to start."""
     few = (PRODUCTS, OURS, of.BUDGETED, of.FILTERED[12], of.BACKWARD, of.BACKWARD_FILTERED, of.OURS_REVERSE)
     return replace(case, contenders=tuple(c for c in case.contenders if case.group == TARGETS or c.name in few))
 
@@ -131,7 +131,7 @@ def hidden(names: Iterable[str]) -> tuple[Contender, ...]:
 
 
 def targets(level: Level, dtype: str) -> list[Case]:
-    """What the project is held to."""
+    """Returns the cases that the project is held to."""
     logits = Case(
         TARGETS,
         f"logits {level.rows:,} x {level.logits_vocab:,} fp32",
@@ -170,7 +170,7 @@ def random_hidden(group: str, level: Level, shape: Shape, names: Iterable[str], 
 
 
 def models(level: Level, dtype: str) -> list[Case]:
-    """Random hidden states under whole heads: the tokens are what the machine's time and memory scale down."""
+    """Returns cases of random hidden states under whole heads, with fewer tokens than a training step has."""
     made = []
     for student, teacher in level.pairs:
         shape = Shape(level.model_tokens, HEADS[student].vocab, HEADS[student].dim, HEADS[teacher].dim)
@@ -181,7 +181,7 @@ def models(level: Level, dtype: str) -> list[Case]:
 
 
 def real(level: Level) -> list[Case]:
-    """SmolLM2-135M's hidden states, with a noised and a cut student."""
+    """Returns cases of SmolLM2-135M's hidden states, with a noised and a cut student."""
     names = (PRODUCTS, of.BACKWARD, of.BACKWARD_FILTERED, *GATED, *of.FILTERED.values(), *REVERSE)
     return [smollm2_case(REAL, level, level.real_tokens, damage, names) for damage in level.real_damages]
 
@@ -200,7 +200,7 @@ def smollm2_case(group: str, level: Level, tokens: int, damage: Damage, names: I
 
 
 def growth(level: Level, dtype: str) -> list[Case]:
-    """Reverse KL, which every peer has: more tokens under one head, then larger heads at one number of tokens."""
+    """Returns cases of growing cost under reverse KL, which every peer has: first more tokens, then larger heads."""
     dim, names = level.growth_dim, [PRODUCTS, *REVERSE]
     made = [(GROWTH_TOKENS, Shape(tokens, level.growth_vocab, dim, dim), names) for tokens in level.growth]
     names = [*names, of.BUDGETED]
@@ -218,7 +218,7 @@ def growth(level: Level, dtype: str) -> list[Case]:
 
 
 def divergences(level: Level) -> list[Case]:
-    """Errors from a student that is nearly the teacher to one that is far from it. Times are taken along."""
+    """Returns cases from a student that is nearly the teacher to one that is far from it, for the errors."""
     names, shape = (*GATED, *REVERSE), Shape(128, level.growth_vocab, level.growth_dim, level.growth_dim)
     made = []
     for noise in level.noises:

@@ -75,7 +75,7 @@ def gpu_seconds(step: Step) -> float:
 
 
 def gpu_peak_memory(step: Step) -> int:
-    """Returns the bytes by which what the GPU's allocator has given out grows at most during a step."""
+    """Returns the most bytes that the GPU's allocator gives out during a step, beyond what it had given out before."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

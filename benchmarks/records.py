@@ -1,4 +1,4 @@
-"""Cases, and the lines that measuring them gives: in memory and in a CSV file."""
+"""Cases, and the records that measuring them gives, in memory and in a CSV file."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ class Case:
 
     @property
     def cost(self) -> float:
-        """Roughly its seconds on two cores: starting a process, its first steps, and the rounds."""
+        """An estimate of the seconds it takes on two cores: starting processes, their first steps, and the rounds."""
         flops = 2 * self.shape.tokens * self.shape.vocab * (3 * self.shape.student_dim + self.shape.teacher_dim)
         step = 0.1 + flops / 8e10
         turns = step * len(self.contenders)
         return 5 + 4 * len(self.contenders) + 2 * turns + min(max(3 * turns, self.seconds), self.patience + turns)
 
     def record(self, contender: Contender) -> Record:
-        """Returns what is known before anything is measured."""
+        """Returns the line of a contender as it is before anything is measured."""
         return Record(
             group=self.group,
             case=self.name,

@@ -50,7 +50,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. A side that has failed is the words that say why, and then nothing is reached.
+    """One line of the table. Where a side has failed, it is the reason in words, and nothing is reached.
 
     ``reached`` has the target's unit; ``peer`` is None where the target is absolute.
     """

@@ -35,7 +35,7 @@ class Failed(Exception):
 
 
 class Worker:
-    """The caller's side. Where an answer takes too long the process is ended and :class:`Failed` raised.
+    """The caller's side of a process. Where an answer takes too long, the process is ended and :class:`Failed` raised.
 
     The process starts at once. Its first answer, that it is ready, is to be waited for before anything is asked.
     """
@@ -84,7 +84,7 @@ def ended(status: int | None) -> str:
 
 
 def serve(connection: Connection, prepare: Callable[[], Answering], room: Room) -> None:
-    """The process's side: says that it is ready, then answers questions; the first failure is the last answer."""
+    """Runs in the process: says that it is ready, then answers questions; the first failure is the last answer."""
     quieten(room.log)
     try:
         if room.memory is not None:

@@ -65,7 +65,7 @@ class Traffic:
 
     @property
     def units(self) -> tuple[float, float]:
-        """(a, b) where the products are F·(a·D_s + b·D_t), F = 2·N·V."""
+        """The flops of the products as (a, b) of F·(a·D_s + b·D_t), F = 2·N·V."""
         shape, unit = self.shape, 2 * self.shape.tokens * self.shape.vocab
         return self.student_flops / (unit * shape.student_dim), self.teacher_flops / (unit * shape.teacher_dim)
 

@@ -9,7 +9,7 @@ import torch
 
 
 def switch_on() -> None:
-    """Has to be called before Triton is imported, because ``triton.jit`` decides when a kernel is defined."""
+    """Switches the interpreter on. To be called before Triton is imported: ``triton.jit`` decides at definition."""
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     if os.environ.get("TRITON_INTERPRET") != "1":
