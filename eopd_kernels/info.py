@@ -7,7 +7,6 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cuda
 from .rows import BACKENDS, automatic
 
 
@@ -34,6 +33,7 @@ def lines() -> list[str]:
 
 def gpu_choice(otherwise: str) -> str:
     """What ``automatic`` depends on where it depends on the logits."""
+    cuda = BACKENDS["cuda"]
     if cuda.unavailable() is not None or not cuda.takes(torch.device("cuda")):
         return repr(otherwise)
     return f"'cuda' where a row fits on the chip (sm_90 and newer, no fp64), else {otherwise!r},"

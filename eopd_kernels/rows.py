@@ -24,7 +24,7 @@ They mean nothing of empty statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .arguments import quoted
-from .backends import cpu, cuda, triton
+from .backends import Block, cpu, cuda, triton
 from .backends import torch as torch_backend
 from .tensors import compute_dtype
 
@@ -47,40 +47,175 @@ class RowFunctions(NamedTuple):
     row_mixture_gradient: Callable[..., None]
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "torch": torch_backend}
+
+
+def implementations(name: str) -> RowFunctions:
+    """The row functions of a backend, in Python: each checks its arguments, allocates its results and calls the kernels
+    that write them."""
+    backend = BACKENDS[name]
+    at = backend.at
+
+    def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
+        block = Block(student, teacher, transforms, out=student)
+        dtype = check(name, block)
+        statistics = student.new_empty(student.shape[0], 8, dtype=dtype)
+        backend.kernels().row_statistics(backend.problem(block), at(statistics))
+        return statistics
+
+    def row_gradient(
+        student: Tensor,
+        teacher: Tensor,
+        statistics: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        transforms: Sequence[float],
+        out: Tensor,
+    ) -> None:
+        block = Block(student, teacher, transforms, out)
+        check(name, block, statistics=statistics, a=a, b=b, c=c)
+        problem = backend.problem(block)
+        backend.kernels().row_gradient(problem, statistics=at(statistics), a=at(a), b=at(b), c=at(c))
+
+    def row_loss_and_gradient(
+        student: Tensor,
+        teacher: Tensor,
+        weights: Tensor,
+        gate_threshold: float,
+        combine: Sequence[float],
+        transforms: Sequence[float],
+        out: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        block = Block(student, teacher, transforms, out, visits=2)
+        check(name, block, weights=weights)
+        statistics = weights.new_empty(student.shape[0], 8)
+        gate = torch.empty_like(weights)
+        backend.kernels().row_loss_and_gradient(
+            backend.problem(block),
+            weights=at(weights),
+            gate_threshold=gate_threshold,
+            combine=combine,
+            statistics=at(statistics),
+            gate=at(gate),
+        )
+        return statistics, gate
+
+    def row_mixture(
+        student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
+    ) -> Tensor:
+        block = Block(student, teacher, transforms, out=student)
+        check(name, block, statistics=statistics)
+        mixture = statistics.new_empty(student.shape[0], 4)
+        backend.kernels().row_mixture(backend.problem(block), at(statistics), skews, at(mixture))
+        return mixture
+
+    def row_mixture_gradient(
+        student: Tensor,
+        teacher: Tensor,
+        statistics: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        skews: Sequence[float],
+        transforms: Sequence[float],
+        out: Tensor,
+    ) -> None:
+        block = Block(student, teacher, transforms, out)
+        check(name, block, statistics=statistics, a=a, b=b, c=c)
+        problem = backend.problem(block)
+        backend.kernels().row_mixture_gradient(
+            problem, statistics=at(statistics), a=at(a), b=at(b), c=at(c), skews=skews
+        )
+
+    return RowFunctions(row_statistics, row_gradient, row_loss_and_gradient, row_mixture, row_mixture_gradient)
+
+
+def check(name: str, block: Block, **per_row: Tensor) -> torch.dtype:
+    """Refuses what a kernel would misread, and returns the compute dtype.
+
+    Raises:
+        ValueError, TypeError: a device, shape, dtype or stride is none that the module's docstring allows.
+    """
+    student, teacher, _, out, _ = block
+    if not BACKENDS[name].takes(student.device):
+        raise ValueError(refusal(name, student.device))
+    if student.ndim != 2:
+        raise ValueError(f"student must be [n, V], got shape {tuple(student.shape)}")
+    check_matrix("student", student, student)
+    check_matrix("teacher", teacher, student)
+    if out is not student:
+        check_matrix("out", out, student)
+    dtype = compute_dtype(student, teacher)
+    for key in per_row:
+        check_per_row(key, per_row[key], student, dtype)
+    return dtype
+
+
+def refusal(name: str, device: torch.device) -> str:
+    """What is said of tensors that a backend cannot be given."""
+    return f"backend={name!r} takes {BACKENDS[name].TENSORS}, got tensors on {device}"
+
+
+def check_matrix(name: str, tensor: Tensor, student: Tensor) -> None:
+    """Checks a block ``[n, V]``: the student's shape, where the student is, a dtype of ``DTYPES``, dense rows."""
+    if tensor.shape != student.shape:
+        raise ValueError(f"{name} must have the student's shape {tuple(student.shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != student.device:
+        raise ValueError(f"{name} must be on the student's device {student.device}, got {tensor.device}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} must have stride 1 along the vocabulary, got strides {tensor.stride()}")
+
+
+def check_per_row(name: str, tensor: Tensor, student: Tensor, dtype: torch.dtype) -> None:
+    """Checks numbers of each row, eight of statistics and else one: shape, dtype, device, contiguous."""
+    shape = (student.shape[0], 8) if name == "statistics" else (student.shape[0],)
+    if tensor.shape != shape or tensor.dtype != dtype or tensor.device != student.device:
+        raise ValueError(
+            f"{name} must be {list(shape)} of {dtype} on {student.device}, "
+            f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+
+
 # Defined one by one rather than with torch.library.custom_op, whose first call imports torch._dynamo: 1.2 s.
 LIBRARY = torch.library.Library("eopd_kernels", "DEF")
 
 
-def register(name: str, backend: ModuleType) -> RowFunctions:
+def register(name: str) -> RowFunctions:
     """Registers a backend's functions as ``eopd_kernels::<name>_<function>`` with their fakes."""
 
-    def op(function: str, mutates: tuple[str, ...], fake: Callable[..., Any]) -> Any:
-        implementation = getattr(backend, function)
-        qualified = f"{name}_{function}"
-        LIBRARY.define(qualified + torch.library.infer_schema(implementation, mutates_args=mutates))
-        LIBRARY.impl(qualified, implementation, "CompositeExplicitAutograd")
+    def op(function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+        qualified = f"{name}_{function.__name__}"
+        mutates = ("out",) if "gradient" in function.__name__ else ()
+        LIBRARY.define(qualified + torch.library.infer_schema(function, mutates_args=mutates))
+        LIBRARY.impl(qualified, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"eopd_kernels::{qualified}", fake, lib=LIBRARY)
         return getattr(torch.ops.eopd_kernels, qualified).default
 
-    return RowFunctions(
-        op("row_statistics", (), lambda student, teacher, transforms: _fake_statistics(student, teacher)),
-        op("row_gradient", ("out",), lambda *arguments: None),
-        op(
-            "row_loss_and_gradient",
-            ("out",),
-            lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights)),
-        ),
-        op("row_mixture", (), lambda student, teacher, statistics, *rest: statistics.new_empty(student.shape[0], 4)),
-        op("row_mixture_gradient", ("out",), lambda *arguments: None),
-    )
+    return RowFunctions(*map(op, implementations(name), FAKES))
 
 
-def _fake_statistics(student: Tensor, teacher: Tensor) -> Tensor:
+def _fake_statistics(student: Tensor, teacher: Tensor, *rest: Any) -> Tensor:
     return student.new_empty(student.shape[0], 8, dtype=compute_dtype(student, teacher))
 
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "torch": torch_backend}
-FUNCTIONS = {name: register(name, backend) for name, backend in BACKENDS.items()}
+def _nothing(*arguments: Any) -> None:
+    pass
+
+
+FAKES = RowFunctions(
+    _fake_statistics,
+    _nothing,
+    lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights)),
+    lambda student, teacher, statistics, *rest: statistics.new_empty(student.shape[0], 4),
+    _nothing,
+)
+FUNCTIONS = {name: register(name) for name in BACKENDS}
 
 
 class Logits(NamedTuple):
@@ -114,19 +249,12 @@ def choose(backend: str, device: torch.device, logits: Logits | None = None) -> 
         ValueError: the name is unknown, the backend is not available here, or it does not take this device's tensors.
     """
     if backend == "auto":
-        backend = automatic(device, logits)
+        return FUNCTIONS[automatic(device, logits)]
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {quoted(backend)}")
     reason = BACKENDS[backend].unavailable()
     if reason is not None:
         raise ValueError(f"backend={backend!r} is not available: {reason}")
-    if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend='cpu' takes CPU tensors, got tensors on {device}")
-    if backend == "cuda" and not cuda.takes(device):
-        raise ValueError(f"backend='cuda' takes CUDA tensors, not ROCm's, got tensors on {device}")
-    if backend == "triton" and not triton.takes(device):
-        raise ValueError(
-            "backend='triton' takes CUDA and ROCm tensors, and CPU tensors under TRITON_INTERPRET=1 only, "
-            f"got tensors on {device}"
-        )
+    if not BACKENDS[backend].takes(device):
+        raise ValueError(refusal(backend, device))
     return FUNCTIONS[backend]

@@ -93,7 +93,7 @@ RowStatistics<double> block_sums(const Real* student, const Real* teacher, int c
       store(kept.student + v, exp_ds);
       store(kept.teacher + v, exp_dt);
     }
-    add_column<guarded>(sums, ds, dt, exp_ds, exp_dt);
+    add_columns<guarded>(sums, ds, dt, exp_ds, exp_dt);
   });
   RowStatistics<double> sums;
   sums.student_max = student_max;

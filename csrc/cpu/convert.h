@@ -142,14 +142,14 @@ void transform_block(const Transform& transform, int count, Real* block) {
   }
 }
 
-// The chain rule through transform_block where it differs from column to column.
+// The chain rule through transform_block of a softcap, whose slope differs from column to column.
 template <typename Real>
-void chain_softcap(const Transform& transform, int count, const Real* z, Real* gradient) {
+void multiply_by_slope(const Transform& transform, int count, const Real* z, Real* gradient) {
   const Real slope = static_cast<Real>(transform.scale / transform.temperature);
   const Real inverse = static_cast<Real>(transform.temperature / transform.softcap);
   for_columns<Real>(count, [&](auto kind, int v) {
     using Value = decltype(kind);
-    store(gradient + v, load<Value>(gradient + v) * softcap_chain(load<Value>(z + v), slope, inverse));
+    store(gradient + v, load<Value>(gradient + v) * transform_slope(load<Value>(z + v), slope, inverse));
   });
 }
 

@@ -119,21 +119,21 @@ RowStatistics<double> statistics_of_row(const Problem& problem, int64_t row, Scr
   return statistics;
 }
 
-void zero_row(const Matrix& out, int64_t row, int64_t columns) {
-  std::memset(element(out, row, 0), 0, columns * size_of(out.dtype));
+void zero_row(const Problem& problem, int64_t row) {
+  std::memset(element(problem.out, row, 0), 0, problem.columns * size_of(problem.out.dtype));
 }
 
-// dz/dx where that is one number for the row; a softcap's is applied to a block of gradients.
-inline double chain_of(const Transform& transform) {
+// dz/dx where it is one number for the row, else 1: the slope of a softcap is applied to a block of gradients.
+inline double row_slope(const Transform& transform) {
   return transform.softcap != 0 ? 1 : transform.scale / transform.temperature;
 }
 
 // gradient(student, teacher, column, count, past_caches, to) writes a block's, and what it does not read is null.
 template <typename Real, typename Gradient>
 inline __attribute__((always_inline)) void store_gradient(const Problem& problem, int64_t row, Reads reads,
-                                                          const Matrix& out, Scratch<Real>& scratch,
-                                                          Gradient gradient) {
+                                                          Scratch<Real>& scratch, Gradient gradient) {
   const Transform& transform = problem.student_transform;
+  const Matrix& out = problem.out;
   const bool softcapped = transform.softcap != 0;
   const bool direct = out.dtype == dtype_of<Real> && !softcapped;
   const bool past_caches = direct && out.data != problem.student.data &&
@@ -144,20 +144,18 @@ inline __attribute__((always_inline)) void store_gradient(const Problem& problem
     char* to = element(out, row, column);
     Real* block = direct ? reinterpret_cast<Real*>(to) : scratch.gradient;
     gradient(student, teacher, column, count, past_caches, block);
-    if (softcapped) chain_softcap(transform, count, student, block);
+    if (softcapped) multiply_by_slope(transform, count, student, block);
     if (!direct) narrow_block(out.dtype, block, count, to);
   });
 }
 
-inline bool unused(const RowCoefficients<double>& k) { return k.a == 0 && k.b == 0 && k.c == 0; }
-
 template <typename Real>
 void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
-                     const RowCoefficients<double>& k, const Matrix& out, Scratch<Real>& scratch) {
-  if (unused(k)) return zero_row(out, row, problem.columns);
-  const auto column_k = column_coefficients(statistics, k, chain_of(problem.student_transform));
+                     const Coefficients<double>& k, Scratch<Real>& scratch) {
+  if (unused(k)) return zero_row(problem, row);
+  const auto column_k = column_coefficients(statistics, k, row_slope(problem.student_transform));
   const Reads reads{k.b != 0 || !scratch.workspace, k.b != 0 || (k.c != 0 && !scratch.workspace)};
-  store_gradient(problem, row, reads, out, scratch,
+  store_gradient(problem, row, reads, scratch,
                  [&](auto student, auto teacher, int64_t column, int count, bool past_caches, Real* to) {
                    gradient_block(statistics, column_k, k.b != 0, k.c != 0, student, teacher, count,
                                   scratch.kept(column), past_caches, to);
@@ -166,8 +164,8 @@ void gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<do
 
 template <typename Real>
 MixtureStatistics<double> mixture_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
-                                         const double* skews, Scratch<Real>& scratch) {
-  const MixedRow<Real> mixed = mixed_row(statistics, skews_of<Real>(skews));
+                                         const std::array<double, 2>& skews, Scratch<Real>& scratch) {
+  const MixtureRow<Real> mixed = mixture_row(statistics, skews_of<Real>(skews));
   MixtureStatistics<double> sums;
   for_blocks(problem, row, {true, true}, scratch, [&](auto student, auto teacher, int64_t, int count) {
     add_mixture_block(sums, mixed, student, teacher, count);
@@ -177,37 +175,36 @@ MixtureStatistics<double> mixture_of_row(const Problem& problem, int64_t row, co
 
 template <typename Real>
 void mixture_gradient_of_row(const Problem& problem, int64_t row, const RowStatistics<double>& statistics,
-                             const RowCoefficients<double>& k, const double* skews, const Matrix& out,
+                             const Coefficients<double>& k, const std::array<double, 2>& skews,
                              Scratch<Real>& scratch) {
-  if (unused(k)) return zero_row(out, row, problem.columns);
-  const MixedRow<Real> mixed = mixed_row(statistics, skews_of<Real>(skews));
-  const auto [self, ratio, other] = mixture_coefficients(statistics, k, chain_of(problem.student_transform));
+  if (unused(k)) return zero_row(problem, row);
+  const MixtureRow<Real> mixed = mixture_row(statistics, skews_of<Real>(skews));
+  const auto [self, ratio, other] = mixture_coefficients(statistics, k, row_slope(problem.student_transform));
   const ColumnCoefficients<Real> column_k{Real(self), Real(ratio), Real(other)};
-  store_gradient(problem, row, {true, true}, out, scratch,
+  store_gradient(problem, row, {true, true}, scratch,
                  [&](auto student, auto teacher, int64_t, int count, bool past_caches, Real* to) {
                    mixture_gradient_block(mixed, column_k, k.b != 0, k.c != 0, student, teacher, count, past_caches, to);
                  });
 }
 
 template <typename Real>
-RowStatistics<double> read_statistics(const void* all, int64_t row) {
-  const Real* from = static_cast<const Real*>(all) + 8 * row;
+RowStatistics<double> load_statistics(Address statistics, int64_t row) {
+  const Real* from = at<const Real>(statistics) + 8 * row;
   return {from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7]};
 }
 
 template <typename Real>
-void write_statistics(const RowStatistics<double>& row_statistics, void* all, int64_t row) {
-  const RowStatistics<double>& s = row_statistics;
-  const double numbers[8] = {s.student_max,  s.student_sum,   s.teacher_max,  s.teacher_sum,
-                             s.teacher_self, s.teacher_cross, s.student_self, s.student_cross};
-  Real* to = static_cast<Real*>(all) + 8 * row;
-  for (int i = 0; i < 8; ++i) to[i] = Real(numbers[i]);
+void store_statistics(const RowStatistics<double>& numbers, Address statistics, int64_t row) {
+  const RowStatistics<double>& n = numbers;
+  const double in_order[8] = {n.student_max,  n.student_sum,   n.teacher_max,  n.teacher_sum,
+                              n.teacher_self, n.teacher_cross, n.student_self, n.student_cross};
+  Real* to = at<Real>(statistics) + 8 * row;
+  for (int i = 0; i < 8; ++i) to[i] = Real(in_order[i]);
 }
 
 template <typename Real>
-RowCoefficients<double> read_coefficients(const void* a, const void* b, const void* c, int64_t row) {
-  const auto number = [row](const void* all) { return double(static_cast<const Real*>(all)[row]); };
-  return {number(a), number(b), number(c)};
+Coefficients<double> load_coefficients(Address a, Address b, Address c, int64_t row) {
+  return {at<const Real>(a)[row], at<const Real>(b)[row], at<const Real>(c)[row]};
 }
 
 inline int this_thread() {
@@ -221,10 +218,10 @@ inline int this_thread() {
 // Rows are handed out one by one, short ones in groups worth a thread's waking: a masked row costs nothing and a gated one
 // more than others. Nothing among the threads throws.
 template <typename Real, typename Function>
-void for_rows(const Problem& problem, const Workspace<Real>* workspace, Function function) {
-  const int64_t rows = problem.rows;
-  const int64_t rows_at_once = 1 + (1 << 16) / (problem.columns + 1);
-#pragma omp parallel num_threads(problem.threads) if (rows > rows_at_once && problem.threads > 1)
+void for_rows(const Task& task, const Workspace<Real>* workspace, Function function) {
+  const int64_t rows = task.rows;
+  const int64_t rows_at_once = 1 + (1 << 16) / (task.columns + 1);
+#pragma omp parallel num_threads(task.threads) if (rows > rows_at_once && task.threads > 1)
   {
     Scratch<Real> scratch;
     scratch.workspace = workspace;
@@ -244,32 +241,31 @@ void with_real(const Problem& problem, Function function) {
   }
 }
 
-void row_statistics(const Problem& problem, void* statistics) {
-  with_real(problem, [&](auto kind) {
+void row_statistics(const Task& task, Address statistics) {
+  with_real(task, [&](auto kind) {
     using Real = decltype(kind);
-    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
-      write_statistics<Real>(statistics_of_row(problem, row, scratch), statistics, row);
+    for_rows<Real>(task, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      store_statistics<Real>(statistics_of_row(task, row, scratch), statistics, row);
     });
   });
 }
 
-void row_gradient(const Problem& problem, const void* statistics, const void* a, const void* b, const void* c,
-                  const Matrix& out) {
-  with_real(problem, [&](auto kind) {
+void row_gradient(const Task& task, Address statistics, Address a, Address b, Address c) {
+  with_real(task, [&](auto kind) {
     using Real = decltype(kind);
-    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
-      gradient_of_row(problem, row, read_statistics<Real>(statistics, row), read_coefficients<Real>(a, b, c, row), out,
+    for_rows<Real>(task, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      gradient_of_row(task, row, load_statistics<Real>(statistics, row), load_coefficients<Real>(a, b, c, row),
                       scratch);
     });
   });
 }
 
-void row_mixture(const Problem& problem, const void* statistics, const double* skews, void* mixture) {
-  with_real(problem, [&](auto kind) {
+void row_mixture(const Task& task, Address statistics, const std::array<double, 2>& skews, Address mixture) {
+  with_real(task, [&](auto kind) {
     using Real = decltype(kind);
-    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
-      const auto numbers = mixture_of_row(problem, row, read_statistics<Real>(statistics, row), skews, scratch);
-      Real* to = static_cast<Real*>(mixture) + 4 * row;
+    for_rows<Real>(task, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      const auto numbers = mixture_of_row(task, row, load_statistics<Real>(statistics, row), skews, scratch);
+      Real* to = at<Real>(mixture) + 4 * row;
       to[0] = Real(numbers.forward_kl);
       to[1] = Real(numbers.reverse_kl);
       to[2] = Real(numbers.forward_share);
@@ -278,36 +274,35 @@ void row_mixture(const Problem& problem, const void* statistics, const double* s
   });
 }
 
-void row_mixture_gradient(const Problem& problem, const void* statistics, const void* a, const void* b, const void* c,
-                          const double* skews, const Matrix& out) {
-  with_real(problem, [&](auto kind) {
+void row_mixture_gradient(const Task& task, Address statistics, Address a, Address b, Address c,
+                          const std::array<double, 2>& skews) {
+  with_real(task, [&](auto kind) {
     using Real = decltype(kind);
-    for_rows<Real>(problem, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
-      mixture_gradient_of_row(problem, row, read_statistics<Real>(statistics, row),
-                              read_coefficients<Real>(a, b, c, row), skews, out, scratch);
+    for_rows<Real>(task, nullptr, [&](int64_t row, Scratch<Real>& scratch) {
+      mixture_gradient_of_row(task, row, load_statistics<Real>(statistics, row), load_coefficients<Real>(a, b, c, row),
+                              skews, scratch);
     });
   });
 }
 
-void row_loss_and_gradient(const Problem& problem, const void* weights, double gate_threshold, const double* combine,
-                           void* statistics, void* gate, const Matrix& out) {
-  const Combine<double> weights_of_terms{combine[0], combine[1], combine[2], combine[3]};
-  with_real(problem, [&](auto kind) {
+void row_loss_and_gradient(const Task& task, Address weights, double gate_threshold,
+                           const std::array<double, 4>& combine, Address statistics, Address gate) {
+  with_real(task, [&](auto kind) {
     using Real = decltype(kind);
-    const Workspace<Real> workspace(problem.threads, problem.columns);
-    for_rows<Real>(problem, &workspace, [&](int64_t row, Scratch<Real>& scratch) {
-      const double weight = static_cast<const Real*>(weights)[row];
+    const Workspace<Real> workspace(task.threads, task.columns);
+    for_rows<Real>(task, &workspace, [&](int64_t row, Scratch<Real>& scratch) {
+      const double weight = at<const Real>(weights)[row];
       RowStatistics<double> of_row;
       double opened = 0;
-      RowCoefficients<double> coefficients{0, 0, 0};
+      Coefficients<double> coefficients{0, 0, 0};
       if (weight != 0) {
-        of_row = statistics_of_row(problem, row, scratch);
+        of_row = statistics_of_row(task, row, scratch);
         opened = open_gate(of_row, gate_threshold);
-        coefficients = gated_coefficients(of_row, opened, weight, weights_of_terms);
+        coefficients = gated_coefficients(of_row, opened, weight, combine_of<double>(combine));
       }
-      write_statistics<Real>(of_row, statistics, row);
-      static_cast<Real*>(gate)[row] = Real(opened);
-      gradient_of_row(problem, row, of_row, coefficients, out, scratch);
+      store_statistics<Real>(of_row, statistics, row);
+      at<Real>(gate)[row] = Real(opened);
+      gradient_of_row(task, row, of_row, coefficients, scratch);
     });
   });
 }
@@ -320,7 +315,8 @@ void row_loss_and_gradient(const Problem& problem, const void* weights, double g
 #define EOPD_TABLE(name) EOPD_TABLE_AGAIN(name)
 
 extern const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET);
-const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET){EOPD_QUOTED(EOPD_INSTRUCTION_SET), row_statistics, row_gradient,
-                                              row_loss_and_gradient, row_mixture, row_mixture_gradient};
+const Kernels EOPD_TABLE(EOPD_INSTRUCTION_SET){
+    {row_statistics, row_gradient, row_loss_and_gradient, row_mixture, row_mixture_gradient},
+    EOPD_QUOTED(EOPD_INSTRUCTION_SET)};
 
 }  // namespace eopd::cpu

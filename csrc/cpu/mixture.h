@@ -24,12 +24,12 @@ struct Arithmetic {
 
 // Real within a block; blocks are added in double.
 template <typename Real>
-void add_mixture_block(MixtureStatistics<double>& sum, const MixedRow<Real>& row, const Real* student,
+void add_mixture_block(MixtureStatistics<double>& sum, const MixtureRow<Real>& row, const Real* student,
                        const Real* teacher, int count) {
   const auto [wide, narrow] = sums_of_columns<MixtureStatistics, Real>(count, [&](auto& sums, auto kind, int v) {
     using Value = decltype(kind);
-    const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
-    add_column(sums, row.skews, column, Arithmetic{});
+    const auto column = mixture_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
+    add_mixture_columns(sums, row.skews, column, Arithmetic{});
   });
   sum.forward_kl += total<Real>(wide.forward_kl, narrow.forward_kl);
   sum.reverse_kl += total<Real>(wide.reverse_kl, narrow.reverse_kl);
@@ -39,7 +39,7 @@ void add_mixture_block(MixtureStatistics<double>& sum, const MixedRow<Real>& row
 
 // `out` may be `student`: a column is read before it is written.
 template <typename Real>
-void mixture_gradient_block(const MixedRow<Real>& row, const ColumnCoefficients<Real>& k, bool uses_reverse,
+void mixture_gradient_block(const MixtureRow<Real>& row, const ColumnCoefficients<Real>& k, bool uses_reverse,
                             bool uses_forward, const Real* student, const Real* teacher, int count, bool past_caches,
                             Real* out) {
   with_constant(uses_reverse, [&](auto has_reverse) {
@@ -47,8 +47,8 @@ void mixture_gradient_block(const MixedRow<Real>& row, const ColumnCoefficients<
       with_constant(past_caches, [&](auto streamed) {
         store_columns<streamed.value>(count, out, [&](auto kind, int v) {
           using Value = decltype(kind);
-          const auto column = mixed_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
-          return column_gradient<has_reverse.value, has_forward.value>(k, row.skews, column, Arithmetic{});
+          const auto column = mixture_column(row, load<Value>(student + v), load<Value>(teacher + v), Arithmetic{});
+          return mixture_column_gradient<has_reverse.value, has_forward.value>(k, row.skews, column, Arithmetic{});
         });
       });
     });

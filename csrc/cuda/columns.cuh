@@ -23,6 +23,7 @@ __device__ __forceinline__ void transform(const LogitTransform<Real>& to_z, Real
   for (int v = 0; v < columns; ++v) x[v] = to_z(x[v]);
 }
 
+// The sums of these columns alone.
 template <bool guarded, typename Real, int columns>
 __device__ __forceinline__ ColumnSums<Real> sums_of(const Real (&z_s)[columns], const Real (&z_t)[columns],
                                                     Real student_centre, Real teacher_centre) {
@@ -30,15 +31,16 @@ __device__ __forceinline__ ColumnSums<Real> sums_of(const Real (&z_s)[columns], 
 #pragma unroll
   for (int v = 0; v < columns; ++v) {
     const Real ds = z_s[v] - student_centre, dt = z_t[v] - teacher_centre;
-    add_column<guarded>(sums, ds, dt, hardware::exp_of_nonpositive(ds), hardware::exp_of_nonpositive(dt));
+    add_columns<guarded>(sums, ds, dt, hardware::exp_of_nonpositive(ds), hardware::exp_of_nonpositive(dt));
   }
   return sums;
 }
 
-// A thread has a partial row of its own, brought to a new maximum once per group. Sums without guards first: -inf columns
-// and NaN leave traces in them, and such a group is done again. Maxima pass over NaN, the sums do not.
+// Adds a group of columns to a thread's partial row, which is brought to a new maximum once per group. The sums are taken
+// without guards first: -inf columns and NaN leave traces in them, and such a group is done again. Maxima pass over NaN,
+// the sums do not.
 template <typename Real, int columns>
-__device__ __forceinline__ void add_columns(RowStatistics<Real>& row, const Real (&z_s)[columns],
+__device__ __forceinline__ void add_group(RowStatistics<Real>& row, const Real (&z_s)[columns],
                                             const Real (&z_t)[columns]) {
   Real student_max = row.student_max, teacher_max = row.teacher_max;
 #pragma unroll
@@ -54,32 +56,25 @@ __device__ __forceinline__ void add_columns(RowStatistics<Real>& row, const Real
   add_sums(row, sums);
 }
 
-// dz/dx of the student: one number, or with a softcap one that is read off z.
+// dz/dx of the student: one number for the row, or with a softcap one that is read off z.
 template <typename Real>
-struct Chain {
-  Real slope;    // scale / temperature
-  Real inverse;  // temperature / softcap
+struct Slope {
+  Real scale_over_temperature, temperature_over_softcap;
   bool softcap;
+
+  // The slope where it is one number for the row, else 1.
+  __device__ __forceinline__ Real of_row() const { return softcap ? Real(1) : scale_over_temperature; }
 };
 
-template <typename Real>
-__device__ __forceinline__ Real slope_of(const Chain<Real>& chain) {
-  return chain.softcap ? Real(1) : chain.slope;
-}
-
-// Where the slope is not one number.
+// The chain rule through a softcap, whose slope differs from column to column.
 template <typename Real, int columns>
-__device__ __forceinline__ void multiply_by_slope(const Chain<Real>& chain, const Real (&z_s)[columns],
+__device__ __forceinline__ void multiply_by_slope(const Slope<Real>& slope, const Real (&z_s)[columns],
                                                   Real* gradient) {  // [columns]
-  if (chain.softcap) {
+  if (slope.softcap) {
 #pragma unroll
-    for (int v = 0; v < columns; ++v) gradient[v] *= softcap_chain(z_s[v], chain.slope, chain.inverse);
+    for (int v = 0; v < columns; ++v)
+      gradient[v] *= transform_slope(z_s[v], slope.scale_over_temperature, slope.temperature_over_softcap);
   }
-}
-
-template <typename Real>
-__device__ __forceinline__ bool is_zero(const RowCoefficients<Real>& k) {
-  return k.a == 0 && k.b == 0 && k.c == 0;
 }
 
 // What is constant along a row of the gradient.
@@ -90,13 +85,13 @@ struct RowGradient {
   bool has_ratio;
   bool zero;  // exactly, whatever the logits hold
 
-  __device__ __forceinline__ RowGradient(const RowStatistics<Real>& row, const RowCoefficients<Real>& of_row,
-                                         const Chain<Real>& chain)
-      : k(column_coefficients(row, of_row, slope_of(chain))),
+  __device__ __forceinline__ RowGradient(const RowStatistics<Real>& row, const Coefficients<Real>& of_row,
+                                         const Slope<Real>& slope)
+      : k(column_coefficients(row, of_row, slope.of_row())),
         student_centre(finite_centre(row.student_max)),
         teacher_centre(finite_centre(row.teacher_max)),
         has_ratio(of_row.b != 0),
-        zero(is_zero(of_row)) {}
+        zero(unused(of_row)) {}
 };
 
 template <typename Real, int columns>

@@ -11,11 +11,11 @@
 
 namespace eopd::cuda {
 
-// This thread's part of the row's numbers.
+// The statistics of this thread's part of a row.
 template <typename Sides, typename Keeping>
 __device__ __forceinline__ auto visit_for_statistics(Keeping& on_chip, const Slice<Sides>& slice) {
   RowStatistics<typename Sides::Real> mine;
-  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_columns(mine, z_s, z_t); });
+  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_group(mine, z_s, z_t); });
   return mine;
 }
 
@@ -23,31 +23,31 @@ template <typename Sides, Kept kept>
 __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, kept>::blocks_per_multiprocessor)
     row_loss_and_gradient_kernel(const Block<typename Sides::Real> block,
                                  const typename Sides::Real* weights,  // [n]
-                                 const Gate<typename Sides::Real> gate_of, const Combine<typename Sides::Real> combine,
-                                 typename Sides::Real* statistics,  // [n, 8]
-                                 typename Sides::Real* gate,        // [n]
-                                 const Matrix out) {                // [n, V], may be the student
+                                 const typename Sides::Real gate_threshold,
+                                 const Combine<typename Sides::Real> combine,
+                                 typename Sides::Real* statistics,  // [n, 8], written
+                                 typename Sides::Real* gate) {      // [n], written
   using Real = typename Sides::Real;
   if constexpr (kept == Kept::nothing || hardware::has_clusters) {
     char* memory = hardware::shared_memory();
     Merge<RowStatistics<Real>> merge(memory);
     OnChip<Sides, kept> on_chip(memory + sizeof(typename Merge<RowStatistics<Real>>::Scratch), block.columns);
     for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-      const Slice<Sides> slice(block, out, row, hardware::cluster_rank(), hardware::cluster_size());
+      const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
       const Real weight = hardware::load_number(weights + row);
       RowStatistics<Real> numbers;
       Real opened = 0;
-      RowCoefficients<Real> k{0, 0, 0};
+      Coefficients<Real> k{0, 0, 0};
       if (weight != 0) {
         numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice));
-        opened = gate_of(numbers);
+        opened = open_gate(numbers, gate_threshold);
         k = gated_coefficients(numbers, opened, weight, combine);
       }
       if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) {
         store_statistics(statistics, row, numbers);
         hardware::store_number(gate + row, opened);
       }
-      write_gradient(slice, RowGradient<Real>(numbers, k, block.chain),
+      write_gradient(slice, RowGradient<Real>(numbers, k, block.slope),
                      [&](auto function) { on_chip.visit_again(slice, function); });
     }
     merge.leave();
@@ -58,7 +58,7 @@ template <typename Sides>
 __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                                   OnChip<Sides, Kept::nothing>::blocks_per_multiprocessor)
     row_statistics_kernel(const Block<typename Sides::Real> block,
-                          typename Sides::Real* statistics) {  // [n, 8]
+                          typename Sides::Real* statistics) {  // [n, 8], written
   using Real = typename Sides::Real;
   char* memory = hardware::shared_memory();
   Merge<RowStatistics<Real>> merge(memory);
@@ -78,13 +78,12 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                         const typename Sides::Real* statistics,  // [n, 8]
                         const typename Sides::Real* a,           // [n]
                         const typename Sides::Real* b,           // [n]
-                        const typename Sides::Real* c,           // [n]
-                        const Matrix out) {                      // [n, V], may be the student
+                        const typename Sides::Real* c) {         // [n]
   using Real = typename Sides::Real;
   OnChip<Sides, Kept::nothing> on_chip(hardware::shared_memory(), block.columns);
   for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, out, row, hardware::cluster_rank(), hardware::cluster_size());
-    const RowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), block.chain);
+    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+    const RowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), block.slope);
     write_gradient(slice, gradient, [&](auto function) { on_chip.visit(slice, function); });
   }
 }

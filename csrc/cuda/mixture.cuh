@@ -20,42 +20,42 @@ struct Arithmetic {
   }
 };
 
-// Columns one after the other: a thread of a long row sums them in fours first.
+// Adds a group of columns to a thread's sums, one after the other: a thread of a long row sums them in fours first.
 template <typename Real, int columns>
-__device__ __forceinline__ void add_columns(MixtureStatistics<Real>& sums, const MixedRow<Real>& row,
-                                            const Real (&z_s)[columns], const Real (&z_t)[columns]) {
+__device__ __forceinline__ void add_group(MixtureStatistics<Real>& sums, const MixtureRow<Real>& row,
+                                          const Real (&z_s)[columns], const Real (&z_t)[columns]) {
   MixtureStatistics<Real> here;
 #pragma unroll
   for (int v = 0; v < columns; ++v)
-    add_column(here, row.skews, mixed_column(row, z_s[v], z_t[v], Arithmetic{}), Arithmetic{});
+    add_mixture_columns(here, row.skews, mixture_column(row, z_s[v], z_t[v], Arithmetic{}), Arithmetic{});
   merge(sums, here);
 }
 
 // What is constant along a row of the gradient.
 template <typename Real>
-struct MixedRowGradient {
+struct MixtureRowGradient {
   ColumnCoefficients<Real> k;
-  MixedRow<Real> mixed;
+  MixtureRow<Real> mixed;
   bool has_reverse;
   bool zero;  // exactly, whatever the logits hold
 
-  __device__ __forceinline__ MixedRowGradient(const RowStatistics<Real>& row, const RowCoefficients<Real>& of_row,
-                                              const Skews<Real>& skews, const Chain<Real>& chain)
-      : k(mixture_coefficients(row, of_row, slope_of(chain))),
-        mixed(mixed_row(row, skews)),
+  __device__ __forceinline__ MixtureRowGradient(const RowStatistics<Real>& row, const Coefficients<Real>& of_row,
+                                              const Skews<Real>& skews, const Slope<Real>& slope)
+      : k(mixture_coefficients(row, of_row, slope.of_row())),
+        mixed(mixture_row(row, skews)),
         has_reverse(of_row.b != 0),
-        zero(is_zero(of_row)) {}
+        zero(unused(of_row)) {}
 };
 
 template <typename Real, int columns>
-__device__ __forceinline__ void gradient_of(const MixedRowGradient<Real>& row, const Real (&z_s)[columns],
+__device__ __forceinline__ void gradient_of(const MixtureRowGradient<Real>& row, const Real (&z_s)[columns],
                                             const Real (&z_t)[columns],
                                             Real* gradient) {  // [columns]
 #pragma unroll
   for (int v = 0; v < columns; ++v) {
-    const MixedColumn<Real> column = mixed_column(row.mixed, z_s[v], z_t[v], Arithmetic{});
-    gradient[v] = row.has_reverse ? column_gradient<true, true>(row.k, row.mixed.skews, column, Arithmetic{})
-                                  : column_gradient<false, true>(row.k, row.mixed.skews, column, Arithmetic{});
+    const MixtureColumn<Real> column = mixture_column(row.mixed, z_s[v], z_t[v], Arithmetic{});
+    gradient[v] = row.has_reverse ? mixture_column_gradient<true, true>(row.k, row.mixed.skews, column, Arithmetic{})
+                                  : mixture_column_gradient<false, true>(row.k, row.mixed.skews, column, Arithmetic{});
   }
 }
 

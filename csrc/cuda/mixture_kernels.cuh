@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
     row_mixture_kernel(const Block<typename Sides::Real> block,
                        const typename Sides::Real* statistics,  // [n, 8], of whole rows
                        const Skews<typename Sides::Real> skews,
-                       typename Sides::Real* mixture) {  // [n, 4]
+                       typename Sides::Real* mixture) {  // [n, 4], written
   using Real = typename Sides::Real;
   using Sums = MixtureStatistics<Real>;
   char* memory = hardware::shared_memory();
@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
   for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
     const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
     const RowStatistics<Real> numbers = load_statistics(statistics, row);
-    const MixedRow<Real> mixed = mixed_row(numbers, skews);
+    const MixtureRow<Real> mixed = mixture_row(numbers, skews);
     Sums mine;
-    visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_columns(mine, mixed, z_s, z_t); });
+    visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_group(mine, mixed, z_s, z_t); });
     const Sums sums = merge.over_the_cluster(mine);
     if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0)
       store_mixture(mixture, row, normalised(sums, numbers));
@@ -41,14 +41,13 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                                 const typename Sides::Real* a,           // [n]
                                 const typename Sides::Real* b,           // [n]
                                 const typename Sides::Real* c,           // [n]
-                                const Skews<typename Sides::Real> skews,
-                                const Matrix out) {  // [n, V], may be the student
+                                const Skews<typename Sides::Real> skews) {
   using Real = typename Sides::Real;
   OnChip<Sides, Kept::nothing> on_chip(hardware::shared_memory(), block.columns);
   for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, out, row, hardware::cluster_rank(), hardware::cluster_size());
-    const MixedRowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), skews,
-                                          block.chain);
+    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+    const MixtureRowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), skews,
+                                          block.slope);
     write_gradient(slice, gradient, [&](auto function) { on_chip.visit(slice, function); });
   }
 }

@@ -1,19 +1,10 @@
-// What there is one, four or eight of per row, and the gate that decides between them: docs/math.md, "The loss of one token".
+// Loads and stores of a row's numbers: its statistics, its mixture's, its coefficients.
 #pragma once
 
 #include "../row_math.h"
 #include "hardware.cuh"
 
 namespace eopd::cuda {
-
-template <typename Real>
-struct Gate {
-  Real threshold;
-
-  __device__ __forceinline__ Real operator()(const RowStatistics<Real>& row) const {
-    return open_gate(row, threshold);
-  }
-};
 
 template <typename Real>
 __device__ __forceinline__ void store_statistics(Real* statistics,  // [n, 8]
@@ -40,7 +31,7 @@ __device__ __forceinline__ void store_mixture(Real* mixture,  // [n, 4]
 }
 
 template <typename Real>
-__device__ __forceinline__ RowCoefficients<Real> load_coefficients(const Real* a,  // [n]
+__device__ __forceinline__ Coefficients<Real> load_coefficients(const Real* a,  // [n]
                                                                    const Real* b,  // [n]
                                                                    const Real* c,  // [n]
                                                                    int64_t row) {

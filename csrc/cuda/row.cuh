@@ -12,9 +12,9 @@ namespace eopd::cuda {
 // A block of rows, as a kernel is given it.
 template <typename Real>
 struct Block {
-  Matrix student, teacher;  // [n, V]
+  Matrix student, teacher, out;  // [n, V]; out may be the student
   LogitTransform<Real> student_transform, teacher_transform;
-  Chain<Real> chain;
+  Slope<Real> slope;
   int64_t rows;
   int columns;
 };
@@ -41,19 +41,14 @@ struct Slice {
   const char* student;
   const char* teacher;
   char* out;
-  DType out_dtype;
   bool student_aligned = false, teacher_aligned = false, out_aligned = false;
   int head = 0;
   int edges = 0;   // columns of head and tail, where they are this CTA's
   int all_groups;  // of the row
   int first_column, groups;  // of this CTA
 
-  __device__ __forceinline__ Slice(const Block<Real>& of, const Matrix& out_matrix, int64_t row, int part, int parts)
-      : block(of),
-        student(row_of(of.student, row)),
-        teacher(row_of(of.teacher, row)),
-        out(row_of(out_matrix, row)),
-        out_dtype(out_matrix.dtype) {
+  __device__ __forceinline__ Slice(const Block<Real>& of, int64_t row, int part, int parts)
+      : block(of), student(row_of(of.student, row)), teacher(row_of(of.teacher, row)), out(row_of(of.out, row)) {
     if constexpr (in_groups) align();
     all_groups = (of.columns - head) / columns;
     if (all_groups < 0) all_groups = 0;
@@ -64,11 +59,7 @@ struct Slice {
     if (part == 0) edges = of.columns - all_groups * columns;
   }
 
-  // For a visit that writes nothing.
-  __device__ __forceinline__ Slice(const Block<Real>& of, int64_t row, int part, int parts)
-      : Slice(of, of.student, row, part, parts) {}
-
-  // function(column, x_s, x_t) for each column of head and tail that is this thread's, transformed.
+  // Calls function(column, z_s, z_t) for each column of head and tail that is this thread's.
   template <typename Function>
   __device__ __forceinline__ void visit_edges(Function function) const {
     for (int edge = hardware::thread_index(); edge < edges; edge += hardware::threads_per_block()) {
@@ -79,18 +70,18 @@ struct Slice {
     }
   }
 
-  // Exact zeros, for a row whose logits nobody reads.
+  // Writes exact zeros, for a row whose logits nobody reads.
   __device__ __forceinline__ void write_zeros() const {
     const Real zeros[columns] = {};
     for (int group = hardware::thread_index(); group < groups; group += hardware::threads_per_block())
-      store_group(out, first_column + group * columns, out_dtype, out_aligned, zeros);
+      store_group(out, first_column + group * columns, block.out.dtype, out_aligned, zeros);
     for (int edge = hardware::thread_index(); edge < edges; edge += hardware::threads_per_block())
-      store_scalar(out, edge < head ? edge : edge + all_groups * columns, out_dtype, Real(0));
+      store_scalar(out, edge < head ? edge : edge + all_groups * columns, block.out.dtype, Real(0));
   }
 
  private:
   __device__ __forceinline__ void align() {
-    const int out_bytes = bytes_of(out_dtype);
+    const int out_bytes = bytes_of(block.out.dtype);
     int most = -1;
     for (int column = 0; column < columns; ++column) {
       const bool of_student = is_aligned<columns>(student, column, Sides::Student::bytes);

@@ -1,4 +1,4 @@
-// A visit of a row's columns by the threads that have them: sums in the first, the gradient in the second.
+// Visits of a row's columns by the threads that have them: sums in the first, the gradient in the second.
 #pragma once
 
 #include "on_chip.cuh"
@@ -21,7 +21,7 @@ __device__ __forceinline__ void in_steps(const Block<typename Sides::Real>& bloc
   }
 }
 
-// add(first, z_s, z_t) for all of this thread's columns.
+// Calls add(first, z_s, z_t) for all of this thread's columns.
 template <typename Sides, typename Keeping, typename Add>
 __device__ __forceinline__ void visit_for_sums(Keeping& on_chip, const Slice<Sides>& slice, Add add) {
   slice.visit_edges(add);
@@ -30,26 +30,26 @@ __device__ __forceinline__ void visit_for_sums(Keeping& on_chip, const Slice<Sid
   });
 }
 
-// `row` is what gradient_of takes besides columns; calls visit(function) with the function that writes the gradient of a
-// group.
+// Writes a row's gradient. `row` is what gradient_of takes besides columns; visit(function) is called with the function
+// that writes the gradient of a group.
 template <typename Sides, typename Row, typename Visit>
 __device__ __forceinline__ void write_gradient(const Slice<Sides>& slice, const Row& row, Visit visit) {
   using Real = typename Sides::Real;
   if (row.zero) return slice.write_zeros();
-  const auto& chain = slice.block.chain;
+  const auto& slope = slice.block.slope;
   visit([&](int column, const auto& student, const auto& teacher) {
     Real gradient[Sides::columns];
     in_steps<Sides>(slice.block, student, teacher, [&](int first, const auto& z_s, const auto& z_t) {
       gradient_of(row, z_s, z_t, gradient + first);
-      multiply_by_slope(chain, z_s, gradient + first);
+      multiply_by_slope(slope, z_s, gradient + first);
     });
-    store_group(slice.out, column, slice.out_dtype, slice.out_aligned, gradient);
+    store_group(slice.out, column, slice.block.out.dtype, slice.out_aligned, gradient);
   });
   slice.visit_edges([&](int column, const auto& z_s, const auto& z_t) {
     Real gradient[1];
     gradient_of(row, z_s, z_t, gradient);
-    multiply_by_slope(chain, z_s, gradient);
-    store_scalar(slice.out, column, slice.out_dtype, gradient[0]);
+    multiply_by_slope(slope, z_s, gradient);
+    store_scalar(slice.out, column, slice.block.out.dtype, gradient[0]);
   });
 }
 

@@ -1,4 +1,4 @@
-"""The row functions in plain PyTorch: for every device, and where no compiler was there to build the native ones.
+"""The backend ``torch``: plain PyTorch, for every device, and where no compiler was there to build the native kernels.
 
 A block is visited in tiles, so that the temporaries stay small whatever the block's size.
 """
@@ -6,7 +6,9 @@ A block is visited in tiles, so that the temporaries stay small whatever the blo
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,8 +25,12 @@ from ..row_math.formulas import (
 )
 from ..row_math.mixture import MixtureStatistics, Skews
 from ..row_math.statistics import RowStatistics
-from ..tensors import compute_dtype
+from . import Block
+from . import unchanged as at
+from . import unchanged as problem
 
+__all__ = ["TENSORS", "at", "description", "kernels", "problem", "takes", "unavailable"]
+TENSORS = "all tensors"
 # Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on
 # two cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
 TILE_ELEMENTS = 2**18
@@ -32,7 +38,7 @@ TILE_COLUMNS = 2**14
 
 
 def unavailable() -> str | None:
-    """Always available."""
+    """None: this backend is always available."""
     return None
 
 
@@ -41,108 +47,101 @@ def description() -> str:
     return "plain PyTorch in tiles, on every device"
 
 
-def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
-    """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
-    dtype = compute_dtype(student, teacher)
-    packed = torch.empty(len(student), 8, dtype=dtype, device=student.device)
-    for rows, slices in tiles(student):
-        total = RowStatistics.empty(rows.stop - rows.start, dtype, student.device)
-        for columns in slices:
-            z_s = transformed(student[rows, columns], transforms[:3], dtype)
-            z_t = transformed(teacher[rows, columns], transforms[3:], dtype)
-            total = total.merge(RowStatistics.of(z_s, z_t))
-        packed[rows] = total.packed
-    return packed
+def takes(device: torch.device) -> bool:
+    """Whether tensors on ``device`` can be given to the functions."""
+    return True
 
 
-def row_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, column_gradient)
+def kernels() -> ModuleType:
+    """This module."""
+    return sys.modules[__name__]
+
+
+def row_statistics(block: Block, statistics: Tensor) -> None:
+    """The eight numbers of every row into ``statistics`` [n, 8]."""
+    for rows, tiles in row_groups(block.student):
+        total = RowStatistics.empty(rows.stop - rows.start, statistics.dtype, statistics.device)
+        for columns in tiles:
+            total = total.merge(RowStatistics.of(*transformed_tile(block, rows, columns, statistics.dtype)))
+        statistics[rows] = total.packed
+
+
+def row_gradient(block: Block, statistics: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; ``statistics`` [n, 8], the coefficients [n]."""
+    gradient_in_tiles(block, statistics, Coefficients(a, b, c), column_gradient)
 
 
 def row_loss_and_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor,
+    block: Block,
+    weights: Tensor,  # [n]
     gate_threshold: float,
     combine: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``; see :mod:`eopd_kernels.rows`."""
-    packed = row_statistics(student, teacher, transforms)
-    unread = RowStatistics.empty(1, packed.dtype, packed.device).packed
-    statistics = RowStatistics(torch.where(weights.unsqueeze(1) == 0, unread, packed))
-    gate = torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))
-    coefficients = gated_coefficients(statistics, gate, Combine(*combine), weights)
-    row_gradient(student, teacher, statistics.packed, *coefficients, transforms, out)
-    return statistics.packed, gate
+    statistics: Tensor,  # [n, 8], written
+    gate: Tensor,  # [n], written
+) -> None:
+    """Statistics, gate and gradient of the rows whose weight is not 0."""
+    row_statistics(block, statistics)
+    unread = RowStatistics.empty(1, statistics.dtype, statistics.device).packed
+    statistics.copy_(torch.where(weights.unsqueeze(1) == 0, unread, statistics))
+    numbers = RowStatistics(statistics)
+    gate.copy_(torch.where(weights == 0, 0.0, open_gate(numbers, gate_threshold)))
+    gradient_in_tiles(block, statistics, gated_coefficients(numbers, gate, Combine(*combine), weights), column_gradient)
 
 
-def row_mixture(
-    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
-) -> Tensor:
-    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
-    packed = statistics.new_zeros(len(student), 4)
-    for rows, slices in tiles(student):
+def row_mixture(block: Block, statistics: Tensor, skews: Sequence[float], mixture: Tensor) -> None:
+    """The four numbers of every row into ``mixture`` [n, 4]; ``statistics`` [n, 8], of whole rows."""
+    mixture.zero_()
+    for rows, tiles in row_groups(block.student):
         part = RowStatistics(statistics[rows])
-        for columns in slices:
-            z_s = transformed(student[rows, columns], transforms[:3], statistics.dtype)
-            z_t = transformed(teacher[rows, columns], transforms[3:], statistics.dtype)
-            packed[rows] += MixtureStatistics.of(z_s, z_t, part, Skews(*skews)).packed
-    return packed
+        for columns in tiles:
+            z_s, z_t = transformed_tile(block, rows, columns, statistics.dtype)
+            mixture[rows] += MixtureStatistics.of(z_s, z_t, part, Skews(*skews)).packed
 
 
 def row_mixture_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
+    block: Block,
+    statistics: Tensor,  # [n, 8], of whole rows
+    a: Tensor,  # [n]
+    b: Tensor,  # [n]
+    c: Tensor,  # [n]
     skews: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
 ) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    element = functools.partial(mixture_column_gradient, skews=Skews(*skews))
-    gradient_in_tiles(student, teacher, statistics, Coefficients(a, b, c), transforms, out, element)
+    """∂/∂x_s of Σ rows' skewed divergences into ``out`` [n, V]."""
+    gradient = functools.partial(mixture_column_gradient, skews=Skews(*skews))
+    gradient_in_tiles(block, statistics, Coefficients(a, b, c), gradient)
 
 
 def gradient_in_tiles(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    coefficients: Coefficients,
-    transforms: Sequence[float],
-    out: Tensor,
-    element: Callable[[Tensor, Tensor, Tensor, Coefficients], Tensor],
+    block: Block,
+    statistics: Tensor,  # [n, 8]
+    coefficients: Coefficients,  # [n] each
+    gradient_of: Callable[[Tensor, Tensor, Tensor, Coefficients], Tensor],
 ) -> None:
-    """``element`` maps p, q, log p − log q ``[n, k]`` and coefficients ``[n, 1]`` to the gradient by z_s."""
-    for rows, slices in tiles(student):
+    """Writes the gradient. ``gradient_of`` maps p, q, log p − log q ``[n, k]`` and coefficients ``[n, 1]`` to that of
+    the transformed logits."""
+    for rows, tiles in row_groups(block.student):
         part = RowStatistics(statistics[rows])
         a, b, c = (k[rows].unsqueeze(1) for k in coefficients)
         unused = (a == 0) & (b == 0) & (c == 0)
-        for columns in slices:
-            z_s = transformed(student[rows, columns], transforms[:3], statistics.dtype)
-            z_t = transformed(teacher[rows, columns], transforms[3:], statistics.dtype)
-            gradient = element(*part.probabilities(z_s, z_t), Coefficients(a, b, c))
+        for columns in tiles:
+            z_s, z_t = transformed_tile(block, rows, columns, statistics.dtype)
+            gradient = gradient_of(*part.probabilities(z_s, z_t), Coefficients(a, b, c))
             gradient = torch.where(unused, 0.0, gradient)
-            out[rows, columns] = gradient * transform_slope(z_s, transforms[:3])
+            block.out[rows, columns] = gradient * transform_slope(z_s, block.transforms[:3])
 
 
-def tiles(block: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Groups of rows of a block ``[n, V]``, each with the slices of the vocabulary it is visited in."""
-    n, vocab_size = block.shape
+def transformed_tile(block: Block, rows: slice, columns: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The transformed logits of both sides, in the compute dtype."""
+    student, teacher, transforms, _, _ = block
+    return (
+        transformed(student[rows, columns], transforms[:3], dtype),
+        transformed(teacher[rows, columns], transforms[3:], dtype),
+    )
+
+
+def row_groups(logits: Tensor) -> Iterator[tuple[slice, list[slice]]]:
+    """Groups of rows of ``logits`` [n, V], each with the slices of the vocabulary that its tiles are."""
+    n, vocab_size = logits.shape
     columns = min(vocab_size, TILE_COLUMNS)
     slices = [slice(i, min(i + columns, vocab_size)) for i in range(0, vocab_size, columns)]
     step = max(1, TILE_ELEMENTS // columns)

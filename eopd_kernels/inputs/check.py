@@ -25,7 +25,7 @@ from .top_k_teacher import TopKTeacher
 
 
 def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
-    """The call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
+    """Returns the call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
     if given["tensor_parallel_group"] is None:
         return checked_here(student, teacher, given)
     # Dynamo cannot look into a process group, so that this is where the graph breaks.
@@ -34,7 +34,7 @@ def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> 
 
 
 def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
-    """The call under a ``tensor_parallel_group``: a rank that refuses it tells those that would wait for it."""
+    """Checks a call under a ``tensor_parallel_group``: a rank that refuses it tells those that would wait for it."""
     group = process_group(given["tensor_parallel_group"])
     exchange = Exchange(group, student.device if isinstance(student, Tensor) else None)
     try:
@@ -56,8 +56,10 @@ def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: K
 def checked_here(
     student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords, exchange: Exchange | None = None
 ) -> Call:
-    """The checks themselves. Ranks meet in ``exchange``: what one of them may refuse alone comes before it, what all
-    refuse alike after it."""
+    """Checks a call of one process, or with an ``exchange`` that of one rank.
+
+    What a rank may refuse alone comes before the exchange, what all refuse alike comes after it.
+    """
     objective = Objective() if given["objective"] is None else given["objective"]
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {described(objective)}")

@@ -12,7 +12,7 @@ from .record import Call
 
 
 def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
-    """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V is ``least`` or more."""
+    """Checks logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V must be ``least`` or more."""
     check_floating(
         name,
         tensor,
@@ -58,12 +58,12 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
 
 
 def width(tensor: Tensor, head: LMHead | None) -> int:
-    """V of a side."""
+    """Returns V of a side."""
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
 def common_vocabulary(call: Call, vocab_size: int | None) -> int:
-    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's."""
+    """Returns how many leading vocabulary entries are compared; a teacher without logits has the student's."""
     student = teacher = width(call.student, call.student_head)
     if call.teacher is not None:
         teacher = width(call.teacher, call.teacher_head)
@@ -89,13 +89,16 @@ def common_vocabulary(call: Call, vocab_size: int | None) -> int:
 
 
 def check_vocab_size(vocab_size: int | None) -> None:
-    """What can be said of it before the vocabularies are known."""
+    """Refuses what is no size of a vocabulary, whatever the vocabularies are."""
     if vocab_size is not None:
         check_whole("vocab_size", vocab_size, "an int or None")
 
 
 def needs_gradient(student: Tensor, head: LMHead | None) -> tuple[bool, bool, bool]:
-    """What autograd will ask for. Asked here because autograd.Function.forward always runs without gradients."""
+    """Returns which gradients autograd will ask for: those of the student, its weight and its bias.
+
+    autograd.Function.forward could not tell, because it runs without gradients.
+    """
     enabled = torch.is_grad_enabled()
     weight, bias = (enabled and t is not None and t.requires_grad for t in tensors_of(head))
     return enabled and student.requires_grad, weight, bias

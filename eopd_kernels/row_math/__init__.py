@@ -1,2 +1,2 @@
-"""The numbers of a row and the formulas of its columns: the Python twin of csrc/row_math.h
-and backends/triton/row_math.py."""
+"""The numbers of a row and the formulas of its columns in PyTorch, under the names of their twins: csrc/row_math.h and
+backends/triton/row_math.py."""

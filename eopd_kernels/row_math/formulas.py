@@ -9,32 +9,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .mixture import Skews, skewed
+from .mixture import Skews, mixture_terms
 from .statistics import RowStatistics, times_or_zero
 
 
 class Combine(NamedTuple):
-    """The halves' weights as functions of the gate: c_r = r0 + r1·g and c_f = f0 + f1·g."""
+    """The halves' weights by the gate g: c_r = reverse + reverse_gate·g and c_f = forward + forward_gate·g."""
 
-    r0: float
-    r1: float
-    f0: float
-    f1: float
+    reverse: float
+    reverse_gate: float
+    forward: float
+    forward_gate: float
 
     def __call__(self, gate: Tensor) -> tuple[Tensor, Tensor]:
         """(c_r, c_f) for gates ``[n]``."""
-        return self.r0 + self.r1 * gate, self.f0 + self.f1 * gate
+        return self.reverse + self.reverse_gate * gate, self.forward + self.forward_gate * gate
 
 
 class Coefficients(NamedTuple):
-    """A row's numbers in the one gradient form ∂L/∂z_s[v] = p_v·(a + b·(log p_v − log q_v)) − c·q_v, each ``[n]``."""
+    """A row's numbers in the one gradient form: ∂L/∂z_s[v] = p_v·(a + b·(log p_v − log q_v)) − c·q_v, each ``[n]``."""
 
     a: Tensor
     b: Tensor
     c: Tensor
 
     def take(self, rows: Any) -> Coefficients:
-        """Of some rows: a slice or an index."""
+        """The coefficients of some rows: a slice or an index."""
         return Coefficients(*(k[rows] for k in self))
 
 
@@ -90,7 +90,7 @@ def mixture_column_gradient(
 ) -> Tensor:
     """p·(a + b·(λ_r − s_r)) − c·q·(1 − s_f)."""
     a, b, c = coefficients
-    reverse = skewed(log_ratio, skews.reverse)
-    forward = skewed(-log_ratio, skews.forward)
-    of_student = times_or_zero(p, a + times_or_zero(b, reverse.log_ratio - reverse.own))
-    return of_student - times_or_zero(c, times_or_zero(q, forward.other))
+    reverse = mixture_terms(log_ratio, skews.reverse)
+    forward = mixture_terms(-log_ratio, skews.forward)
+    of_student = times_or_zero(p, a + times_or_zero(b, reverse.log_over_mixture - reverse.own_share))
+    return of_student - times_or_zero(c, times_or_zero(q, forward.other_share))

@@ -14,7 +14,7 @@ FIELDS = ("forward_kl", "reverse_kl", "forward_share", "reverse_share")
 
 
 class Skews(NamedTuple):
-    """The share that each half's own distribution is given in its mixture, in [0, 1); 0 is the plain KL."""
+    """The share that each half's own distribution has in its mixture, in [0, 1); 0 is the plain KL."""
 
     forward: float
     reverse: float
@@ -24,7 +24,7 @@ class Skews(NamedTuple):
 class MixtureStatistics:
     """What a visit of some columns adds to a row's skewed divergences; over the slices of a row they add up.
 
-    With λ and s of :func:`skewed` and d = log p − log q, p the student and q the teacher:
+    With λ and s of :func:`mixture_terms` and d = log p − log q, p the student and q the teacher:
 
     ================= ==========================================================================
     ``forward_kl``     F = Σ q·λ_f(−d): the KL of the teacher against forward·q + (1 − forward)·p
@@ -57,36 +57,36 @@ class MixtureStatistics:
 
     @classmethod
     def of(cls, student: Tensor, teacher: Tensor, statistics: RowStatistics, skews: Skews) -> MixtureStatistics:
-        """Of the columns given: transformed logits ``[n, k]`` of rows that have ``statistics`` as a whole."""
+        """The sums of the columns given: transformed logits ``[n, k]`` of rows that have ``statistics`` as a whole."""
         p, q, log_ratio = statistics.probabilities(student, teacher)
-        forward = skewed(-log_ratio, skews.forward)
-        reverse = skewed(log_ratio, skews.reverse)
+        forward = mixture_terms(-log_ratio, skews.forward)
+        reverse = mixture_terms(log_ratio, skews.reverse)
         terms = [
-            times_or_zero(q, forward.log_ratio),
-            times_or_zero(p, reverse.log_ratio),
-            times_or_zero(q, forward.other),
-            times_or_zero(p, reverse.own),
+            times_or_zero(q, forward.log_over_mixture),
+            times_or_zero(p, reverse.log_over_mixture),
+            times_or_zero(q, forward.other_share),
+            times_or_zero(p, reverse.own_share),
         ]
         return cls(torch.stack([term.sum(1) for term in terms], 1))
 
 
-class Skewed(NamedTuple):
-    """A column of one's own distribution against the mixture with the other."""
+class MixtureTerms(NamedTuple):
+    """A column of one distribution against its mixture with the other, all of one shape."""
 
-    log_ratio: Tensor  # λ: the logarithm of one's own mass over the mixture's
-    own: Tensor  # s: the share of the mixture that is one's own
-    other: Tensor  # 1 − s, without its cancellation
+    log_over_mixture: Tensor  # λ = log(own mass / mixture)
+    own_share: Tensor  # s: one's own share of the mixture
+    other_share: Tensor  # 1 − s, without its cancellation
 
 
-def skewed(x: Tensor, skew: float) -> Skewed:
+def mixture_terms(x: Tensor, skew: float) -> MixtureTerms:
     """λ(x) = −log(skew + (1 − skew)·e^−x) and the shares, for log-ratios ``x`` of one's own mass to the other.
 
     Both masses are divided by the larger, so that nothing overflows.
     """
     if skew == 0:
-        return Skewed(x, torch.zeros_like(x), torch.ones_like(x))
+        return MixtureTerms(x, torch.zeros_like(x), torch.ones_like(x))
     smaller = torch.exp(-x.abs())
     own = skew * torch.where(x > 0, 1.0, smaller)
     other = (1 - skew) * torch.where(x > 0, smaller, 1.0)
     mixture = own + other
-    return Skewed(x.clamp(max=0) - torch.log(mixture), own / mixture, other / mixture)
+    return MixtureTerms(x.clamp(max=0) - torch.log(mixture), own / mixture, other / mixture)

@@ -85,10 +85,10 @@ class RowStatistics:
 
     def probabilities(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p, q and log p − log q of transformed logits ``[n, k]``, some columns of rows that this is the whole of."""
-        s, e_s = centred_exp(student, self.student_max)
-        t, e_t = centred_exp(teacher, self.teacher_max)
-        p = e_s / self.student_sum.unsqueeze(1)
-        q = e_t / self.teacher_sum.unsqueeze(1)
+        s = student - finite_centre(self.student_max).unsqueeze(1)
+        t = teacher - finite_centre(self.teacher_max).unsqueeze(1)
+        p = s.exp() / self.student_sum.unsqueeze(1)
+        q = t.exp() / self.teacher_sum.unsqueeze(1)
         return p, q, (s - t) - self.log_sum_ratio.unsqueeze(1)
 
     def student_log_probs(self, student: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class RowStatistics:
         return (student - self.student_max.unsqueeze(1)) - self.student_sum.log().unsqueeze(1)
 
     def teacher_log_probs(self, teacher: Tensor) -> Tensor:
-        """log q, likewise."""
+        """log q of transformed logits ``[n, k]``, some columns of rows that this is the whole of."""
         return (teacher - self.teacher_max.unsqueeze(1)) - self.teacher_sum.log().unsqueeze(1)
 
     @classmethod
@@ -111,8 +111,8 @@ class RowStatistics:
         """The statistics of the columns given: ``student`` and ``teacher`` are transformed logits ``[n, k]``, k ≥ 1."""
         student_max = student.amax(1)
         teacher_max = teacher.amax(1)
-        s, e_s = centred_exp(student, student_max)
-        t, e_t = centred_exp(teacher, teacher_max)
+        s, t = student - finite_centre(student_max).unsqueeze(1), teacher - finite_centre(teacher_max).unsqueeze(1)
+        e_s, e_t = s.exp(), t.exp()
         columns = [
             student_max,
             e_s.sum(1),
@@ -134,13 +134,12 @@ class RowStatistics:
 
     @classmethod
     def centred_on(cls, student_max: Tensor, teacher_max: Tensor, sums: Tensor) -> RowStatistics:
-        """Of rows with these maxima ``[n]`` and Z_s, Z_t, A, P, B, Q ``[n, 6]``."""
+        """The statistics with these maxima ``[n]`` and Z_s, Z_t, A, P, B, Q ``[n, 6]``."""
         student_sum, teacher_sum, *rest = sums.unbind(1)
         return cls(torch.stack([student_max, student_sum, teacher_max, teacher_sum, *rest], 1))
 
     def recentre(self, student_max: Tensor, teacher_max: Tensor) -> Tensor:
-        """Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``: a part's share of the sums of
-        whole rows."""
+        """The sums Z_s, Z_t, A, P, B, Q after the maxima have moved up to those given, ``[n, 6]``."""
         d_s = distance(self.student_max, student_max)
         d_t = distance(self.teacher_max, teacher_max)
         c_s, c_t = d_s.exp(), d_t.exp()
@@ -158,15 +157,13 @@ class RowStatistics:
         )
 
 
-def centred_exp(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
-    """``z − m`` and ``exp(z − m)`` of ``logits`` [n, k]; −inf and 0 in a row that holds nothing but −inf."""
-    maximum = maximum.unsqueeze(1)
-    centred = torch.where(maximum == -torch.inf, maximum, logits - maximum)
-    return centred, centred.exp()
+def finite_centre(maximum: Tensor) -> Tensor:
+    """What is subtracted in place of a maximum: −inf − (−inf) would be NaN where −inf is meant."""
+    return torch.where(maximum == -torch.inf, 0.0, maximum)
 
 
 def times_or_zero(mass: Tensor, value: Tensor) -> Tensor:
-    """``mass · value``, and 0 where the mass is 0, whatever the value (a column without mass may hold ±inf or NaN)."""
+    """The product, in which 0 · anything = 0: a column without mass has no share, even of a value of ±inf or NaN."""
     return torch.where(mass == 0, 0.0, mass * value)
 
 

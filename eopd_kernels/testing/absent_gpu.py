@@ -18,8 +18,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from ..backends import triton as backend
 from ..backends.triton import launch
 from ..backends.triton.table import Processor
+from ..rows import FUNCTIONS
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def compiling_for(device: Device) -> Iterator[list[Any]]:
     triton.runtime.driver.set_active(AbsentDriver(device.target))
     with (
         mock.patch.object(JITFunction, "__getitem__", instead),
+        mock.patch.object(backend, "takes", lambda device_of_tensors: True),
         mock.patch.object(launch, "processor_of", lambda device_of_tensors: device.processor),
     ):
         yield compiled
@@ -147,4 +150,4 @@ def call(function: str, variant: Variant, rows: int) -> None:
         "row_mixture": (statistics, variant.skews, transforms),
         "row_mixture_gradient": (statistics, per_row, per_row, per_row, variant.skews, transforms, out),
     }
-    getattr(launch, function)(student, teacher, *after_the_sides[function])
+    getattr(FUNCTIONS["triton"], function)(student, teacher, *after_the_sides[function])

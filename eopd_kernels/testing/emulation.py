@@ -22,6 +22,7 @@ import torch
 
 from ..backends import cuda
 from ..backends.cuda.plan import Plan, Row, resident, streaming
+from ..rows import FUNCTIONS
 from .data_sheets import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,11 +141,13 @@ def count_traffic(
     plan = kept or streaming(rows * DEVICES[device].multiprocessors, vocab_size, DEVICES[device])
     blocks = [torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(i)).to(student) for i in range(2)]
     transforms, combine = [1.0, 0.0, 1.0] * 2, [1.0, 0.0, 0.0, 1.0]
-    native = cuda.native()
-    native.reset_counters()
+    kernels = cuda.kernels()
+    kernels.reset_counters()
     with mock.patch.object(cuda, "resident_or_streaming", lambda *blocks: plan):
         gradient = torch.empty(rows, vocab_size, dtype=out)
-        cuda.row_loss_and_gradient(blocks[0], blocks[1], torch.ones(rows), 0.8, combine, transforms, gradient)
-    counted = native.counters()
+        FUNCTIONS["cuda"].row_loss_and_gradient(
+            blocks[0], blocks[1], torch.ones(rows), 0.8, combine, transforms, gradient
+        )
+    counted = kernels.counters()
     pairs = rows * vocab_size
     return Traffic(plan, counted["logit_bytes"] / pairs, counted["gradient_bytes"] / pairs, counted["scalar_loads"])

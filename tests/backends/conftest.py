@@ -6,7 +6,7 @@ import pytest
 
 from eopd_kernels.backends import cpu
 
-CAPABILITIES = cpu.native().capabilities() if cpu.unavailable() is None else ()
+CAPABILITIES = cpu.kernels().capabilities() if cpu.unavailable() is None else ()
 
 
 @pytest.fixture(params=CAPABILITIES)

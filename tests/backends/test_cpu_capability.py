@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from eopd_kernels.backends import cpu
+from eopd_kernels.rows import FUNCTIONS
 
 pytestmark = [
     pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable())),
     pytest.mark.usefixtures("capability"),
 ]
 
+CPU = FUNCTIONS["cpu"]
 PLAIN = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
 TRANSFORMED = [1.3, 20.0, 0.7, 0.6, 0.0, 1.4]
 COMBINE = [0.9, -0.3, 0.2, 1.1]
@@ -120,9 +122,9 @@ def test_all_three_functions(vocab_size: int, transforms: list[float]) -> None:
     truth, weights = Truth(student, teacher, transforms), upstream(n)
     threshold = threshold_between(truth)
     out = torch.full_like(student, math.nan)
-    statistics, gate = cpu.row_loss_and_gradient(student, teacher, weights, threshold, COMBINE, transforms, out)
+    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, threshold, COMBINE, transforms, out)
     check_statistics(statistics, truth)
-    assert torch.equal(statistics, cpu.row_statistics(student, teacher, transforms))
+    assert torch.equal(statistics, CPU.row_statistics(student, teacher, transforms))
     assert torch.equal(gate.double(), (truth.teacher_entropy > threshold).double())
     assert vocab_size == 1 or 0 < gate.sum() < n
     a, b, c = truth.coefficients(gate, weights, COMBINE)
@@ -130,7 +132,7 @@ def test_all_three_functions(vocab_size: int, transforms: list[float]) -> None:
 
     a, b, c = (torch.linspace(*ends, n) for ends in ((-1.1, 0.7), (0.3, 1.9), (1.3, -0.2)))
     out.fill_(math.nan)
-    cpu.row_gradient(student, teacher, statistics, a, b, c, transforms, out)
+    CPU.row_gradient(student, teacher, statistics, a, b, c, transforms, out)
     check_gradient(out, truth.gradient(a, b, c), 2e-5 if transforms is TRANSFORMED else 5e-6)
 
 
@@ -149,7 +151,7 @@ def test_dtypes(student_dtype: torch.dtype, teacher_dtype: torch.dtype, out_dtyp
     transforms = [1.0, softcap, 1.0, 1.0, softcap, 1.0]
     truth, weights = Truth(student, teacher, transforms), upstream(n, real)
     out = torch.full((n, vocab_size), math.nan, dtype=out_dtype)
-    statistics, gate = cpu.row_loss_and_gradient(student, teacher, weights, 2.5, COMBINE, transforms, out)
+    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, 2.5, COMBINE, transforms, out)
     assert statistics.dtype == gate.dtype == real
     check_statistics(statistics, truth, 1e-12 if real == torch.float64 else 3e-6)
     expected = truth.gradient(*truth.coefficients(gate, weights, COMBINE))
@@ -164,11 +166,11 @@ def test_dtypes(student_dtype: torch.dtype, teacher_dtype: torch.dtype, out_dtyp
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_outputs_are_rounded_to_nearest_even(dtype: torch.dtype) -> None:
     student, teacher = logits(9, 5000)
-    statistics = cpu.row_statistics(student, teacher, PLAIN)
+    statistics = CPU.row_statistics(student, teacher, PLAIN)
     a, b, c = (torch.linspace(*ends, 9) for ends in ((-900.0, 9e4), (0.3, 1e5), (1.3, -2e5)))
     wide, narrow = torch.empty(9, 5000), torch.empty(9, 5000, dtype=dtype)
-    cpu.row_gradient(student, teacher, statistics, a, b, c, PLAIN, wide)
-    cpu.row_gradient(student, teacher, statistics, a, b, c, PLAIN, narrow)
+    CPU.row_gradient(student, teacher, statistics, a, b, c, PLAIN, wide)
+    CPU.row_gradient(student, teacher, statistics, a, b, c, PLAIN, narrow)
     assert torch.equal(narrow, wide.to(dtype))
     assert dtype != torch.float16 or narrow.isinf().any()
 
@@ -193,10 +195,10 @@ def test_layouts(student_layout: str, out_layout: str, dtype: torch.dtype) -> No
     n, vocab_size = 4, 4099
     student, teacher = (x.to(dtype) for x in logits(n, vocab_size))
     weights, expected = upstream(n), torch.empty(n, vocab_size, dtype=dtype)
-    statistics, _ = cpu.row_loss_and_gradient(student, teacher, weights, 3.0, COMBINE, PLAIN, expected)
+    statistics, _ = CPU.row_loss_and_gradient(student, teacher, weights, 3.0, COMBINE, PLAIN, expected)
     moved = laid_out(student, student_layout)
     out = moved if out_layout == "in place" else laid_out(torch.zeros_like(student), out_layout)
-    again, _ = cpu.row_loss_and_gradient(moved, laid_out(teacher, "strided"), weights, 3.0, COMBINE, PLAIN, out)
+    again, _ = CPU.row_loss_and_gradient(moved, laid_out(teacher, "strided"), weights, 3.0, COMBINE, PLAIN, out)
     assert torch.equal(again, statistics) and torch.equal(out, expected)
     if out._base is not None and out._base.numel() > out.numel():
         assert int(out._base.isnan().sum()) == out._base.numel() - out.numel()
@@ -206,8 +208,8 @@ def test_one_row_for_all() -> None:
     """Row stride 0."""
     student, teacher = logits(6, 3001)
     out, expected = torch.empty(6, 3001), torch.empty(6, 3001)
-    cpu.row_loss_and_gradient(student, teacher[:1].expand(6, -1), upstream(6), 3.0, COMBINE, PLAIN, out)
-    cpu.row_loss_and_gradient(student, teacher[:1].repeat(6, 1), upstream(6), 3.0, COMBINE, PLAIN, expected)
+    CPU.row_loss_and_gradient(student, teacher[:1].expand(6, -1), upstream(6), 3.0, COMBINE, PLAIN, out)
+    CPU.row_loss_and_gradient(student, teacher[:1].repeat(6, 1), upstream(6), 3.0, COMBINE, PLAIN, expected)
     assert torch.equal(out, expected)
 
 
@@ -217,16 +219,16 @@ def test_large_outputs_past_the_caches() -> None:
     student, teacher = logits(n, vocab_size)
     wide = torch.full((n * vocab_size + 3,), math.nan)
     out = wide[3:].view(n, vocab_size)
-    _statistics, gate = cpu.row_loss_and_gradient(student, teacher, upstream(n), 4.0, COMBINE, PLAIN, out)
+    _statistics, gate = CPU.row_loss_and_gradient(student, teacher, upstream(n), 4.0, COMBINE, PLAIN, out)
     some = slice(60, 70)
     expected = torch.empty(10, vocab_size)
-    cpu.row_loss_and_gradient(
+    CPU.row_loss_and_gradient(
         student[some], teacher[some], upstream(n)[some].contiguous(), 4.0, COMBINE, PLAIN, expected
     )
     assert torch.equal(out[some], expected)
     assert wide[:3].isnan().all() and not out.isnan().any() and 0 < gate.sum() < n
     in_place = student.clone()
-    cpu.row_loss_and_gradient(in_place, teacher, upstream(n), 4.0, COMBINE, PLAIN, in_place)
+    CPU.row_loss_and_gradient(in_place, teacher, upstream(n), 4.0, COMBINE, PLAIN, in_place)
     assert torch.equal(in_place, out)
 
 
@@ -236,12 +238,12 @@ def test_small_divergences_survive_a_shift(shift: float) -> None:
     student, teacher = logits(8, 50000, kl=4e-4)
     student, teacher = student + shift, teacher + shift
     truth = Truth(student, teacher)
-    got = derived(cpu.row_statistics(student, teacher, PLAIN))
+    got = derived(CPU.row_statistics(student, teacher, PLAIN))
     assert truth.reverse_kl.median() < 4e-4
     for name in ("forward_kl", "reverse_kl"):
         assert (got[name] - getattr(truth, name)).abs().max() < 6e-7
     out = torch.empty_like(student)
-    _statistics, gate = cpu.row_loss_and_gradient(student, teacher, upstream(8), 5.0, COMBINE, PLAIN, out)
+    _statistics, gate = CPU.row_loss_and_gradient(student, teacher, upstream(8), 5.0, COMBINE, PLAIN, out)
     check_gradient(out, truth.gradient(*truth.coefficients(gate, upstream(8), COMBINE)), 1e-4)
 
 
@@ -249,7 +251,7 @@ def test_a_tail_beside_a_large_column() -> None:
     """Less than half a unit in the last place of 1: a column of the tail is lost where it is added to the large one."""
     student = torch.full((1, 2048), -17.5)
     student[0, 0] = 0
-    statistics = cpu.row_statistics(student, student, PLAIN)[0].double()
+    statistics = CPU.row_statistics(student, student, PLAIN)[0].double()
     exact = student.double().exp().sum()
     assert exact > 1 + 5e-5 and (statistics[[1, 3]] - exact).abs().max() < 1.5e-6
 
@@ -264,14 +266,14 @@ def test_columns_of_minus_infinity(dtype: torch.dtype, masked: str, columns: sli
     if masked != "student":
         teacher[:, columns] = -math.inf
     truth = Truth(student, teacher)
-    statistics = cpu.row_statistics(student, teacher, PLAIN)
+    statistics = CPU.row_statistics(student, teacher, PLAIN)
     check_statistics(statistics, truth)
     assert bool(truth.reverse_kl.isinf().all()) == (masked == "teacher")
     assert bool(truth.forward_kl.isinf().all()) == (masked == "student")
     weights = upstream(3, statistics.dtype)
     combine = [0.0, 0.0, 0.7, 0.0] if masked == "teacher" else COMBINE
     out = torch.empty_like(student)
-    _, gate = cpu.row_loss_and_gradient(student, teacher, weights, 1.0, combine, PLAIN, out)
+    _, gate = CPU.row_loss_and_gradient(student, teacher, weights, 1.0, combine, PLAIN, out)
     expected = truth.gradient(*truth.coefficients(gate, weights, combine))
     check_gradient(out, expected, 2e-3 if dtype == torch.float16 else 5e-6)
 
@@ -281,9 +283,9 @@ def test_columns_of_a_large_finite_number(value: float) -> None:
     """Masks by a large negative number weigh nothing, however many; a single large positive one takes all."""
     student, teacher = logits(4, 6000)
     student[:, 100:5000] = teacher[:, 100:5000] = -value
-    check_statistics(cpu.row_statistics(student, teacher, PLAIN), Truth(student, teacher))
+    check_statistics(CPU.row_statistics(student, teacher, PLAIN), Truth(student, teacher))
     student[:, 50] = teacher[:, 50] = 1e30
-    got = derived(cpu.row_statistics(student, teacher, PLAIN))
+    got = derived(CPU.row_statistics(student, teacher, PLAIN))
     assert all(bool((got[name] == 0).all()) for name in ("teacher_entropy", "forward_kl", "reverse_kl"))
 
 
@@ -292,10 +294,10 @@ def test_columns_of_a_large_finite_number(value: float) -> None:
 def test_a_nan_stays_in_its_row(side: str, column: int) -> None:
     student, teacher = logits(5, 5000)
     clean, dirty = torch.empty_like(student), torch.empty_like(student)
-    numbers, _ = cpu.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, clean)
+    numbers, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, clean)
     payload = torch.tensor(0x7FC00155, dtype=torch.int32).view(torch.float32)
     (student if side == "student" else teacher)[2, column] = payload
-    statistics, _ = cpu.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, dirty)
+    statistics, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, dirty)
     others = [0, 1, 3, 4]
     assert torch.equal(statistics[others], numbers[others]) and torch.equal(dirty[others], clean[others])
     got = derived(statistics[2:3])
@@ -309,7 +311,7 @@ def test_rows_of_weight_zero_are_not_read() -> None:
     weights[1] = weights[4] = 0
     student[1], teacher[4] = math.nan, math.nan
     out = torch.full_like(student, math.nan)
-    statistics, gate = cpu.row_loss_and_gradient(student, teacher, weights, -math.inf, COMBINE, PLAIN, out)
+    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, -math.inf, COMBINE, PLAIN, out)
     empty = torch.tensor([-math.inf, 0, -math.inf, 0, 0, 0, 0, 0])
     assert torch.equal(statistics[[1, 4]], empty.expand(2, 8))
     assert torch.equal(gate, (weights != 0).float())
@@ -317,7 +319,7 @@ def test_rows_of_weight_zero_are_not_read() -> None:
 
     a, b, c = weights, weights * 0.5, weights * -0.2
     out.fill_(math.nan)
-    cpu.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
+    CPU.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
     assert torch.equal(out[[1, 4]], torch.zeros(2, 3000)) and not out.isnan().any()
 
 
@@ -325,17 +327,17 @@ def test_rows_of_weight_zero_are_not_read() -> None:
 def test_unused_terms(unused: str) -> None:
     student, teacher = logits(5, 2500)
     truth = Truth(student, teacher)
-    statistics = cpu.row_statistics(student, teacher, PLAIN)
+    statistics = CPU.row_statistics(student, teacher, PLAIN)
     a, b, c = torch.linspace(-0.9, 1.3, 5), torch.linspace(0.4, 2.1, 5), torch.linspace(1.2, -0.7, 5)
     b, c = b * ("b" not in unused), c * ("c" not in unused)
     out = torch.empty_like(student)
-    cpu.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
+    CPU.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
     check_gradient(out, truth.gradient(a, b, c))
     if "b" in unused:  # an infinite log-ratio is nobody's business
         teacher[:, 7] = -math.inf
         truth = Truth(student, teacher)
-        statistics = cpu.row_statistics(student, teacher, PLAIN)
-        cpu.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
+        statistics = CPU.row_statistics(student, teacher, PLAIN)
+        CPU.row_gradient(student, teacher, statistics, a, b, c, PLAIN, out)
         check_gradient(out, truth.gradient(a, b, c))
 
 
@@ -343,7 +345,7 @@ def test_unused_terms(unused: str) -> None:
 def test_infinite_thresholds(threshold: float) -> None:
     student, teacher = logits(4, 1000)
     out = torch.empty_like(student)
-    _, gate = cpu.row_loss_and_gradient(student, teacher, upstream(4), threshold, COMBINE, PLAIN, out)
+    _, gate = CPU.row_loss_and_gradient(student, teacher, upstream(4), threshold, COMBINE, PLAIN, out)
     assert torch.equal(gate, torch.full((4,), float(threshold < 0)))
     truth = Truth(student, teacher)
     check_gradient(out, truth.gradient(*truth.coefficients(gate, upstream(4), COMBINE)))
@@ -351,10 +353,10 @@ def test_infinite_thresholds(threshold: float) -> None:
 
 def test_no_rows_and_one_column() -> None:
     empty = torch.empty(0, 12)
-    statistics, gate = cpu.row_loss_and_gradient(empty, empty, torch.empty(0), 0.8, COMBINE, PLAIN, torch.empty(0, 12))
+    statistics, gate = CPU.row_loss_and_gradient(empty, empty, torch.empty(0), 0.8, COMBINE, PLAIN, torch.empty(0, 12))
     assert statistics.shape == (0, 8) and gate.shape == (0,)
     column = torch.tensor([[3.0], [-2.0]]).t()[:1].t()  # [2, 1] with stride 1 along the rows
-    got = derived(cpu.row_statistics(column, -column, PLAIN))
+    got = derived(CPU.row_statistics(column, -column, PLAIN))
     assert all(bool((got[name] == 0).all()) for name in ("teacher_entropy", "student_entropy", "forward_kl"))
 
 
@@ -365,10 +367,10 @@ def test_the_exponential_everywhere() -> None:
     statistics = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]]).repeat(len(x), 1)
     one, none = torch.ones(len(x)), torch.zeros(len(x))
     out = torch.empty_like(student)
-    cpu.row_gradient(student, student, statistics, one, none, none, PLAIN, out)
+    CPU.row_gradient(student, student, statistics, one, none, none, PLAIN, out)
     scalar = out[:, 0]
     wide = torch.empty(1, len(x))
-    cpu.row_gradient(x[None], x[None], statistics[:1], one[:1], none[:1], none[:1], PLAIN, wide)
+    CPU.row_gradient(x[None], x[None], statistics[:1], one[:1], none[:1], none[:1], PLAIN, wide)
     truth = x.double().exp()
     for got in (scalar, wide[0]):
         ulps = ((got.double() - truth) / truth).abs() / torch.finfo(torch.float32).eps
@@ -379,16 +381,16 @@ def test_the_exponential_everywhere() -> None:
 def test_refusals() -> None:
     student, teacher = logits(3, 10)
     with pytest.raises(ValueError, match="teacher must have the student's shape"):
-        cpu.row_statistics(student, teacher[:, :9], PLAIN)
+        CPU.row_statistics(student, teacher[:, :9], PLAIN)
     with pytest.raises(ValueError, match="student must have stride 1 along the vocabulary"):
-        cpu.row_statistics(torch.empty(10, 3).t(), teacher, PLAIN)
+        CPU.row_statistics(torch.empty(10, 3).t(), teacher, PLAIN)
     with pytest.raises(TypeError, match=r"teacher must be one of .*got torch.int64"):
-        cpu.row_statistics(student, teacher.long(), PLAIN)
+        CPU.row_statistics(student, teacher.long(), PLAIN)
     with pytest.raises(ValueError, match=r"weights must be \[3\] of torch.float32"):
-        cpu.row_loss_and_gradient(student, teacher, upstream(4), 0.8, COMBINE, PLAIN, torch.empty(3, 10))
+        CPU.row_loss_and_gradient(student, teacher, upstream(4), 0.8, COMBINE, PLAIN, torch.empty(3, 10))
 
 
 def test_an_unknown_capability_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EOPD_CPU_CAPABILITY", "sse9")
     with pytest.raises(ValueError, match=r'EOPD_CPU_CAPABILITY is "sse9".*portable'):
-        cpu.native().capability()
+        cpu.kernels().capability()

@@ -11,8 +11,11 @@ from torch import Tensor
 from eopd_kernels.backends import cpu
 from eopd_kernels.row_math.formulas import Coefficients
 from eopd_kernels.row_math.mixture import Skews
+from eopd_kernels.rows import FUNCTIONS
 from tests.backends.test_cpu_capability import PLAIN, SIZES, TRANSFORMED, check_gradient, logits, transform
 from tests.test_rows_mixture import Exact
+
+CPU = FUNCTIONS["cpu"]
 
 pytestmark = [
     pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable())),
@@ -27,13 +30,13 @@ class Results:
     def __init__(
         self, student: Tensor, teacher: Tensor, skews: Skews, out: Tensor, transforms: list[float] = PLAIN
     ) -> None:
-        statistics = cpu.row_statistics(student, teacher, transforms)
-        self.mixture = cpu.row_mixture(student, teacher, statistics, list(skews), transforms)
+        statistics = CPU.row_statistics(student, teacher, transforms)
+        self.mixture = CPU.row_mixture(student, teacher, statistics, list(skews), transforms)
         ends = ((-1.1, 0.7), (0.3, 1.9), (1.3, -0.2))
         numbers = (torch.linspace(*pair, len(student), dtype=statistics.dtype) for pair in ends)
         self.coefficients = Coefficients(*numbers)
         self.out = out
-        cpu.row_mixture_gradient(student, teacher, statistics, *self.coefficients, list(skews), transforms, out)
+        CPU.row_mixture_gradient(student, teacher, statistics, *self.coefficients, list(skews), transforms, out)
 
     def check(self, exact: Exact, slope: Tensor, tolerance: float, rounding: float = 0.0) -> None:
         torch.testing.assert_close(self.mixture.double(), exact.mixture.packed, rtol=tolerance, atol=tolerance)
@@ -84,7 +87,7 @@ def test_the_logarithm_everywhere() -> None:
     student, statistics = torch.zeros(1, len(x)), torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
     one, none, out = torch.ones(1), torch.zeros(1), torch.empty(1, len(x))
     for skew in (1e-30, 1e-6, 0.1, 0.5, 0.9):
-        cpu.row_mixture_gradient(student, -x[None], statistics, none, one, none, [0.5, skew], PLAIN, out)
+        CPU.row_mixture_gradient(student, -x[None], statistics, none, one, none, [0.5, skew], PLAIN, out)
         own = torch.tensor(skew).double()
         mixture = own + (1 - own) * (-x.double()).exp()
         truth = -mixture.log() - own / mixture

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from eopd_kernels.backends import built
 from eopd_kernels.backends import cuda as backend
+from eopd_kernels.backends import native
 
 H100 = {
     "name": "H100",
@@ -38,7 +38,7 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def record_of_the_build(folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: dict[str, Any]) -> None:
     (folder / "_build.json").write_text(json.dumps({"cuda": cuda}))
-    monkeypatch.setattr(built, "RECORD", folder / "_build.json")
+    monkeypatch.setattr(native, "RECORD", folder / "_build.json")
 
 
 def raising(error: Exception) -> Any:
@@ -60,7 +60,7 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(device)
         return H100
 
-    monkeypatch.setattr(backend, "native", extension(properties=properties))
+    monkeypatch.setattr(backend, "kernels", extension(properties=properties))
     assert backend.unavailable() is None and asked == [3]
 
 
@@ -81,25 +81,25 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_extension_does_not_help(monkeypatch: pytest.MonkeyPatch, native: Any, reason: str) -> None:
-    monkeypatch.setattr(backend, "native", native)
+    monkeypatch.setattr(backend, "kernels", native)
     assert backend.unavailable() == reason
 
 
 def test_it_was_not_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(backend, "native", raising(ModuleNotFoundError("_cuda")))
+    monkeypatch.setattr(backend, "kernels", raising(ModuleNotFoundError("_cuda")))
     record_of_the_build(tmp_path, monkeypatch, {"built": False, "reason": "no nvcc found"})
     assert backend.unavailable() == "the CUDA kernels were not built: no nvcc found"
 
 
 def test_a_build_that_failed_with_another_python_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In place all of them write one record."""
-    monkeypatch.setattr(backend, "native", extension())
+    monkeypatch.setattr(backend, "kernels", extension())
     record_of_the_build(tmp_path, monkeypatch, {"built": False, "reason": "no nvcc found"})
     assert backend.unavailable() is None
 
 
 def test_this_torch_has_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "native", extension())
+    monkeypatch.setattr(backend, "kernels", extension())
     monkeypatch.setattr(torch.version, "cuda", None)
     assert backend.unavailable() == f"this torch ({torch.__version__}) has no CUDA"
 

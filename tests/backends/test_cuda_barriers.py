@@ -13,7 +13,7 @@ import torch
 from eopd_kernels.backends import cuda as backend
 from eopd_kernels.backends.cuda.plan import REGISTERS, SHARED
 from eopd_kernels.testing import emulation
-from tests.backends.test_cuda_rows import planned, solve
+from tests.backends.test_cuda_rows import CUDA, planned, solve
 from tests.test_rows import IDENTITY, block
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
@@ -50,8 +50,8 @@ def test_without_it_results_are_wrong(file: str, position: int, tmp_path: Path) 
     for seed in SEEDS:
         for kept in (SHARED, REGISTERS):
             with planned(kept, 4, seed, threads=96):
-                expected = solve(backend, student, teacher, IDENTITY, torch.float32)
-            with mock.patch.object(backend, "native", lambda: missing), planned(kept, 4, seed, threads=96):
-                found = solve(backend, student, teacher, IDENTITY, torch.float32)
+                expected = solve(CUDA, student, teacher, IDENTITY, torch.float32)
+            with mock.patch.object(backend, "kernels", lambda: missing), planned(kept, 4, seed, threads=96):
+                found = solve(CUDA, student, teacher, IDENTITY, torch.float32)
             wrong += not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert wrong > 0

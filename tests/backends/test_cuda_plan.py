@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eopd_kernels.backends import cuda
-from eopd_kernels.backends.checks import DTYPE_CODES
 from eopd_kernels.backends.cuda.plan import NOTHING, PREFERENCES, REGISTERS, SHARED, Plan, Row, resident, streaming
+from eopd_kernels.backends.native import DTYPE_CODES
 from eopd_kernels.testing.data_sheets import DEVICES, VOCABULARIES
 
 A100, H100, B200, RTX = (DEVICES[name] for name in ("A100", "H100", "B200", "RTX 5090"))
@@ -27,17 +27,17 @@ def test_the_extension_takes_the_shared_memory_that_was_planned(vocab_size: int,
     for kept, cluster in PREFERENCES:
         plan = Plan(kept, cluster, 192)
         if plan.holds(row):
-            assert cuda.native().shared_bytes(*codes, vocab_size, plan.arguments) == plan.shared_bytes(row)
+            assert cuda.kernels().shared_bytes(*codes, vocab_size, plan.arguments) == plan.shared_bytes(row)
         else:
             with pytest.raises(ValueError, match="registers hold"):
-                cuda.native().shared_bytes(*codes, vocab_size, plan.arguments)
+                cuda.kernels().shared_bytes(*codes, vocab_size, plan.arguments)
 
 
 @emulated
 def test_a_place_that_is_not_there_is_refused() -> None:
     for codes, kept in (((0, 0), 3), ((0, 0), -1), ((3, 0), SHARED)):
         with pytest.raises(ValueError, match="cannot be kept"):
-            cuda.native().shared_bytes(*codes, 100, Plan(kept, 1, 192).arguments)
+            cuda.kernels().shared_bytes(*codes, 100, Plan(kept, 1, 192).arguments)
 
 
 @pytest.mark.parametrize("vocab_size", VOCABULARIES)

@@ -27,7 +27,7 @@ from tests.conftest import relative_error
 from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block, random_coefficients
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
-TORCH = FUNCTIONS["torch"]
+CUDA, TORCH = FUNCTIONS["cuda"], FUNCTIONS["torch"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLUSTERS = [1, 2, 4, 8]
 PLACES = [NOTHING, SHARED, REGISTERS]
@@ -37,13 +37,13 @@ WEIGHTS = torch.tensor([0.3, 0.0, -1.2, 1.0, 2.5])
 @contextmanager
 def planned(kept: int, cluster: int, seed: int = 0, threads: int = 64) -> Iterator[None]:
     """Within it every row is kept and shared out like this, and the threads run in the order of a seed."""
-    backend.native().set_seed(seed)
+    backend.kernels().set_seed(seed)
     with (
         mock.patch.object(backend, "resident_or_streaming", lambda *blocks: Plan(kept, cluster, threads)),
         mock.patch.object(backend, "one_visit", lambda block: Plan(NOTHING, cluster, threads)),
     ):
         yield
-    backend.native().set_seed(0)
+    backend.kernels().set_seed(0)
 
 
 class Results(NamedTuple):
@@ -102,8 +102,8 @@ def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str
         student, teacher = (x.to(DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True))
         truth = solve(TORCH, student, teacher, transforms, torch.float32)
         with planned(kept, cluster, seed):
-            assert_close(solve(backend, student, teacher, transforms, torch.float32), truth, 3e-5)
-            narrow = solve(backend, student, teacher, transforms, torch.float16)
+            assert_close(solve(CUDA, student, teacher, transforms, torch.float32), truth, 3e-5)
+            narrow = solve(CUDA, student, teacher, transforms, torch.float16)
             assert_close(narrow, truth, 3e-5 + 2**-11)
 
 
@@ -115,8 +115,8 @@ def test_mixtures_on_every_cluster(cluster: int, dtypes: tuple[str, str], transf
         student, teacher = (x.to(DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True))
         truth = solve_mixture(TORCH, student, teacher, transforms, torch.float32)
         with planned(NOTHING, cluster, seed):
-            ours = solve_mixture(backend, student, teacher, transforms, torch.float32)
-            narrow = solve_mixture(backend, student, teacher, transforms, torch.float16)
+            ours = solve_mixture(CUDA, student, teacher, transforms, torch.float32)
+            narrow = solve_mixture(CUDA, student, teacher, transforms, torch.float16)
         torch.testing.assert_close(ours[0], truth[0], rtol=3e-5, atol=3e-6)
         assert relative_error(ours[1], truth[1]) < 3e-5 and (ours[1][1] == 0).all()
         assert relative_error(narrow[1], truth[1]) < 3e-5 + 2**-11
@@ -131,7 +131,7 @@ def test_the_order_of_threads_changes_no_bit_of_a_mixture(monkeypatch: pytest.Mo
         monkeypatch.setattr(plans, "MOST_CLUSTERS", clusters)
         for seed in range(4):
             with planned(NOTHING, cluster, seed, threads=96):
-                results.append(solve_mixture(backend, student, teacher, IDENTITY, torch.float32))
+                results.append(solve_mixture(CUDA, student, teacher, IDENTITY, torch.float32))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -140,10 +140,10 @@ def test_the_order_of_threads_changes_no_bit_of_a_mixture(monkeypatch: pytest.Mo
 def test_a_mixture_reads_each_logit_once(dtype: torch.dtype) -> None:
     """On each of its two visits; the gradient's passes over the row without coefficients."""
     student, teacher = block(5, 4096, dtype)
-    native = backend.native()
+    native = backend.kernels()
     with planned(NOTHING, 2):
         native.reset_counters()
-        solve_mixture(backend, student, teacher, IDENTITY, dtype)
+        solve_mixture(CUDA, student, teacher, IDENTITY, dtype)
     counted, row = native.counters(), 4096 * dtype.itemsize
     assert counted["logit_bytes"] == 2 * (5 + 4) * row and counted["scalar_loads"] == 0
     assert counted["gradient_bytes"] == 5 * row
@@ -156,7 +156,7 @@ def test_the_order_of_threads_changes_no_bit(kept: int, cluster: int) -> None:
     results = []
     for seed in range(4):
         with planned(kept, cluster, seed, threads=96):
-            results.append(solve(backend, student, teacher, IDENTITY, torch.float32))
+            results.append(solve(CUDA, student, teacher, IDENTITY, torch.float32))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
@@ -166,9 +166,9 @@ def test_the_order_of_threads_changes_no_bit(kept: int, cluster: int) -> None:
 def test_fewer_clusters_than_rows(monkeypatch: pytest.MonkeyPatch, kept: int, clusters: int) -> None:
     student, teacher = block(5, 2051)
     with planned(kept, 2):
-        expected = solve(backend, student, teacher, IDENTITY, torch.float32)
+        expected = solve(CUDA, student, teacher, IDENTITY, torch.float32)
         monkeypatch.setattr(plans, "MOST_CLUSTERS", clusters)
-        results = solve(backend, student, teacher, IDENTITY, torch.float32)
+        results = solve(CUDA, student, teacher, IDENTITY, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
@@ -190,7 +190,7 @@ def test_any_alignment(
     expected = torch.empty_like(student)
     TORCH.row_loss_and_gradient(student, teacher, WEIGHTS[:4], 3.0, list(ADD), IDENTITY, expected)
     with planned(kept, 2):
-        backend.row_loss_and_gradient(views[0], views[1], weights, 3.0, list(ADD), IDENTITY, views[2])
+        CUDA.row_loss_and_gradient(views[0], views[1], weights, 3.0, list(ADD), IDENTITY, views[2])
     assert relative_error(views[2], expected) < 3e-5 + (0 if dtype == torch.float32 else 2**-8)
     assert torch.equal(views[0], student) and torch.equal(views[1], teacher)
     assert all((columns == 7).all() for columns in beside), "wrote beside its rows"
@@ -209,13 +209,13 @@ def test_nothing_is_written_beside_a_tensor(
         out, again = (guarded((5, vocab_size), kind, padding) for kind in (dtype, compute))
         a, b, c = (guarded.holding(k) for k in random_coefficients(5, compute))
         with planned(kept, 4):
-            backend.row_loss_and_gradient(student, teacher, weights, 1.0, list(ADD), IDENTITY, out)
-            statistics = backend.row_statistics(student, teacher, IDENTITY)
-            backend.row_gradient(student, teacher, statistics, a, b, c, IDENTITY, again)
+            CUDA.row_loss_and_gradient(student, teacher, weights, 1.0, list(ADD), IDENTITY, out)
+            statistics = CUDA.row_statistics(student, teacher, IDENTITY)
+            CUDA.row_gradient(student, teacher, statistics, a, b, c, IDENTITY, again)
             if kept == NOTHING:
                 numbers, out = guarded.holding(statistics), guarded((5, vocab_size), dtype, padding)
-                backend.row_mixture(student, teacher, numbers, [0.2, 0.0], IDENTITY)
-                backend.row_mixture_gradient(student, teacher, numbers, a, b, c, [0.2, 0.0], IDENTITY, out)
+                CUDA.row_mixture(student, teacher, numbers, [0.2, 0.0], IDENTITY)
+                CUDA.row_mixture_gradient(student, teacher, numbers, a, b, c, [0.2, 0.0], IDENTITY, out)
     assert torch.equal(student, inputs[0]) and torch.equal(teacher, inputs[1])
 
 
@@ -229,7 +229,7 @@ def test_a_part_of_a_row_without_mass(kept: int, cluster: int) -> None:
             for side in sides:
                 blocks[side][:, dead] = -math.inf
             with planned(kept, cluster):
-                packed, _ = backend.row_loss_and_gradient(
+                packed, _ = CUDA.row_loss_and_gradient(
                     *blocks, WEIGHTS[2:], 3.0, list(ADD), IDENTITY, torch.empty(3, 4096)
                 )
             ours, exact = RowStatistics(packed), RowStatistics.of(*(x.double() for x in blocks))
@@ -260,9 +260,7 @@ def test_rows_of_an_odd_vocabulary_are_loaded_as_vectors_too() -> None:
 def test_a_launch_that_fails_names_its_kernel() -> None:
     student, teacher = block(2, 100)
     with planned(SHARED, 1, threads=48), pytest.raises(RuntimeError, match="row_loss_and_gradient: a CTA has whole"):
-        backend.row_loss_and_gradient(
-            student, teacher, WEIGHTS[:2], 1.0, list(ADD), IDENTITY, torch.empty_like(student)
-        )
+        CUDA.row_loss_and_gradient(student, teacher, WEIGHTS[:2], 1.0, list(ADD), IDENTITY, torch.empty_like(student))
 
 
 @pytest.mark.parametrize(
@@ -278,4 +276,4 @@ def test_a_launch_that_fails_names_its_kernel() -> None:
 def test_what_the_kernels_would_misread_is_refused(message: str, arguments: object) -> None:
     student, teacher, weights, out = arguments(*block(3, 10))  # type: ignore[operator]
     with pytest.raises((TypeError, ValueError), match=message):
-        backend.row_loss_and_gradient(student, teacher, weights, 0.8, list(ADD), IDENTITY, out)
+        CUDA.row_loss_and_gradient(student, teacher, weights, 0.8, list(ADD), IDENTITY, out)

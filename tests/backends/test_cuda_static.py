@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from eopd_kernels.backends import built
+from eopd_kernels.backends import native
 from eopd_kernels.backends.cuda.plan import NOTHING, REGISTERS, SHARED
 from eopd_kernels.testing import emulation, machine_code
 from eopd_kernels.testing.machine_code import KERNELS, Kernel
@@ -27,7 +27,7 @@ def kernels() -> list[Kernel]:
 def test_every_instantiation_is_there_for_every_gpu(kernels: list[Kernel]) -> None:
     wanted = {(name, *pair, NOTHING) for name in KERNELS for pair in (*PAIRS, ("any", "any"))}
     wanted |= {("row_loss_and_gradient", *pair, kept) for pair in PAIRS for kept in (SHARED, REGISTERS)}
-    record = json.loads(built.RECORD.read_text())["cuda"]
+    record = json.loads(native.RECORD.read_text())["cuda"]
     for architecture in record["architectures"].replace(".", "").replace("+PTX", "").split(";"):
         found = {(k.name, k.student, k.teacher, k.kept) for k in kernels if k.architecture == f"sm_{architecture}"}
         assert found == wanted, architecture
@@ -67,7 +67,7 @@ def test_a_kernel_that_is_not_as_it_should_be_is_called_so(kernels: list[Kernel]
 def test_the_extension_imports_without_a_driver_and_says_so() -> None:
     """In a process of its own, because this one may run the emulated kernels."""
     environment = {name: value for name, value in os.environ.items() if name != emulation.VARIABLE}
-    check = "from eopd_kernels.backends import cuda; print(cuda.native().__name__, cuda.unavailable())"
+    check = "from eopd_kernels.backends import cuda; print(cuda.kernels().__name__, cuda.unavailable())"
     done = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     name, _, reason = done.stdout.partition(" ")
     assert name == "eopd_kernels._cuda"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eopd_kernels.backends.triton import launch
+from eopd_kernels.rows import FUNCTIONS
 from eopd_kernels.testing.absent_gpu import DEVICES, compiling_for
 
 # Aligned rows; rows aligned in fp32 whose end is ragged; rows that begin anywhere.
@@ -18,6 +18,7 @@ def kernels_of(rows: int, first: int, vocab_size: int, dtype: torch.dtype) -> se
     statistics = torch.empty(first + rows, 8)[first:]
     per_row = torch.empty(first + rows)[first:]
     coefficients = (per_row, per_row, per_row)
+    launch = FUNCTIONS["triton"]
     with compiling_for(DEVICES["sm_90"]) as compiled:
         launch.row_statistics(student, teacher, TRANSFORMS)
         launch.row_gradient(student, teacher, statistics, *coefficients, TRANSFORMS, out)

@@ -16,7 +16,7 @@ from tests.conftest import relative_error
 from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block, random_coefficients
 
 pytestmark = pytest.mark.gpu
-TORCH = FUNCTIONS["torch"]
+CUDA, TORCH = FUNCTIONS["cuda"], FUNCTIONS["torch"]
 PLACES = [(NOTHING, 1), *PREFERENCES]
 
 
@@ -48,9 +48,9 @@ def test_every_place_and_cluster(
     expected, out = torch.empty_like(student), torch.empty_like(student)
     truth, gate = TORCH.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, expected)
     with planned(plan):
-        ours, opened = backend.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, out)
+        ours, opened = CUDA.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, out)
         in_place = student.clone()
-        backend.row_loss_and_gradient(in_place, teacher, weights, 3.0, list(ADD), transforms, in_place)
+        CUDA.row_loss_and_gradient(in_place, teacher, weights, 3.0, list(ADD), transforms, in_place)
     assert torch.equal(opened, gate)
     read = weights != 0
     assert max(relative_error(ours[read, i], truth[read, i]) for i in range(8)) < 3e-5
@@ -83,15 +83,15 @@ def test_a_launch_that_fails_names_its_kernel(cuda: torch.device) -> None:
     student, teacher = (x.to(cuda) for x in block(2, 151_936))
     weights, out = torch.ones(2, device=cuda), torch.empty_like(student)
     with planned(Plan(SHARED, 1, THREADS[SHARED])), pytest.raises(RuntimeError, match="row_loss_and_gradient"):
-        backend.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), IDENTITY, out)
-    statistics = backend.row_statistics(student, teacher, IDENTITY)  # the next call is none the worse
+        CUDA.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), IDENTITY, out)
+    statistics = CUDA.row_statistics(student, teacher, IDENTITY)  # the next call is none the worse
     assert statistics.isfinite().all()
 
 
 def test_it_runs_on_the_stream_of_the_moment(cuda: torch.device) -> None:
     """Behind a long product on a stream of its own the kernel sees what that stream has written."""
     student, teacher = (x.to(cuda) for x in block(64, 32_000))
-    expected = backend.row_statistics(student, teacher, IDENTITY)
+    expected = CUDA.row_statistics(student, teacher, IDENTITY)
     late = torch.zeros_like(student)
     factor = torch.randn(8192, 8192, device=cuda)
     torch.cuda.synchronize()
@@ -99,7 +99,7 @@ def test_it_runs_on_the_stream_of_the_moment(cuda: torch.device) -> None:
         for _ in range(20):
             factor = factor @ factor / 8192
         late.copy_(student)
-        statistics = backend.row_statistics(late, teacher, IDENTITY)
+        statistics = CUDA.row_statistics(late, teacher, IDENTITY)
     torch.cuda.synchronize()
     assert torch.equal(statistics, expected)
 
@@ -108,7 +108,7 @@ def test_another_device_than_the_current_one() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     student, teacher = (x.to("cuda:1") for x in block(7, 5003))
-    statistics = backend.row_statistics(student, teacher, IDENTITY)
+    statistics = CUDA.row_statistics(student, teacher, IDENTITY)
     assert torch.cuda.current_device() == 0
     assert relative_error(statistics.cpu(), TORCH.row_statistics(student.cpu(), teacher.cpu(), IDENTITY)) < 3e-5
 

@@ -78,7 +78,7 @@ NOT_FINITE = [
         "torch.where(entropy.isnan(), entropy, (",
         "torch.where(entropy.isnan(), 0.0, (",
     ),
-    Mutant("inputs: always asks the row", "open_gate", "if math.isinf(threshold):", "if False:"),
+    Mutant("inputs: always asks the row", "formulas.open_gate", "if math.isinf(threshold):", "if False:"),
     Mutant(
         "inputs: a NaN that was served is missing",
         "present_entries",
@@ -112,25 +112,25 @@ NOT_FINITE = [
     ),
     Mutant(
         "Triton: a NaN shuts its gate",
-        "row_math.gated_coefficients",
+        "row_math.open_gate",
         "tl.where(opened, 1.0, teacher_entropy)",
         "tl.where(opened, 1.0, 0.0)",
     ),
     Mutant(
         "Triton: always asks the row",
-        "row_math.gated_coefficients",
-        '(teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))',
-        "teacher_entropy > gate_threshold",
+        "row_math.open_gate",
+        '(teacher_entropy > threshold) | (threshold == float("-inf"))',
+        "teacher_entropy > threshold",
     ),
 ]
 WEIGHTLESS = [
     Mutant(
         "torch: rows of weight 0 open their gate",
         "torch.row_loss_and_gradient",
-        "torch.where(weights == 0, 0.0, open_gate(statistics, gate_threshold))",
-        "open_gate(statistics, gate_threshold)",
+        "torch.where(weights == 0, 0.0, open_gate(numbers, gate_threshold))",
+        "open_gate(numbers, gate_threshold)",
     ),
-    Mutant("Triton: rows of weight 0 open their gate", "row_math.gated_coefficients", " | (weight == 0)", ""),
+    Mutant("Triton: rows of weight 0 open their gate", "row_math.open_gate", " | (weight == 0)", ""),
 ]
 DERIVATIVES = [
     Mutant(
@@ -182,11 +182,11 @@ SHARES = [
     ),
     Mutant(
         "gates first: rows stay where they were",
-        "visit_gates_first",
+        "gates_first_forward",
         "moved_up(teacher, alive)",
         "teacher[: len(alive)]",
     ),
-    Mutant("gates first: those put aside are forgotten", "visit_gates_first", "put_aside.append(there)", "pass"),
+    Mutant("gates first: those put aside are forgotten", "gates_first_forward", "put_aside.append(there)", "pass"),
     Mutant(
         "gates first: gates are asked for again",
         "of_open_tokens",

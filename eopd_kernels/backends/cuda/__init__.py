@@ -1,4 +1,4 @@
-"""The row functions in CUDA C++: checks, then the addresses go to the kernels of csrc/cuda; docs/cuda.md explains them.
+"""The backend ``cuda``: the kernels of csrc/cuda, which docs/cuda.md explains.
 
 ``EOPD_CUDA_EMULATION`` names a module in which the same kernels run on a CPU, and take CPU tensors, to be tested.
 """
@@ -8,23 +8,25 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...tensors import compute_dtype
-from ..built import why_not_built
-from ..checks import check_gradient, check_logits, check_matrix, check_numbers, matrix
-from .plan import Device, Plan, Row, device_of, resident, streaming
+from .. import Block
+from ..native import at, matrix, why_not_built
+from .plan import Device, Plan, Row, resident, streaming
+
+__all__ = ["TENSORS", "at", "description", "kernels", "problem", "reads_once", "takes", "unavailable"]
+TENSORS = "CUDA tensors, not ROCm's"
 
 
 @functools.cache
 def unavailable() -> str | None:
     """None if the kernels can be used, else why not, in one sentence."""
     try:
-        count = native().device_count()
+        count = kernels().device_count()
     except ImportError as error:
         return why_not_built("cuda", "the CUDA kernels", error)
     except RuntimeError as error:
@@ -67,7 +69,7 @@ def emulation() -> str | None:
 
 
 @functools.cache
-def native() -> ModuleType:
+def kernels() -> ModuleType:
     """The extension, or what emulates it."""
     file = emulation()
     if file is None:
@@ -81,11 +83,12 @@ def native() -> ModuleType:
 
 @functools.cache
 def device_on(index: int) -> Device:
-    """What the plans depend on."""
-    return device_of(native().properties(index))
+    """What the plans for a device depend on."""
+    return Device(**kernels().properties(index))
 
 
 def index_of(device: torch.device) -> int:
+    """Which of the process's devices that is."""
     if device.type == "cpu":  # emulated
         return 0
     return torch.cuda.current_device() if device.index is None else device.index
@@ -98,143 +101,27 @@ def place_of(tensor: Tensor) -> tuple[int, int]:
 
 
 def resident_or_streaming(student: Tensor, teacher: Tensor) -> Plan:
-    """For both visits in one kernel."""
+    """The plan of a kernel that visits each row twice."""
     device = device_on(index_of(student.device))
     row = Row(student.shape[1], student.element_size(), teacher.element_size())
     return resident(row, device) or one_visit(student)
 
 
 def one_visit(student: Tensor) -> Plan:
-    """For a visit by itself."""
+    """The plan of a kernel that visits each row once."""
     return streaming(student.shape[0], student.shape[1], device_on(index_of(student.device)))
 
 
-def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
-    """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
-    statistics = student.new_empty(n, 8, dtype=compute_dtype(student, teacher))
-    native().row_statistics(
-        matrix(student),
-        matrix(teacher),
-        n,
-        vocab_size,
-        transforms,
-        one_visit(student).arguments,
-        place_of(student),
-        statistics.data_ptr(),
-    )
-    return statistics
-
-
-def row_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
-    native().row_gradient(
-        matrix(student),
-        matrix(teacher),
-        n,
-        vocab_size,
-        transforms,
-        one_visit(student).arguments,
-        place_of(student),
-        statistics.data_ptr(),
-        a.data_ptr(),
-        b.data_ptr(),
-        c.data_ptr(),
-        matrix(out),
-    )
-
-
-def row_loss_and_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor,
-    gate_threshold: float,
-    combine: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
-    dtype = compute_dtype(student, teacher)
-    check_numbers("weights", weights, (n,), dtype, student.device)
-    check_matrix("out", out, student)
-    statistics = student.new_empty(n, 8, dtype=dtype)
-    gate = torch.empty_like(weights)
-    native().row_loss_and_gradient(
-        matrix(student),
-        matrix(teacher),
-        n,
-        vocab_size,
-        transforms,
-        resident_or_streaming(student, teacher).arguments,
-        place_of(student),
-        weights.data_ptr(),
-        gate_threshold,
-        combine,
-        statistics.data_ptr(),
-        gate.data_ptr(),
-        matrix(out),
-    )
-    return statistics, gate
-
-
-def row_mixture(
-    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
-) -> Tensor:
-    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_logits(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), compute_dtype(student, teacher), student.device)
-    mixture = statistics.new_empty(n, 4)
-    native().row_mixture(
-        matrix(student),
-        matrix(teacher),
-        n,
-        vocab_size,
-        transforms,
-        one_visit(student).arguments,
-        place_of(student),
-        statistics.data_ptr(),
-        skews,
-        mixture.data_ptr(),
-    )
-    return mixture
-
-
-def row_mixture_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skews: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    n, vocab_size = check_gradient(student, teacher, statistics, a, b, c, out)
-    native().row_mixture_gradient(
-        matrix(student),
-        matrix(teacher),
-        n,
-        vocab_size,
-        transforms,
-        one_visit(student).arguments,
-        place_of(student),
-        statistics.data_ptr(),
-        a.data_ptr(),
-        b.data_ptr(),
-        c.data_ptr(),
-        skews,
-        matrix(out),
+def problem(block: Block) -> Any:
+    """The block as the extension takes it, with the plan, the device and the stream."""
+    student, teacher, transforms, out, visits = block
+    plan = one_visit(student) if visits == 1 else resident_or_streaming(student, teacher)
+    return kernels().Task(
+        student=matrix(student),
+        teacher=matrix(teacher),
+        out=matrix(out),
+        shape=student.shape,
+        transforms=transforms,
+        plan=plan.arguments,
+        place=place_of(student),
     )

@@ -8,7 +8,6 @@ docs/cuda.md has the result for each GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 # csrc/cuda/on_chip.cuh.
 NOTHING, SHARED, REGISTERS = 0, 1, 2
@@ -23,7 +22,7 @@ SCRATCH_BYTES = (32 + 2) * 32
 # granted everywhere. A side in registers comes last, because there the registers leave room for 12 warps only.
 PREFERENCES = [*((SHARED, cluster) for cluster in (1, 2, 4, 8, 16)), (REGISTERS, 8), (REGISTERS, 16)]
 # A cluster per row: the hardware hands them out as others end, more evenly than any fixed share of rows. Beyond this
-# many, a cluster takes every so manieth row.
+# many, each cluster takes every `MOST_CLUSTERS`-th row.
 MOST_CLUSTERS = 2**16
 # A CTA of a split row should have a few columns per thread.
 LEAST_COLUMNS = 4096
@@ -31,7 +30,10 @@ LEAST_COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Device:
-    """What the choice depends on. Sizes of shared memory in bytes; ``shared_reserved`` is what a CTA costs on top."""
+    """A GPU, as far as the choice depends on it.
+
+    Sizes of shared memory are in bytes; ``shared_reserved`` is what a CTA costs on top.
+    """
 
     name: str
     capability: tuple[int, int]
@@ -57,13 +59,13 @@ class Row:
         return VECTOR_BYTES // min(self.student_bytes, self.teacher_bytes)
 
     def groups(self, cluster: int) -> int:
-        """Of the CTA that has most of them."""
+        """The most groups that any CTA of a cluster holds."""
         return -(-(self.vocab_size // self.group_columns) // cluster)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``kept`` where, by ``cluster`` CTAs of ``threads`` threads each."""
+    """How a row is kept and shared out: ``kept`` where, by ``cluster`` CTAs of ``threads`` threads each."""
 
     kept: int
     cluster: int
@@ -71,11 +73,11 @@ class Plan:
 
     @property
     def arguments(self) -> tuple[int, int, int, int]:
-        """As the extension takes it."""
+        """The plan as the extension takes it."""
         return self.kept, self.cluster, self.threads, MOST_CLUSTERS
 
     def shared_bytes(self, row: Row) -> int:
-        """Of one CTA that keeps its part of a row (not NOTHING)."""
+        """The shared memory of one CTA that keeps its part of a row (not NOTHING)."""
         sides = row.student_bytes + (row.teacher_bytes if self.kept == SHARED else 0)
         return SCRATCH_BYTES + row.groups(self.cluster) * row.group_columns * sides
 
@@ -95,7 +97,8 @@ class Plan:
 
 
 def resident(row: Row, device: Device) -> Plan | None:
-    """The first of ``PREFERENCES`` of which two share a multiprocessor, else the first that fits, or None."""
+    """The plan that keeps a row: the first of ``PREFERENCES`` of which two share a multiprocessor, else the first that
+    fits, or None."""
     if device.capability < (9, 0) or max(row.student_bytes, row.teacher_bytes) > 4:
         return None
     plans = [Plan(kept, cluster, threads(kept, device)) for kept, cluster in PREFERENCES]
@@ -104,7 +107,7 @@ def resident(row: Row, device: Device) -> Plan | None:
 
 
 def streaming(n: int, vocab_size: int, device: Device) -> Plan:
-    """For rows that no cluster keeps, and for a visit by itself: a CTA per row, and a cluster where rows are few."""
+    """The plan for rows that no cluster keeps, and for one visit: a CTA per row, and a cluster where rows are few."""
     cluster = 1
     while (
         2 * cluster <= min(8, device.largest_cluster)
@@ -116,9 +119,5 @@ def streaming(n: int, vocab_size: int, device: Device) -> Plan:
 
 
 def threads(kept: int, device: Device) -> int:
+    """The threads of a CTA."""
     return min(THREADS[kept], device.threads_per_block)
-
-
-def device_of(properties: dict[str, Any]) -> Device:
-    """From what the extension says."""
-    return Device(**properties)

@@ -1,11 +1,11 @@
-"""The row functions in Triton, for NVIDIA and AMD GPUs; under ``TRITON_INTERPRET=1`` for CPU tensors, to be tested.
+"""The backend ``triton``: kernels for NVIDIA and AMD GPUs; under ``TRITON_INTERPRET=1`` for CPU tensors, to be tested.
 
 Triton is imported with the first call: importing the package must neither need it nor wait for it.
 
     table.py                     how a row is cut into tiles, and when it is split into parts
     row_math.py                  the merge and the per-element formulas
     visits.py                    the two visits of a stretch of a row
-    numbers.py                   what there is one or eight of per row
+    numbers.py                   loads and stores of a row's numbers; which part of a row a program visits
     alignment.py                 the two variants of a kernel: aligned rows, any rows
     *_kernel.py                  a kernel each
     launch.py                    from tensors to launches
@@ -14,14 +14,16 @@ Triton is imported with the first call: importing the package must neither need 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from types import ModuleType
 
 import torch
-from torch import Tensor
 
-from ...tensors import compute_dtype
-from ..checks import check_gradient, check_logits, check_matrix, check_numbers
+from .. import unchanged as at
+from .. import unchanged as problem
 from .table import interpreted
+
+__all__ = ["TENSORS", "at", "description", "kernels", "problem", "takes", "unavailable"]
+TENSORS = "CUDA and ROCm tensors, and CPU tensors under TRITON_INTERPRET=1 only"
 
 
 def unavailable() -> str | None:
@@ -45,73 +47,8 @@ def takes(device: torch.device) -> bool:
     return device.type == ("cpu" if interpreted() else "cuda")
 
 
-def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
-    """The eight numbers of every row, ``[n, 8]``; see :mod:`eopd_kernels.rows`."""
+def kernels() -> ModuleType:
+    """The module that launches the kernels, and imports Triton."""
     from . import launch
 
-    check_logits(student, teacher)
-    return launch.row_statistics(student, teacher, transforms)
-
-
-def row_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    from . import launch
-
-    check_gradient(student, teacher, statistics, a, b, c, out)
-    launch.row_gradient(student, teacher, statistics, a, b, c, transforms, out)
-
-
-def row_loss_and_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor,
-    gate_threshold: float,
-    combine: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``; see :mod:`eopd_kernels.rows`."""
-    from . import launch
-
-    n, _ = check_logits(student, teacher)
-    check_numbers("weights", weights, (n,), compute_dtype(student, teacher), student.device)
-    check_matrix("out", out, student)
-    return launch.row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
-
-
-def row_mixture(
-    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
-) -> Tensor:
-    """The four numbers of every row, ``[n, 4]``; see :mod:`eopd_kernels.rows`."""
-    from . import launch
-
-    n, _ = check_logits(student, teacher)
-    check_numbers("statistics", statistics, (n, 8), compute_dtype(student, teacher), student.device)
-    return launch.row_mixture(student, teacher, statistics, skews, transforms)
-
-
-def row_mixture_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    skews: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; see :mod:`eopd_kernels.rows`."""
-    from . import launch
-
-    check_gradient(student, teacher, statistics, a, b, c, out)
-    launch.row_mixture_gradient(student, teacher, statistics, a, b, c, skews, transforms, out)
+    return launch

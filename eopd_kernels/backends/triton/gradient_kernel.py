@@ -3,8 +3,9 @@
 import triton.language as tl
 
 from .alignment import by_alignment
-from .numbers import load_statistics, number, stretch
-from .visits import gradient_of_columns, row_of
+from .numbers import load_coefficients, load_statistics, number, stretch
+from .row_math import column_coefficients, mixture_row, used
+from .visits import Sides, gradient_of_columns, row_of
 
 
 @by_alignment(
@@ -27,7 +28,7 @@ def row_gradient_kernel(
     student_outer: tl.float64,
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
-    out,  # [n, V], out; may be the student
+    out,  # [n, V], written; may be the student
     out_stride: tl.int64,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
@@ -35,37 +36,35 @@ def row_gradient_kernel(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Grid (n · parts,)."""
+    """Launched on a grid (n · parts,)."""
     program = tl.program_id(0)
     row = program // parts
     begin, end = stretch(program % parts, parts, vocab_size, STEPS * LANES * VECTOR)
     dtype: tl.constexpr = statistics.dtype.element_ty
-    student_max, student_sum, teacher_max, teacher_sum, _, _, _, _ = load_statistics(statistics, row)
-    gradient_of_columns(
+    sides = Sides(
         row_of(student, student_stride, row, VECTOR),
+        number(student_inner, dtype),
+        number(student_outer, dtype),
         row_of(teacher, teacher_stride, row, VECTOR),
+        number(teacher_inner, dtype),
+        number(teacher_outer, dtype),
+    )
+    numbers = load_statistics(statistics, row)
+    coefficients = load_coefficients(a, b, c, row)
+    gradient_of_columns(
+        sides,
         row_of(out, out_stride, row, VECTOR),
         begin,
         end,
-        student_max,
-        student_sum,
-        teacher_max,
-        teacher_sum,
-        tl.load(a + row),
-        tl.load(b + row),
-        tl.load(c + row),
-        0.0,
-        0.0,
-        number(student_inner, dtype),
-        number(student_outer, dtype),
-        number(teacher_inner, dtype),
-        number(teacher_outer, dtype),
-        False,
-        True,
-        True,
-        STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP,
-        STEPS,
-        LANES,
-        VECTOR,
+        mixture_row(numbers, 0.0, 0.0),
+        column_coefficients(numbers, coefficients),
+        used(coefficients),
+        MIXTURE=False,
+        FORWARD_PLAIN=True,
+        REVERSE_PLAIN=True,
+        STUDENT_SOFTCAP=STUDENT_SOFTCAP,
+        TEACHER_SOFTCAP=TEACHER_SOFTCAP,
+        STEPS=STEPS,
+        LANES=LANES,
+        VECTOR=VECTOR,
     )

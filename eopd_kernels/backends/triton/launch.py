@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...tensors import compute_dtype
+from .. import Block
 from .alignment import ALIGNMENT, Variants
 from .gradient_kernel import row_gradient_kernel
 from .loss_and_gradient_kernel import row_loss_and_gradient_kernel
 from .merge_kernel import merge_parts_kernel
 from .mixture_gradient_kernel import row_mixture_gradient_kernel
 from .mixture_kernel import row_mixture_kernel
+from .row_math import Combine
 from .statistics_kernel import row_statistics_kernel
 from .table import (
     LANE_COLUMNS,
@@ -32,111 +33,76 @@ from .table import (
 
 # Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
 FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
-NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c"))
-SPARE_COMBINE = dict.fromkeys(("gate_threshold", "r0", "r1", "f0", "f1"), 0.0)
+NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c")) | dict.fromkeys(("gate_threshold", *Combine._fields), 0.0)
 
 
-def row_statistics(student: Tensor, teacher: Tensor, transforms: Sequence[float]) -> Tensor:
-    """The eight numbers of every row, ``[n, 8]``."""
-    plan = Plan.of(student, teacher, transforms, [])
-    statistics = student.new_empty(plan.rows, 8, dtype=compute_dtype(student, teacher))
-    with on(student.device):
-        partial = partial_statistics(plan, None, statistics)
+def row_statistics(block: Block, statistics: Tensor) -> None:
+    """The eight numbers of every row into ``statistics`` [n, 8]."""
+    plan = Plan.of(block)
+    partial = plan.partial(statistics)
+    with on(block.student.device):
+        plan.of_parts(row_statistics_kernel)(weights=None, statistics=partial, **plan.sides)
         if plan.parts > 1:
-            merge(plan, partial, statistics, **NO_GATE, **SPARE_COMBINE)
-    return statistics
+            plan.merging(partial=partial, statistics=statistics, **NO_GATE)
 
 
-def row_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    transforms: Sequence[float],
-    out: Tensor,
-) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
-    plan = Plan.of(student, teacher, transforms, [out])
-    with on(student.device):
-        gradient(plan, statistics, a, b, c, out)
+def row_gradient(block: Block, statistics: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; ``statistics`` [n, 8], the coefficients [n]."""
+    plan = Plan.of(block)
+    with on(block.student.device):
+        plan.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **plan.sides, **plan.out)
 
 
 def row_loss_and_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    weights: Tensor,
+    block: Block,
+    weights: Tensor,  # [n]
     gate_threshold: float,
     combine: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Statistics ``[n, 8]`` and gate ``[n]``, and the gradient into ``out``: one launch, or three for few rows."""
-    plan = Plan.of(student, teacher, transforms, [out])
-    statistics = student.new_empty(plan.rows, 8, dtype=weights.dtype)
-    gate = torch.empty_like(weights)
-    r0, r1, f0, f1 = combine
-    gating = {
-        "weights": weights,
-        "gate": gate,
-        "gate_threshold": gate_threshold,
-        "r0": r0,
-        "r1": r1,
-        "f0": f0,
-        "f1": f1,
-    }
-    with on(student.device):
+    statistics: Tensor,  # [n, 8], written
+    gate: Tensor,  # [n], written
+) -> None:
+    """Statistics, gate and gradient of the rows whose weight is not 0: one launch, or three for few rows."""
+    plan = Plan.of(block)
+    gating: dict[str, Any] = {"weights": weights, "gate": gate, "gate_threshold": gate_threshold}
+    gating |= zip(Combine._fields, combine, strict=True)
+    with on(block.student.device):
         if plan.parts == 1:
-            plan.launch(row_loss_and_gradient_kernel, statistics=statistics, **gating, **plan.matrix("out", out))
-        else:
-            partial = partial_statistics(plan, weights, statistics)
-            a, b, c = weights.new_empty(3, plan.rows).unbind()
-            merge(plan, partial, statistics, a=a, b=b, c=c, **gating)
-            gradient(plan, statistics, a, b, c, out)
-    return statistics, gate
+            plan.of_rows(row_loss_and_gradient_kernel)(statistics=statistics, **gating, **plan.sides, **plan.out)
+            return
+        partial = plan.partial(statistics)
+        a, b, c = weights.new_empty(3, plan.rows).unbind()
+        plan.of_parts(row_statistics_kernel)(weights=weights, statistics=partial, **plan.sides)
+        plan.merging(partial=partial, statistics=statistics, a=a, b=b, c=c, **gating)
+        plan.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **plan.sides, **plan.out)
 
 
-def row_mixture(
-    student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
-) -> Tensor:
-    """The four numbers of every row, ``[n, 4]``; those of a row's parts add up."""
-    plan = Plan.of(student, teacher, transforms, [], MIXTURE_LANE_BYTES // statistics.element_size())
-    mixture = statistics.new_empty(plan.rows * plan.parts, 4)
-    with on(student.device):
-        plan.launch(
-            row_mixture_kernel, parts=plan.parts, statistics=statistics, **skew_arguments(skews), mixture=mixture
-        )
-    return mixture if plan.parts == 1 else mixture.view(plan.rows, plan.parts, 4).sum(1)
+def row_mixture(block: Block, statistics: Tensor, skews: Sequence[float], mixture: Tensor) -> None:
+    """The four numbers of every row into ``mixture`` [n, 4]; ``statistics`` [n, 8], of whole rows."""
+    plan = Plan.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    partial = plan.partial(mixture)
+    with on(block.student.device):
+        plan.of_parts(row_mixture_kernel)(statistics=statistics, mixture=partial, **of_skews(skews), **plan.sides)
+    if plan.parts > 1:  # those of a row's parts add up
+        torch.sum(partial.view(plan.rows, plan.parts, 4), 1, out=mixture)
 
 
 def row_mixture_gradient(
-    student: Tensor,
-    teacher: Tensor,
-    statistics: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
+    block: Block,
+    statistics: Tensor,  # [n, 8], of whole rows
+    a: Tensor,  # [n]
+    b: Tensor,  # [n]
+    c: Tensor,  # [n]
     skews: Sequence[float],
-    transforms: Sequence[float],
-    out: Tensor,
 ) -> None:
-    """∂/∂x_s of Σ rows' losses into ``out`` [n, V]."""
-    plan = Plan.of(student, teacher, transforms, [out], MIXTURE_LANE_BYTES // statistics.element_size())
-    with on(student.device):
-        plan.launch(
-            row_mixture_gradient_kernel,
-            parts=plan.parts,
-            statistics=statistics,
-            a=a,
-            b=b,
-            c=c,
-            **skew_arguments(skews),
-            **plan.matrix("out", out),
+    """∂/∂x_s of Σ rows' skewed divergences into ``out`` [n, V]."""
+    plan = Plan.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    with on(block.student.device):
+        plan.of_parts(row_mixture_gradient_kernel)(
+            statistics=statistics, a=a, b=b, c=c, **of_skews(skews), **plan.sides, **plan.out
         )
 
 
-def skew_arguments(skews: Sequence[float]) -> dict[str, Any]:
+def of_skews(skews: Sequence[float]) -> dict[str, Any]:
     """Both halves' skews as a kernel takes them: without one it is a variant of its own."""
     forward, reverse = skews
     return {
@@ -147,92 +113,83 @@ def skew_arguments(skews: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def partial_statistics(plan: Plan, weights: Tensor | None, statistics: Tensor) -> Tensor:
-    """Each part's numbers, ``[n · parts, 8]``: into ``statistics`` [n, 8] where a row is one part."""
-    partial = statistics if plan.parts == 1 else statistics.new_empty(plan.rows * plan.parts, 8)
-    plan.launch(row_statistics_kernel, parts=plan.parts, weights=weights, statistics=partial)
-    return partial
-
-
-def merge(plan: Plan, partial: Tensor, statistics: Tensor, **gating: Any) -> None:
-    """The parts' numbers into ``statistics`` [n, 8]; with weights, the gate and the coefficients too."""
-    merge_parts_kernel[(plan.rows,)](
-        partial=partial,
-        parts=plan.parts,
-        statistics=statistics,
-        **gating,
-        MOST_PARTS=MOST_PARTS,
-        num_warps=1,
-        **FUSED_MULTIPLY_ADD,
-    )
-
-
-def gradient(plan: Plan, statistics: Tensor, a: Tensor, b: Tensor, c: Tensor, out: Tensor) -> None:
-    """The second visit."""
-    plan.launch(row_gradient_kernel, parts=plan.parts, statistics=statistics, a=a, b=b, c=c, **plan.matrix("out", out))
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How a block of rows is launched: what all its kernels are given, and into how many parts a row is split."""
+    """How a block is launched.
 
-    arguments: dict[str, Any]
-    vector: int
+    Args:
+        sides: what every kernel is given: both sides, their transforms, the tile, the compiler's options.
+        out: what a kernel is given that writes a gradient.
+        rows: n.
+        parts: how many programs share a row.
+        aligned: whether all rows begin at multiples of 16 bytes.
+    """
+
+    sides: dict[str, Any]
+    out: dict[str, Any]
     rows: int
     parts: int
+    aligned: bool
 
     @classmethod
-    def of(
-        cls,
-        student: Tensor,
-        teacher: Tensor,
-        transforms: Sequence[float],
-        outs: Sequence[Tensor],
-        lane_columns: int = LANE_COLUMNS,
-    ) -> Plan:
-        matrices = [student, teacher, *outs]
+    def of(cls, block: Block, lane_columns: int = LANE_COLUMNS) -> Plan:
+        """The plan of a block, cut as the table says."""
+        student, teacher, transforms, out, _ = block
+        matrices = (student, teacher, out)
         processor = processor_of(student.device)
         itemsize = max(m.element_size() for m in matrices)
         vector = widest_vector(itemsize, processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
         student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
         demanding = student_softcap or teacher_softcap or itemsize == torch.float64.itemsize
-        cut = tiling(vector if aligned else 1, demanding, lane_columns, processor)
+        tile = tiling(vector if aligned else 1, demanding, lane_columns, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])
-        plan = cls({}, cut.vector, rows, parts_of_a_row(rows, vocab_size, cut, processor))
-        plan.arguments.update(
-            plan.matrix("student", student),
-            **plan.matrix("teacher", teacher),
-            vocab_size=vocab_size,
-            student_inner=student_inner,
-            student_outer=student_outer,
-            teacher_inner=teacher_inner,
-            teacher_outer=teacher_outer,
-            STUDENT_SOFTCAP=student_softcap,
-            TEACHER_SOFTCAP=teacher_softcap,
-            STEPS=cut.steps,
-            LANES=cut.lanes,
-            VECTOR=cut.vector,
-            num_warps=cut.num_warps,
-            **cut.options,
+        sides = {
+            "student": student,
+            "teacher": teacher,
+            "student_stride": student.stride(0) // tile.vector,
+            "teacher_stride": teacher.stride(0) // tile.vector,
+            "vocab_size": vocab_size,
+            "student_inner": student_inner,
+            "student_outer": student_outer,
+            "teacher_inner": teacher_inner,
+            "teacher_outer": teacher_outer,
+            "STUDENT_SOFTCAP": student_softcap,
+            "TEACHER_SOFTCAP": teacher_softcap,
+            "STEPS": tile.steps,
+            "LANES": tile.lanes,
+            "VECTOR": tile.vector,
+            "num_warps": tile.num_warps,
+            **tile.options,
             **FUSED_MULTIPLY_ADD,
-        )
-        return plan
+        }
+        writes = {"out": out, "out_stride": out.stride(0) // tile.vector}
+        return cls(sides, writes, rows, parts_of_a_row(rows, vocab_size, tile, processor), tile.vector > 1)
 
-    def matrix(self, name: str, tensor: Tensor) -> dict[str, Any]:
-        """A block ``[n, V]`` as a kernel takes it, its row stride in vectors."""
-        return {name: tensor, f"{name}_stride": tensor.stride(0) // self.vector}
+    def of_rows(self, kernel: Variants) -> Callable[..., Any]:
+        """Launches the kernel with a program per row."""
+        return cast("Callable[..., Any]", (kernel.aligned if self.aligned else kernel.any_rows)[(self.rows,)])
 
-    def launch(self, kernel: Variants, **arguments: Any) -> None:
-        """A program per row, or per part of a row where the kernel takes parts."""
-        variant = kernel.any_rows if self.vector == 1 else kernel.aligned
-        variant[(self.rows * arguments.get("parts", 1),)](**self.arguments, **arguments)
+    def of_parts(self, kernel: Variants) -> Callable[..., Any]:
+        """Launches the kernel with a program per part of a row."""
+        variant = kernel.aligned if self.aligned else kernel.any_rows
+        return functools.partial(variant[(self.rows * self.parts,)], parts=self.parts)
+
+    @property
+    def merging(self) -> Callable[..., Any]:
+        """Launches the merge of each row's parts."""
+        launch = merge_parts_kernel[(self.rows,)]
+        return functools.partial(launch, parts=self.parts, MOST_PARTS=MOST_PARTS, num_warps=1, **FUSED_MULTIPLY_ADD)
+
+    def partial(self, numbers: Tensor) -> Tensor:
+        """Memory for the numbers of each part: those of the rows, ``numbers`` [n, k], where a row is one part."""
+        return numbers if self.parts == 1 else numbers.new_empty(self.rows * self.parts, numbers.shape[1])
 
 
 def folded(transform: Sequence[float]) -> tuple[float, float]:
-    """Inner and outer factor: z = outer·tanh(inner·x) with a softcap, z = inner·x without."""
+    """The inner and the outer factor of a transform: z = outer·tanh(inner·x) with a softcap, z = inner·x without."""
     scale, softcap, temperature = transform
     if softcap == 0:
         return scale / temperature, 1.0
@@ -241,7 +198,7 @@ def folded(transform: Sequence[float]) -> tuple[float, float]:
 
 @functools.cache
 def processor_of(device: torch.device) -> Processor:
-    """What the table wants to know of a device."""
+    """The device, as far as the table wants to know it."""
     if interpreted():
         return Processor(multiprocessors=8, warp_size=1, interpreted=True)
     properties = torch.cuda.get_device_properties(device)
@@ -249,5 +206,5 @@ def processor_of(device: torch.device) -> Processor:
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, so it has to be the tensors'."""
+    """Makes the tensors' device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

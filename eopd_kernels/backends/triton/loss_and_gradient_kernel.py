@@ -8,8 +8,8 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import number, store_statistics
-from .row_math import gated_coefficients
-from .visits import gradient_of_columns, row_of, sums_of_columns
+from .row_math import Combine, column_coefficients, gated_coefficients, mixture_row, open_gate, used
+from .visits import Sides, gradient_of_columns, row_of, sums_of_columns
 
 
 @by_alignment(
@@ -25,17 +25,17 @@ def row_loss_and_gradient_kernel(
     vocab_size,
     weights,  # [n]
     gate_threshold: tl.float64,
-    r0: tl.float64,
-    r1: tl.float64,
-    f0: tl.float64,
-    f1: tl.float64,
+    reverse: tl.float64,
+    reverse_gate: tl.float64,
+    forward: tl.float64,
+    forward_gate: tl.float64,
     student_inner: tl.float64,
     student_outer: tl.float64,
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
-    statistics,  # [n, 8], out
-    gate,  # [n], out
-    out,  # [n, V], out; may be the student
+    statistics,  # [n, 8], written
+    gate,  # [n], written
+    out,  # [n, V], written; may be the student
     out_stride: tl.int64,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
@@ -43,68 +43,41 @@ def row_loss_and_gradient_kernel(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Grid (n,). A row of weight 0 is not read: its numbers are empty, its gate 0 and its gradient 0."""
+    """Launched on a grid (n,). A row of weight 0 is not read: its numbers are empty, its gate 0 and its gradient 0."""
     row = tl.program_id(0)
     dtype: tl.constexpr = statistics.dtype.element_ty
     weight = tl.load(weights + row)
-    of_student = row_of(student, student_stride, row, VECTOR)
-    of_teacher = row_of(teacher, teacher_stride, row, VECTOR)
-    inner_s, outer_s = number(student_inner, dtype), number(student_outer, dtype)
-    inner_t, outer_t = number(teacher_inner, dtype), number(teacher_outer, dtype)
-    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = sums_of_columns(
-        of_student,
-        of_teacher,
-        0,
-        tl.where(weight == 0, 0, vocab_size),
-        inner_s,
-        outer_s,
-        inner_t,
-        outer_t,
-        STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP,
-        STEPS,
-        LANES,
-        VECTOR,
+    sides = Sides(
+        row_of(student, student_stride, row, VECTOR),
+        number(student_inner, dtype),
+        number(student_outer, dtype),
+        row_of(teacher, teacher_stride, row, VECTOR),
+        number(teacher_inner, dtype),
+        number(teacher_outer, dtype),
     )
-    open_gate, a, b, c = gated_coefficients(
-        s_sum,
-        t_sum,
-        t_self,
-        s_cross,
-        weight,
-        number(gate_threshold, dtype),
-        number(r0, dtype),
-        number(r1, dtype),
-        number(f0, dtype),
-        number(f1, dtype),
+    end = tl.where(weight == 0, 0, vocab_size)
+    numbers = sums_of_columns(sides, 0, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, STEPS, LANES, VECTOR)
+    combine = Combine(
+        number(reverse, dtype), number(reverse_gate, dtype), number(forward, dtype), number(forward_gate, dtype)
     )
-    store_statistics(statistics, row, s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross)
-    tl.store(gate + row, open_gate)
+    opened = open_gate(numbers, weight, number(gate_threshold, dtype))
+    coefficients = gated_coefficients(numbers, opened, weight, combine)
+    store_statistics(statistics, row, numbers)
+    tl.store(gate + row, opened)
     gradient_of_columns(
-        of_student,
-        of_teacher,
+        sides,
         row_of(out, out_stride, row, VECTOR),
         0,
         vocab_size,
-        s_max,
-        s_sum,
-        t_max,
-        t_sum,
-        a,
-        b,
-        c,
-        0.0,
-        0.0,
-        inner_s,
-        outer_s,
-        inner_t,
-        outer_t,
-        False,
-        True,
-        True,
-        STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP,
-        STEPS,
-        LANES,
-        VECTOR,
+        mixture_row(numbers, 0.0, 0.0),
+        column_coefficients(numbers, coefficients),
+        used(coefficients),
+        MIXTURE=False,
+        FORWARD_PLAIN=True,
+        REVERSE_PLAIN=True,
+        STUDENT_SOFTCAP=STUDENT_SOFTCAP,
+        TEACHER_SOFTCAP=TEACHER_SOFTCAP,
+        STEPS=STEPS,
+        LANES=LANES,
+        VECTOR=VECTOR,
     )

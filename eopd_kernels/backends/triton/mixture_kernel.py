@@ -4,8 +4,8 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import load_statistics, number, stretch
-from .row_math import log_sum_ratio, transformed, with_mixed_columns
-from .visits import converted, row_of, tile_columns
+from .row_math import MixtureStatistics, add_mixture_columns, mixture_column, mixture_row, transformed
+from .visits import Sides, converted, row_of, tile_columns
 
 
 @by_alignment(
@@ -27,7 +27,7 @@ def row_mixture_kernel(
     student_outer: tl.float64,
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
-    mixture,  # [n · parts, 4], out
+    mixture,  # [n · parts, 4], written
     FORWARD_PLAIN: tl.constexpr,
     REVERSE_PLAIN: tl.constexpr,
     STUDENT_SOFTCAP: tl.constexpr,
@@ -36,53 +36,43 @@ def row_mixture_kernel(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Grid (n · parts,)."""
+    """Launched on a grid (n · parts,)."""
     program = tl.program_id(0)
     row = program // parts
     tile: tl.constexpr = STEPS * LANES * VECTOR
     begin, end = stretch(program % parts, parts, vocab_size, tile)
     dtype: tl.constexpr = statistics.dtype.element_ty
-    of_student = row_of(student, student_stride, row, VECTOR)
-    of_teacher = row_of(teacher, teacher_stride, row, VECTOR)
-    inner_s, outer_s = number(student_inner, dtype), number(student_outer, dtype)
-    inner_t, outer_t = number(teacher_inner, dtype), number(teacher_outer, dtype)
-    skew_f, skew_r = number(forward_skew, dtype), number(reverse_skew, dtype)
-    s_max, s_sum, t_max, t_sum, _, _, _, _ = load_statistics(statistics, row)
-    shift = log_sum_ratio(s_sum, t_sum)
+    sides = Sides(
+        row_of(student, student_stride, row, VECTOR),
+        number(student_inner, dtype),
+        number(student_outer, dtype),
+        row_of(teacher, teacher_stride, row, VECTOR),
+        number(teacher_inner, dtype),
+        number(teacher_outer, dtype),
+    )
+    numbers = load_statistics(statistics, row)
+    shared = mixture_row(numbers, number(forward_skew, dtype), number(reverse_skew, dtype))
     columns = begin + tile_columns(STEPS, LANES, VECTOR)
     whole = tl.maximum(end - begin, 0) // tile
     zero = tl.zeros([LANES], dtype)
-    forward_kl, reverse_kl, forward_share, reverse_share = zero, zero, zero, zero
+    lanes = MixtureStatistics(zero, zero, zero, zero)
     for i in range(0, tl.cdiv(tl.maximum(end - begin, 0), tile)):
         here = i * tile + columns
         inside = here < end
         # The ragged end differs in its loads alone: a second copy of the arithmetic spilled scalar registers in fp64 on
         # gfx942, 28 bytes.
         if i < whole:
-            x_s = tl.load(of_student + here)
-            x_t = tl.load(of_teacher + here)
+            x_s = tl.load(sides.student + here)
+            x_t = tl.load(sides.teacher + here)
         else:
-            x_s = tl.load(of_student + here, mask=inside, other=0.0)
-            x_t = tl.load(of_teacher + here, mask=inside, other=0.0)
-        z_s = transformed(converted(x_s, dtype), inner_s, outer_s, STUDENT_SOFTCAP)
-        z_t = transformed(converted(x_t, dtype), inner_t, outer_t, TEACHER_SOFTCAP)
-        forward_kl, reverse_kl, forward_share, reverse_share = with_mixed_columns(
-            forward_kl,
-            reverse_kl,
-            forward_share,
-            reverse_share,
-            tl.where(inside, z_s, float("-inf")),
-            tl.where(inside, z_t, float("-inf")),
-            s_max,
-            t_max,
-            shift,
-            skew_f,
-            skew_r,
-            FORWARD_PLAIN,
-            REVERSE_PLAIN,
-        )
+            x_s = tl.load(sides.student + here, mask=inside, other=0.0)
+            x_t = tl.load(sides.teacher + here, mask=inside, other=0.0)
+        z_s = transformed(converted(x_s, dtype), sides.student_inner, sides.student_outer, STUDENT_SOFTCAP)
+        z_t = transformed(converted(x_t, dtype), sides.teacher_inner, sides.teacher_outer, TEACHER_SOFTCAP)
+        z_s, z_t = tl.where(inside, z_s, float("-inf")), tl.where(inside, z_t, float("-inf"))
+        lanes = add_mixture_columns(lanes, shared, mixture_column(shared, z_s, z_t), FORWARD_PLAIN, REVERSE_PLAIN)
     first = mixture + program.to(tl.int64) * 4
-    tl.store(first, tl.sum(forward_kl, 0) / t_sum)
-    tl.store(first + 1, tl.sum(reverse_kl, 0) / s_sum)
-    tl.store(first + 2, tl.sum(forward_share, 0) / t_sum)
-    tl.store(first + 3, tl.sum(reverse_share, 0) / s_sum)
+    tl.store(first, tl.sum(lanes.forward_kl, 0) / numbers.teacher_sum)
+    tl.store(first + 1, tl.sum(lanes.reverse_kl, 0) / numbers.student_sum)
+    tl.store(first + 2, tl.sum(lanes.forward_share, 0) / numbers.teacher_sum)
+    tl.store(first + 3, tl.sum(lanes.reverse_share, 0) / numbers.student_sum)

@@ -1,7 +1,9 @@
-"""What there is one or eight of per row, and which stretch of a row a program visits."""
+"""Loads and stores of a row's numbers, scalar arguments, and the part of a row that a program visits."""
 
 import triton
 import triton.language as tl
+
+from .row_math import Coefficients, RowStatistics
 
 
 @triton.jit
@@ -12,16 +14,16 @@ def number(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def stretch(part, parts, vocab_size, TILE: tl.constexpr):
-    """First and last-but-one column of one of ``parts`` parts of a row: whole tiles, and the last part what is left."""
+    """The first column of a part of a row, and the one after its last: whole tiles, and in the last part the rest."""
     columns = tl.cdiv(tl.cdiv(vocab_size, TILE), parts) * TILE
     return part * columns, tl.minimum(part * columns + columns, vocab_size)
 
 
 @triton.jit
 def load_statistics(statistics, row):  # pointer to [n, 8] -> eight scalars
-    """A row's eight numbers, in the order of ``statistics.FIELDS``."""
+    """A row's eight numbers."""
     first = statistics + row.to(tl.int64) * 8
-    return (
+    return RowStatistics(
         tl.load(first),
         tl.load(first + 1),
         tl.load(first + 2),
@@ -34,14 +36,28 @@ def load_statistics(statistics, row):  # pointer to [n, 8] -> eight scalars
 
 
 @triton.jit
-def store_statistics(statistics, row, s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross):
-    """The same into ``statistics`` [n, 8]."""
+def store_statistics(statistics, row, numbers):  # pointer to [n, 8]; eight scalars
+    """Writes a row's eight numbers."""
     first = statistics + row.to(tl.int64) * 8
-    tl.store(first, s_max)
-    tl.store(first + 1, s_sum)
-    tl.store(first + 2, t_max)
-    tl.store(first + 3, t_sum)
-    tl.store(first + 4, t_self)
-    tl.store(first + 5, t_cross)
-    tl.store(first + 6, s_self)
-    tl.store(first + 7, s_cross)
+    tl.store(first, numbers.student_max)
+    tl.store(first + 1, numbers.student_sum)
+    tl.store(first + 2, numbers.teacher_max)
+    tl.store(first + 3, numbers.teacher_sum)
+    tl.store(first + 4, numbers.teacher_self)
+    tl.store(first + 5, numbers.teacher_cross)
+    tl.store(first + 6, numbers.student_self)
+    tl.store(first + 7, numbers.student_cross)
+
+
+@triton.jit
+def load_coefficients(a, b, c, row):  # pointers to [n] -> three scalars
+    """A row's numbers in the gradient form."""
+    return Coefficients(tl.load(a + row), tl.load(b + row), tl.load(c + row))
+
+
+@triton.jit
+def store_coefficients(a, b, c, row, coefficients):  # pointers to [n]; three scalars
+    """Writes a row's numbers in the gradient form."""
+    tl.store(a + row, coefficients.a)
+    tl.store(b + row, coefficients.b)
+    tl.store(c + row, coefficients.c)

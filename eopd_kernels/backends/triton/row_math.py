@@ -1,9 +1,13 @@
-"""The mathematics of one row for Triton: docs/math.md, "One pass" to "Skewed divergences". csrc/row_math.h is its twin.
+"""The mathematics of one row for Triton: docs/math.md, "One pass" to "Skewed divergences".
 
-Written once, used by every kernel. The eight numbers travel in the order of ``statistics.FIELDS``. They are scalars (a
-row, a part of one) or vectors ``[LANES]`` (each lane of a program is a partial row of its own), and every rule is the
-same for both. All of it computes in the dtype of its arguments, which is float64 for float64 logits and else float32.
+Written once, used by every kernel, under the names of csrc/row_math.h and of eopd_kernels/row_math. A row's numbers are
+scalars, or vectors ``[LANES]`` where each lane of a program has a partial row of its own; every rule is the same for
+both. All of it computes in the dtype of its arguments, which is float64 for float64 logits and else float32.
+
+The records hold tensors and nothing else: Triton 3.6 makes a runtime value of a constexpr in a tuple.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -16,9 +20,85 @@ TANH_C7 = tl.constexpr(-0.05267181)
 TANH_C9 = tl.constexpr(0.01643758)
 
 
+class RowStatistics(NamedTuple):
+    """The eight numbers of a row, in the order in which they lie in memory."""
+
+    student_max: tl.tensor
+    student_sum: tl.tensor
+    teacher_max: tl.tensor
+    teacher_sum: tl.tensor
+    teacher_self: tl.tensor
+    teacher_cross: tl.tensor
+    student_self: tl.tensor
+    student_cross: tl.tensor
+
+
+class MixtureStatistics(NamedTuple):
+    """The four sums of a row's skewed divergences, in the order in which they lie in memory."""
+
+    forward_kl: tl.tensor
+    reverse_kl: tl.tensor
+    forward_share: tl.tensor
+    reverse_share: tl.tensor
+
+
+class Coefficients(NamedTuple):
+    """A row's numbers in the one gradient form: ∂L/∂z_s[v] = p_v·(a + b·(log p_v − log q_v)) − c·q_v."""
+
+    a: tl.tensor
+    b: tl.tensor
+    c: tl.tensor
+
+
+class ColumnCoefficients(NamedTuple):
+    """The gradient form with what is constant along the row folded in: e^ds·(self + ratio·(ds − dt)) − other·e^dt."""
+
+    self: tl.tensor
+    ratio: tl.tensor
+    other: tl.tensor
+
+
+class Combine(NamedTuple):
+    """The halves' weights as functions of the gate: c_r = reverse + reverse_gate·g, c_f = forward + forward_gate·g."""
+
+    reverse: tl.tensor
+    reverse_gate: tl.tensor
+    forward: tl.tensor
+    forward_gate: tl.tensor
+
+
+class MixtureRow(NamedTuple):
+    """What the columns of a row share: the centres of both sides, log(Z_s/Z_t), and the skews of both halves."""
+
+    student_centre: tl.tensor
+    teacher_centre: tl.tensor
+    log_sum_ratio: tl.tensor
+    forward_skew: tl.tensor
+    reverse_skew: tl.tensor
+
+
+class MixtureColumn(NamedTuple):
+    """Columns of a row: log p − log q, p·Z_s, q·Z_t, and p and q divided by the larger, so that nothing overflows."""
+
+    log_ratio: tl.tensor
+    exp_ds: tl.tensor
+    exp_dt: tl.tensor
+    scaled_p: tl.tensor
+    scaled_q: tl.tensor
+
+
+class MixtureTerms(NamedTuple):
+    """A column of one distribution against its mixture with the other: λ = log(own mass / mixture), and both shares of
+    the mixture, the other's without the cancellation of 1 − own."""
+
+    log_over_mixture: tl.tensor
+    own_share: tl.tensor
+    other_share: tl.tensor
+
+
 @triton.jit
 def times_or_zero(mass, value):
-    """0 · anything = 0: what has no mass has no share, even where its logarithm is infinite.
+    """The product, in which 0 · anything = 0: what has no mass has no share, even where its logarithm is infinite.
 
     The value is replaced, not the product, which then fuses with the sum it goes into.
     """
@@ -32,123 +112,74 @@ def finite_centre(maximum):
 
 
 @triton.jit
-def distance(maximum, merged_max):
+def distance(part_max, maximum):
     """How far a part's maximum lies below the merged one, ≤ 0; 0 for an empty part, whose sums are 0 anyway."""
-    return tl.where(maximum == float("-inf"), 0.0, maximum - merged_max)
+    return tl.where(part_max == float("-inf"), 0.0, part_max - maximum)
 
 
 @triton.jit
-def recentred(
-    student_max,
-    student_sum,
-    teacher_max,
-    teacher_sum,
-    teacher_self,
-    teacher_cross,
-    student_self,
-    student_cross,
-    merged_student_max,
-    merged_teacher_max,
-):
-    """The same part seen from the merged maxima. The one merge: recentre both parts and add."""
-    d_s = distance(student_max, merged_student_max)
-    d_t = distance(teacher_max, merged_teacher_max)
+def recentre(row, student_max, teacher_max):
+    """The row's numbers after its maxima have moved up to those given."""
+    d_s = distance(row.student_max, student_max)
+    d_t = distance(row.teacher_max, teacher_max)
     c_s = tl.exp(d_s)
     c_t = tl.exp(d_t)
-    return (
-        merged_student_max,
-        c_s * student_sum,
-        merged_teacher_max,
-        c_t * teacher_sum,
-        times_or_zero(c_t, teacher_self + teacher_sum * d_t),
-        times_or_zero(c_t, teacher_cross + teacher_sum * (d_t - d_s)),
-        times_or_zero(c_s, student_self + student_sum * d_s),
-        times_or_zero(c_s, student_cross + student_sum * (d_s - d_t)),
-    )
-
-
-@triton.jit
-def merged_lanes(
-    student_max,  # [LANES]
-    student_sum,  # [LANES]
-    teacher_max,  # [LANES]
-    teacher_sum,  # [LANES]
-    teacher_self,  # [LANES]
-    teacher_cross,  # [LANES]
-    student_self,  # [LANES]
-    student_cross,  # [LANES]
-):
-    """Lanes that hold a partial row each, merged into one: eight scalars."""
-    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = recentred(
+    return RowStatistics(
         student_max,
-        student_sum,
+        c_s * row.student_sum,
         teacher_max,
-        teacher_sum,
-        teacher_self,
-        teacher_cross,
-        student_self,
-        student_cross,
-        tl.max(student_max, 0),
-        tl.max(teacher_max, 0),
-    )
-    return (
-        s_max,
-        tl.sum(s_sum, 0),
-        t_max,
-        tl.sum(t_sum, 0),
-        tl.sum(t_self, 0),
-        tl.sum(t_cross, 0),
-        tl.sum(s_self, 0),
-        tl.sum(s_cross, 0),
+        c_t * row.teacher_sum,
+        times_or_zero(c_t, row.teacher_self + row.teacher_sum * d_t),
+        times_or_zero(c_t, row.teacher_cross + row.teacher_sum * (d_t - d_s)),
+        times_or_zero(c_s, row.student_self + row.student_sum * d_s),
+        times_or_zero(c_s, row.student_cross + row.student_sum * (d_s - d_t)),
     )
 
 
 @triton.jit
-def with_columns(
-    student_max,  # [LANES]
-    student_sum,  # [LANES]
-    teacher_max,  # [LANES]
-    teacher_sum,  # [LANES]
-    teacher_self,  # [LANES]
-    teacher_cross,  # [LANES]
-    student_self,  # [LANES]
-    student_cross,  # [LANES]
+def merge(lanes):  # eight numbers [LANES] -> eight scalars
+    """Merges the partial rows of all lanes: recentres each to the largest maxima, and adds."""
+    row = recentre(lanes, tl.max(lanes.student_max, 0), tl.max(lanes.teacher_max, 0))
+    return RowStatistics(
+        row.student_max,
+        tl.sum(row.student_sum, 0),
+        row.teacher_max,
+        tl.sum(row.teacher_sum, 0),
+        tl.sum(row.teacher_self, 0),
+        tl.sum(row.teacher_cross, 0),
+        tl.sum(row.student_self, 0),
+        tl.sum(row.student_cross, 0),
+    )
+
+
+@triton.jit
+def add_columns(
+    lanes,  # eight numbers [LANES]
     z_s,  # [STEPS, LANES, VECTOR]
     z_t,  # [STEPS, LANES, VECTOR]
 ):
-    """Lanes, and in each lane its columns of a tile of transformed logits: no lane looks at another.
+    """Adds to each lane its columns of a tile of transformed logits: no lane looks at another.
 
     A column with p = 0 adds nothing to the student's sums, one with q = 0 nothing to the teacher's. A NaN passes by the
     maximum and stays in the sum of exponentials.
     """
-    tile_student_max = tl.maximum(student_max, tl.max(tl.max(z_s, 2), 0))
-    tile_teacher_max = tl.maximum(teacher_max, tl.max(tl.max(z_t, 2), 0))
-    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = recentred(
-        student_max,
-        student_sum,
-        teacher_max,
-        teacher_sum,
-        teacher_self,
-        teacher_cross,
-        student_self,
-        student_cross,
-        tile_student_max,
-        tile_teacher_max,
-    )
-    ds = z_s - finite_centre(s_max)[None, :, None]
-    dt = z_t - finite_centre(t_max)[None, :, None]
+    student_max = tl.maximum(lanes.student_max, tl.max(tl.max(z_s, 2), 0))
+    teacher_max = tl.maximum(lanes.teacher_max, tl.max(tl.max(z_t, 2), 0))
+    row = recentre(lanes, student_max, teacher_max)
+    ds = z_s - finite_centre(student_max)[None, :, None]
+    dt = z_t - finite_centre(teacher_max)[None, :, None]
     exp_ds = tl.exp(ds)
     exp_dt = tl.exp(dt)
     log_ratio = ds - dt
-    return (
-        s_max,
-        s_sum + per_lane(exp_ds),
-        t_max,
-        t_sum + per_lane(exp_dt),
-        t_self + per_lane(times_or_zero(exp_dt, dt)),
-        t_cross - per_lane(times_or_zero(exp_dt, log_ratio)),
-        s_self + per_lane(times_or_zero(exp_ds, ds)),
-        s_cross + per_lane(times_or_zero(exp_ds, log_ratio)),
+    return RowStatistics(
+        student_max,
+        row.student_sum + per_lane(exp_ds),
+        teacher_max,
+        row.teacher_sum + per_lane(exp_dt),
+        row.teacher_self + per_lane(times_or_zero(exp_dt, dt)),
+        row.teacher_cross - per_lane(times_or_zero(exp_dt, log_ratio)),
+        row.student_self + per_lane(times_or_zero(exp_ds, ds)),
+        row.student_cross + per_lane(times_or_zero(exp_ds, log_ratio)),
     )
 
 
@@ -159,146 +190,138 @@ def per_lane(values):  # [STEPS, LANES, VECTOR] -> [LANES]
 
 
 @triton.jit
-def log_sum_ratio(student_sum, teacher_sum):
+def log_sum_ratio(row):
     """log(Z_s/Z_t): one logarithm of the ratio, because the difference of two loses it at a small KL."""
-    return tl.log(student_sum / teacher_sum)
+    return tl.log(row.student_sum / row.teacher_sum)
 
 
 @triton.jit
-def gated_coefficients(
-    student_sum,
-    teacher_sum,
-    teacher_self,
-    student_cross,
-    weight,
-    gate_threshold,
-    r0,
-    r1,
-    f0,
-    f1,
-):
-    """The gate and a, b, c of one row; twin of ``objective.open_gate`` and ``objective.gated_coefficients``."""
-    teacher_entropy = tl.log(teacher_sum) - teacher_self / teacher_sum
-    opened = (teacher_entropy > gate_threshold) | (gate_threshold == float("-inf"))
-    shut = (teacher_entropy <= gate_threshold) | (gate_threshold == float("inf")) | (weight == 0)
-    gate = tl.where(shut, 0.0, tl.where(opened, 1.0, teacher_entropy)).to(weight.dtype)
-    c_r = r0 + r1 * gate
-    c_f = f0 + f1 * gate
-    reverse_kl = student_cross / student_sum - log_sum_ratio(student_sum, teacher_sum)
+def open_gate(row, weight, threshold):
+    """1 where the teacher's entropy lies above the threshold, else 0, as in rows of weight 0; NaN where the entropy is,
+    unless the threshold is infinite."""
+    teacher_entropy = tl.log(row.teacher_sum) - row.teacher_self / row.teacher_sum
+    opened = (teacher_entropy > threshold) | (threshold == float("-inf"))
+    shut = (teacher_entropy <= threshold) | (threshold == float("inf")) | (weight == 0)
+    return tl.where(shut, 0.0, tl.where(opened, 1.0, teacher_entropy)).to(weight.dtype)
+
+
+@triton.jit
+def used(k):
+    """Whether the gradient of a row with these coefficients is not exactly 0."""
+    return (k.a != 0) | (k.b != 0) | (k.c != 0)
+
+
+@triton.jit
+def gated_coefficients(row, gate, weight, combine):
+    """The coefficients of both plain divergences in a row of this weight."""
+    c_r = combine.reverse + combine.reverse_gate * gate
+    c_f = combine.forward + combine.forward_gate * gate
+    reverse_kl = row.student_cross / row.student_sum - log_sum_ratio(row)
     a = times_or_zero(weight, c_f - times_or_zero(c_r, reverse_kl))
-    return gate, a, weight * c_r, weight * c_f
+    return Coefficients(a, weight * c_r, weight * c_f)
 
 
 @triton.jit
-def column_coefficients(student_sum, teacher_sum, a, b, c):
-    """What is constant along the row folded in: g_v = e^ds·(own + ratio·(ds − dt)) − other·e^dt."""
-    own = (a - times_or_zero(b, log_sum_ratio(student_sum, teacher_sum))) / student_sum
-    return own, b / student_sum, times_or_zero(c, 1 / teacher_sum)
+def column_coefficients(row, k):
+    """What is constant along the row of the plain gradient."""
+    self = (k.a - times_or_zero(k.b, log_sum_ratio(row))) / row.student_sum
+    return ColumnCoefficients(self, k.b / row.student_sum, times_or_zero(k.c, 1 / row.teacher_sum))
 
 
 @triton.jit
 def column_gradient(
+    row,
+    k,
     z_s,  # [STEPS, LANES, VECTOR]
     z_t,  # [STEPS, LANES, VECTOR]
-    student_max,
-    teacher_max,
-    own,
-    ratio,
-    other,
 ):
-    """∂L/∂z_s of a tile."""
-    ds = z_s - finite_centre(student_max)
-    dt = z_t - finite_centre(teacher_max)
-    of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, ds - dt))
-    return of_student - times_or_zero(other, tl.exp(dt))
+    """∂L/∂z_s of a tile; ``k`` are column coefficients."""
+    ds = z_s - row.student_centre
+    dt = z_t - row.teacher_centre
+    of_student = times_or_zero(tl.exp(ds), k.self + times_or_zero(k.ratio, ds - dt))
+    return of_student - times_or_zero(k.other, tl.exp(dt))
 
 
 @triton.jit
-def scaled_masses(log_ratio):
-    """p and q of a column divided by the larger, from log p − log q: nothing overflows, and NaN gives NaN twice."""
+def mixture_row(row, forward_skew, reverse_skew):
+    """What the columns of a row share, from its eight numbers."""
+    return MixtureRow(
+        finite_centre(row.student_max),
+        finite_centre(row.teacher_max),
+        log_sum_ratio(row),
+        forward_skew,
+        reverse_skew,
+    )
+
+
+@triton.jit
+def mixture_column(
+    row,
+    z_s,  # [STEPS, LANES, VECTOR]
+    z_t,  # [STEPS, LANES, VECTOR]
+):
+    """The columns of a tile, from what they share and their transformed logits; a NaN stays in both scaled masses."""
+    ds = z_s - row.student_centre
+    dt = z_t - row.teacher_centre
+    log_ratio = (ds - dt) - row.log_sum_ratio
     smaller = tl.exp(-tl.abs(log_ratio))
-    return tl.where(log_ratio > 0, 1.0, smaller), tl.where(log_ratio < 0, 1.0, smaller)
+    scaled_p, scaled_q = tl.where(log_ratio > 0, 1.0, smaller), tl.where(log_ratio < 0, 1.0, smaller)
+    return MixtureColumn(log_ratio, tl.exp(ds), tl.exp(dt), scaled_p, scaled_q)
 
 
 @triton.jit
-def skewed(x, own_mass, other_mass, skew, PLAIN: tl.constexpr):
-    """λ(x) = −log(skew + (1 − skew)·e^−x), the share of the mixture that is one's own, and the other's without its
-    cancellation, for log-ratios ``x`` of one's own mass to the other. Twin of ``mixture.skewed``.
+def mixture_terms(x, own_mass, other_mass, skew, PLAIN: tl.constexpr):
+    """λ(x) = −log(skew + (1 − skew)·e^−x) and the shares, for log-ratios ``x`` of one's own mass to the other.
 
     ``PLAIN``: no skew, and masses that underflow are not looked at. A mask for it would spill on gfx942 in fp64.
     """
     if PLAIN:
         zero = tl.zeros_like(x)
-        return x, zero, zero + 1
+        return MixtureTerms(x, zero, zero + 1)
     own = skew * own_mass
     other = (1 - skew) * other_mass
     mixture = own + other
-    return tl.minimum(x, 0.0) - tl.log(mixture), own / mixture, other / mixture
+    return MixtureTerms(tl.minimum(x, 0.0) - tl.log(mixture), own / mixture, other / mixture)
 
 
 @triton.jit
-def with_mixed_columns(
-    forward_kl,  # [LANES]
-    reverse_kl,  # [LANES]
-    forward_share,  # [LANES]
-    reverse_share,  # [LANES]
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
-    student_max,
-    teacher_max,
-    shift,
-    forward_skew,
-    reverse_skew,
-    FORWARD_PLAIN: tl.constexpr,
-    REVERSE_PLAIN: tl.constexpr,
-):
-    """Lanes, and in each lane its columns of a tile, in the order of ``mixture.FIELDS``, times Z_s or Z_t."""
-    ds = z_s - finite_centre(student_max)
-    dt = z_t - finite_centre(teacher_max)
-    log_ratio = (ds - dt) - shift
-    p, q = scaled_masses(log_ratio)
-    forward_log, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
-    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
-    exp_ds = tl.exp(ds)
-    exp_dt = tl.exp(dt)
-    return (
-        forward_kl + per_lane(times_or_zero(exp_dt, forward_log)),
-        reverse_kl + per_lane(times_or_zero(exp_ds, reverse_log)),
-        forward_share + per_lane(times_or_zero(exp_dt, forward_other)),
-        reverse_share + per_lane(times_or_zero(exp_ds, reverse_own)),
+def forward_terms(row, column, PLAIN: tl.constexpr):
+    """The teacher against its mixture with the student."""
+    return mixture_terms(-column.log_ratio, column.scaled_q, column.scaled_p, row.forward_skew, PLAIN)
+
+
+@triton.jit
+def reverse_terms(row, column, PLAIN: tl.constexpr):
+    """The student against its mixture with the teacher."""
+    return mixture_terms(column.log_ratio, column.scaled_p, column.scaled_q, row.reverse_skew, PLAIN)
+
+
+@triton.jit
+def add_mixture_columns(lanes, row, column, FORWARD_PLAIN: tl.constexpr, REVERSE_PLAIN: tl.constexpr):
+    """Adds to each lane its columns of a tile; the sums are yet to be divided by Z_s or Z_t."""
+    forward = forward_terms(row, column, FORWARD_PLAIN)
+    reverse = reverse_terms(row, column, REVERSE_PLAIN)
+    return MixtureStatistics(
+        lanes.forward_kl + per_lane(times_or_zero(column.exp_dt, forward.log_over_mixture)),
+        lanes.reverse_kl + per_lane(times_or_zero(column.exp_ds, reverse.log_over_mixture)),
+        lanes.forward_share + per_lane(times_or_zero(column.exp_dt, forward.other_share)),
+        lanes.reverse_share + per_lane(times_or_zero(column.exp_ds, reverse.own_share)),
     )
 
 
 @triton.jit
-def mixture_coefficients(student_sum, teacher_sum, a, b, c):
-    """What is constant along the row folded in: g_v = e^ds·(own + ratio·(λ_r − s_r)) − other·e^dt·(1 − s_f)."""
-    return a / student_sum, b / student_sum, times_or_zero(c, 1 / teacher_sum)
+def mixture_coefficients(row, k):
+    """What is constant along the row of the skewed gradient: e^ds·(self + ratio·(λ_r − s_r)) − other·e^dt·(1 − s_f)."""
+    return ColumnCoefficients(k.a / row.student_sum, k.b / row.student_sum, times_or_zero(k.c, 1 / row.teacher_sum))
 
 
 @triton.jit
-def mixture_column_gradient(
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
-    student_max,
-    teacher_max,
-    own,
-    ratio,
-    other,
-    shift,
-    forward_skew,
-    reverse_skew,
-    FORWARD_PLAIN: tl.constexpr,
-    REVERSE_PLAIN: tl.constexpr,
-):
-    """∂L/∂z_s of a tile."""
-    ds = z_s - finite_centre(student_max)
-    dt = z_t - finite_centre(teacher_max)
-    log_ratio = (ds - dt) - shift
-    p, q = scaled_masses(log_ratio)
-    _, _, forward_other = skewed(-log_ratio, q, p, forward_skew, FORWARD_PLAIN)
-    reverse_log, reverse_own, _ = skewed(log_ratio, p, q, reverse_skew, REVERSE_PLAIN)
-    of_student = times_or_zero(tl.exp(ds), own + times_or_zero(ratio, reverse_log - reverse_own))
-    return of_student - other * times_or_zero(tl.exp(dt), forward_other)
+def mixture_column_gradient(row, k, column, FORWARD_PLAIN: tl.constexpr, REVERSE_PLAIN: tl.constexpr):
+    """∂L/∂z_s of a tile under skewed divergences; ``k`` are column coefficients."""
+    forward = forward_terms(row, column, FORWARD_PLAIN)
+    reverse = reverse_terms(row, column, REVERSE_PLAIN)
+    factor = k.self + times_or_zero(k.ratio, reverse.log_over_mixture - reverse.own_share)
+    return times_or_zero(column.exp_ds, factor) - k.other * times_or_zero(column.exp_dt, forward.other_share)
 
 
 @triton.jit
@@ -310,7 +333,7 @@ def transformed(x, inner, outer, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def slope(z, inner, outer):
+def transform_slope(z, inner, outer):
     """dz/dx of a softcapped logit, read off z itself: scale·(1 − tanh²) / T."""
     tanh_x = z * (1 / outer)
     return (1 - tanh_x * tanh_x) * (inner * outer)

@@ -4,7 +4,7 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import number, store_statistics, stretch
-from .visits import row_of, sums_of_columns
+from .visits import Sides, row_of, sums_of_columns
 
 
 @by_alignment(
@@ -24,33 +24,27 @@ def row_statistics_kernel(
     student_outer: tl.float64,
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
-    statistics,  # [n · parts, 8], out
+    statistics,  # [n · parts, 8], written
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Grid (n · parts,). A row of weight 0 is not read and leaves empty numbers."""
+    """Launched on a grid (n · parts,). A row of weight 0 is not read and leaves empty numbers."""
     program = tl.program_id(0)
     row = program // parts
     begin, end = stretch(program % parts, parts, vocab_size, STEPS * LANES * VECTOR)
     if weights is not None:
         end = tl.where(tl.load(weights + row) == 0, begin, end)
     dtype: tl.constexpr = statistics.dtype.element_ty
-    s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = sums_of_columns(
+    sides = Sides(
         row_of(student, student_stride, row, VECTOR),
-        row_of(teacher, teacher_stride, row, VECTOR),
-        begin,
-        end,
         number(student_inner, dtype),
         number(student_outer, dtype),
+        row_of(teacher, teacher_stride, row, VECTOR),
         number(teacher_inner, dtype),
         number(teacher_outer, dtype),
-        STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP,
-        STEPS,
-        LANES,
-        VECTOR,
     )
-    store_statistics(statistics, program, s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross)
+    numbers = sums_of_columns(sides, begin, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, STEPS, LANES, VECTOR)
+    store_statistics(statistics, program, numbers)

@@ -9,20 +9,32 @@ Whole tiles are loaded without a mask, which keeps their loads vectors whatever 
 own. It is visited first on the way back, and the whole tiles in reverse: what was read last is likeliest still in L2.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from .row_math import (
-    column_coefficients,
+    RowStatistics,
+    add_columns,
     column_gradient,
-    log_sum_ratio,
-    merged_lanes,
-    mixture_coefficients,
+    merge,
+    mixture_column,
     mixture_column_gradient,
-    slope,
+    transform_slope,
     transformed,
-    with_columns,
 )
+
+
+class Sides(NamedTuple):
+    """A row of both sides, each as a pointer to its first logit and the two factors of its transform."""
+
+    student: tl.tensor
+    student_inner: tl.tensor
+    student_outer: tl.tensor
+    teacher: tl.tensor
+    teacher_inner: tl.tensor
+    teacher_outer: tl.tensor
 
 
 @triton.jit
@@ -62,15 +74,25 @@ def load_tile(
 
 
 @triton.jit
+def load_tiles(
+    sides,
+    columns,  # [STEPS, LANES, VECTOR]
+    end,
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # -> twice [STEPS, LANES, VECTOR]
+    """Transformed logits of the student and of the teacher."""
+    z_s = load_tile(sides.student, columns, end, sides.student_inner, sides.student_outer, STUDENT_SOFTCAP, MASKED)
+    z_t = load_tile(sides.teacher, columns, end, sides.teacher_inner, sides.teacher_outer, TEACHER_SOFTCAP, MASKED)
+    return z_s, z_t
+
+
+@triton.jit
 def sums_of_columns(
-    student,  # pointer to the row's first logit
-    teacher,  # the same
+    sides,
     begin,  # a multiple of the tile
     end,
-    student_inner,
-    student_outer,
-    teacher_inner,
-    teacher_outer,
     STUDENT_SOFTCAP: tl.constexpr,
     TEACHER_SOFTCAP: tl.constexpr,
     STEPS: tl.constexpr,
@@ -81,46 +103,27 @@ def sums_of_columns(
     columns = tile_columns(STEPS, LANES, VECTOR)
     tile = STEPS * LANES * VECTOR
     whole = tl.maximum(end - begin, 0) // tile
-    zero = tl.zeros([LANES], student_inner.dtype)
-    s_max, t_max = zero - float("inf"), zero - float("inf")
-    s_sum, t_sum, t_self, t_cross, s_self, s_cross = zero, zero, zero, zero, zero, zero
+    zero = tl.zeros([LANES], sides.student_inner.dtype)
+    lanes = RowStatistics(zero - float("inf"), zero, zero - float("inf"), zero, zero, zero, zero, zero)
     for i in range(0, whole):
-        here = begin + i * tile + columns
-        z_s = load_tile(student, here, end, student_inner, student_outer, STUDENT_SOFTCAP, False)
-        z_t = load_tile(teacher, here, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, False)
-        s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = with_columns(
-            s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross, z_s, z_t
-        )
-    if begin + whole * tile < end:
-        here = begin + whole * tile + columns
-        z_s = load_tile(student, here, end, student_inner, student_outer, STUDENT_SOFTCAP, True)
-        z_t = load_tile(teacher, here, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, True)
-        s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross = with_columns(
-            s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross, z_s, z_t
-        )
-    return merged_lanes(s_max, s_sum, t_max, t_sum, t_self, t_cross, s_self, s_cross)
+        z_s, z_t = load_tiles(sides, begin + i * tile + columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED=False)
+        lanes = add_columns(lanes, z_s, z_t)
+    ragged = begin + whole * tile
+    if ragged < end:
+        z_s, z_t = load_tiles(sides, ragged + columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED=True)
+        lanes = add_columns(lanes, z_s, z_t)
+    return merge(lanes)
 
 
 @triton.jit
 def gradient_of_columns(
-    student,  # pointer to the row's first logit
-    teacher,  # the same
-    out,  # the same, of the gradient; may be the student's
+    sides,
+    out,  # pointer to the row's first gradient; may be the student's
     begin,  # a multiple of the tile
     end,
-    student_max,
-    student_sum,
-    teacher_max,
-    teacher_sum,
-    a,
-    b,
-    c,
-    forward_skew,
-    reverse_skew,
-    student_inner,
-    student_outer,
-    teacher_inner,
-    teacher_outer,
+    row,  # what the columns share
+    k,  # column coefficients
+    used,  # whether the gradient is not exactly 0
     MIXTURE: tl.constexpr,
     FORWARD_PLAIN: tl.constexpr,
     REVERSE_PLAIN: tl.constexpr,
@@ -130,113 +133,82 @@ def gradient_of_columns(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """The second visit, last column first. Rows with a = b = c = 0 are set to 0 without being read.
+    """The second visit, last column first. Rows that are not used are set to 0 without being read.
 
-    ``MIXTURE``: of skewed divergences; without it the skews are not looked at.
+    ``MIXTURE``: of skewed divergences, of which the plain halves are computed without a mixture.
     """
     columns = tile_columns(STEPS, LANES, VECTOR)
     tile = STEPS * LANES * VECTOR
     whole = tl.maximum(end - begin, 0) // tile
-    ragged = begin + whole * tile + columns
-    if (a != 0) | (b != 0) | (c != 0):
-        shift = log_sum_ratio(student_sum, teacher_sum)
-        if MIXTURE:
-            own, ratio, other = mixture_coefficients(student_sum, teacher_sum, a, b, c)
-        else:
-            own, ratio, other = column_coefficients(student_sum, teacher_sum, a, b, c)
-        if begin + whole * tile < end:
-            z_s = load_tile(student, ragged, end, student_inner, student_outer, STUDENT_SOFTCAP, True)
-            z_t = load_tile(teacher, ragged, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, True)
-            gradient = raw_gradient(
-                z_s,
-                z_t,
-                student_max,
-                teacher_max,
-                own,
-                ratio,
-                other,
-                shift,
-                forward_skew,
-                reverse_skew,
-                student_inner,
-                student_outer,
+    ragged = begin + whole * tile
+    if used:
+        if ragged < end:
+            gradient_of_tile(
+                sides,
+                out,
+                ragged + columns,
+                end,
+                row,
+                k,
                 MIXTURE,
                 FORWARD_PLAIN,
                 REVERSE_PLAIN,
                 STUDENT_SOFTCAP,
+                TEACHER_SOFTCAP,
+                MASKED=True,
             )
-            tl.store(out + ragged, converted(gradient, out.dtype.element_ty), mask=ragged < end)
         for i in range(0, whole):
-            here = begin + (whole - 1 - i) * tile + columns
-            z_s = load_tile(student, here, end, student_inner, student_outer, STUDENT_SOFTCAP, False)
-            z_t = load_tile(teacher, here, end, teacher_inner, teacher_outer, TEACHER_SOFTCAP, False)
-            gradient = raw_gradient(
-                z_s,
-                z_t,
-                student_max,
-                teacher_max,
-                own,
-                ratio,
-                other,
-                shift,
-                forward_skew,
-                reverse_skew,
-                student_inner,
-                student_outer,
+            gradient_of_tile(
+                sides,
+                out,
+                begin + (whole - 1 - i) * tile + columns,
+                end,
+                row,
+                k,
                 MIXTURE,
                 FORWARD_PLAIN,
                 REVERSE_PLAIN,
                 STUDENT_SOFTCAP,
+                TEACHER_SOFTCAP,
+                MASKED=False,
             )
-            tl.store(out + here, converted(gradient, out.dtype.element_ty))
     else:
         zero = tl.zeros([STEPS, LANES, VECTOR], out.dtype.element_ty)
-        if begin + whole * tile < end:
-            tl.store(out + ragged, zero, mask=ragged < end)
+        if ragged < end:
+            tl.store(out + (ragged + columns), zero, mask=ragged + columns < end)
         for i in range(0, whole):
             tl.store(out + (begin + i * tile + columns), zero)
 
 
 @triton.jit
-def raw_gradient(
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
-    student_max,
-    teacher_max,
-    own,
-    ratio,
-    other,
-    shift,
-    forward_skew,
-    reverse_skew,
-    inner,
-    outer,
+def gradient_of_tile(
+    sides,
+    out,
+    columns,  # [STEPS, LANES, VECTOR]
+    end,
+    row,
+    k,
     MIXTURE: tl.constexpr,
     FORWARD_PLAIN: tl.constexpr,
     REVERSE_PLAIN: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-):  # -> [STEPS, LANES, VECTOR]
-    """∂L/∂x_s: the gradient of the transformed logits times the slope of the transform."""
+    STUDENT_SOFTCAP: tl.constexpr,
+    TEACHER_SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Writes ∂L/∂x_s: the gradient of the transformed logits times the slope of the transform."""
+    z_s, z_t = load_tiles(sides, columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED)
     if MIXTURE:
-        gradient = mixture_column_gradient(
-            z_s,
-            z_t,
-            student_max,
-            teacher_max,
-            own,
-            ratio,
-            other,
-            shift,
-            forward_skew,
-            reverse_skew,
-            FORWARD_PLAIN,
-            REVERSE_PLAIN,
-        )
+        gradient = mixture_column_gradient(row, k, mixture_column(row, z_s, z_t), FORWARD_PLAIN, REVERSE_PLAIN)
     else:
-        gradient = column_gradient(z_s, z_t, student_max, teacher_max, own, ratio, other)
-    if SOFTCAP:
-        return gradient * slope(z_s, inner, outer)
-    return gradient * inner
+        gradient = column_gradient(row, k, z_s, z_t)
+    if STUDENT_SOFTCAP:
+        gradient = gradient * transform_slope(z_s, sides.student_inner, sides.student_outer)
+    else:
+        gradient = gradient * sides.student_inner
+    if MASKED:
+        tl.store(out + columns, converted(gradient, out.dtype.element_ty), mask=columns < end)
+    else:
+        tl.store(out + columns, converted(gradient, out.dtype.element_ty))
 
 
 @triton.jit

@@ -1,11 +1,24 @@
-"""What setup.py has built and, where it has not, why: eopd_kernels/_build.json."""
+"""What the extensions of csrc/ have in common: how they are handed a tensor, and why one is missing."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+# As csrc/problem.h numbers them.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+# What setup.py has built and, where it has not, why.
 RECORD = Path(__file__).resolve().parents[1] / "_build.json"
+
+at = Tensor.data_ptr
+
+
+def matrix(tensor: Tensor) -> tuple[int, int, int]:
+    """Address, dtype code and row stride of a block ``[n, V]``."""
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.stride(0)
 
 
 def why_not_built(part: str, name: str, error: ImportError) -> str:
