@@ -7,12 +7,11 @@ import platform
 import torch
 
 from . import __version__
-from .backends import cuda
 from .rows import BACKENDS, automatic
 
 
 def lines() -> list[str]:
-    """The report, a line each."""
+    """The lines of the report."""
     report = [
         f"eopd_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()} "
         f"on {platform.system()} {platform.machine()}",
@@ -33,7 +32,8 @@ def lines() -> list[str]:
 
 
 def gpu_choice(otherwise: str) -> str:
-    """What ``automatic`` depends on where it depends on the logits."""
+    """The backend for tensors on a GPU, in words: where there are CUDA kernels it depends on the logits."""
+    cuda = BACKENDS["cuda"]
     if cuda.unavailable() is not None or not cuda.takes(torch.device("cuda")):
         return repr(otherwise)
     return f"'cuda' where a row fits on the chip (sm_90 and newer, no fp64), else {otherwise!r},"
