@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("torch: slope of the transform forgotten", "gradient_in_tiles", "gradient * transform_slope(z_s, block.transforms[:3])", "gradient"),
     Mutant("torch: slope of the softcap", "formulas.transform_slope", "(temperature / softcap)) ** 2", "(temperature / softcap))"),
     Mutant("torch: off by one column", "gradient_in_tiles", "block.out[rows, columns] = gradient", "block.out[rows, columns] = gradient.roll(1, 1)"),
-    Mutant("torch: unused rows are not zeroed", "gradient_in_tiles", "torch.where(unused, 0.0, gradient)", "gradient"),
+    Mutant("torch: unused rows are not zeroed", "gradient_in_tiles", "torch.where(unused(k), 0.0, gradient)", "gradient"),
     Mutant("torch: sign of the teacher's term", "formulas.column_gradient", "log_ratio)) - times_or_zero(c, q)", "log_ratio)) + times_or_zero(c, q)"),
     Mutant("mixture: shares mixed up", "mixture.mixture_terms", "own / mixture, other / mixture", "other / mixture, own / mixture"),
     Mutant("mixture: sign of the forward half's log-ratio", "MixtureStatistics.of", "mixture_terms(-log_ratio, skews.forward)", "mixture_terms(log_ratio, skews.forward)"),
