@@ -11,7 +11,7 @@ from .rows import BACKENDS, automatic
 
 
 def lines() -> list[str]:
-    """The report, a line each."""
+    """The lines of the report."""
     report = [
         f"eopd_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()} "
         f"on {platform.system()} {platform.machine()}",
@@ -32,7 +32,7 @@ def lines() -> list[str]:
 
 
 def gpu_choice(otherwise: str) -> str:
-    """What ``automatic`` depends on where it depends on the logits."""
+    """The backend for tensors on a GPU, in words: where there are CUDA kernels it depends on the logits."""
     cuda = BACKENDS["cuda"]
     if cuda.unavailable() is not None or not cuda.takes(torch.device("cuda")):
         return repr(otherwise)

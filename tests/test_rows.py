@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import math
+import os
 import subprocess
 import sys
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+import eopd_kernels
 from eopd_kernels import LMHead, entropy_aware_kl
 from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
@@ -375,3 +382,62 @@ def test_auto_is_told_what_the_kernels_will_be_given(
 def test_importing_the_package_does_not_import_triton() -> None:
     check = "import sys, eopd_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def imported_by(file: Path) -> set[str]:
+    """The modules of the package that a file of it imports, by their full names."""
+    package = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {getattr(node, "module", None) or alias.name for alias in node.names}
+    return {name for name in found if name.startswith("eopd_kernels")}
+
+
+PACKAGE = Path(eopd_kernels.__file__).parent
+BELOW = ("eopd_kernels.backends", "eopd_kernels.row_math", "eopd_kernels.tensors")
+
+
+def test_the_seam_does_not_leak() -> None:
+    """Only rows.py knows the backends, and they know nothing above them."""
+    for file in PACKAGE.rglob("*.py"):
+        names, below = imported_by(file), file.relative_to(PACKAGE).parts[0] in ("backends", "row_math")
+        if below:
+            assert all(name.startswith(BELOW) for name in names), file
+        elif file != PACKAGE / "rows.py":
+            assert not [name for name in names if name.startswith("eopd_kernels.backends")], file
+
+
+def frames_of_the_package() -> list[str]:
+    """Who is being called, from the outside in, as ``file: function``."""
+    inside = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
+    return [f"{Path(frame.filename).name}: {frame.name}" for frame in inside]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("cpu", 5), ("cuda", 5), ("triton", 1), ("triton", 5)])
+def test_a_kernel_is_a_few_frames_away(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python adds to a launch: the seam, and in Triton the function that launches."""
+    if BACKENDS[name].unavailable() is not None or (name == "triton" and os.environ.get("TRITON_INTERPRET") != "1"):
+        pytest.skip(f"backend {name!r} is not available")
+    seen = []
+    if name == "triton":
+        executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
+        launch = executor.__call__
+
+        def launched(self: object, *arguments: object, **options: object) -> None:
+            seen.append(frames_of_the_package())
+            launch(self, *arguments, **options)
+
+        monkeypatch.setattr(executor, "__call__", launched)
+        expected = ["rows.py: row_loss_and_gradient", "launch.py: row_loss_and_gradient"]
+    else:
+        kernels = BACKENDS[name].kernels()
+        functions = {"row_loss_and_gradient": lambda task, **arguments: seen.append(frames_of_the_package())}
+        monkeypatch.setattr(BACKENDS[name], "kernels", lambda: SimpleNamespace(**{**vars(kernels), **functions}))
+        expected = ["rows.py: row_loss_and_gradient"]
+    student, teacher = block(rows, 3000)
+    FUNCTIONS[name].row_loss_and_gradient(student, teacher, torch.ones(rows), 0.8, list(ADD), IDENTITY, student)
+    assert seen == [expected] * (3 if (name, rows) == ("triton", 1) else 1)

@@ -1,4 +1,4 @@
-// A block of columns that lies in the first-level cache: its statistics, its gradient.
+// The statistics and the gradient of a block of columns that lies in the first-level cache.
 #pragma once
 
 #include <algorithm>
@@ -37,14 +37,14 @@ struct Upcoming {
 // at 1 to 2 % of the time. The rounding of those logits alone costs 2.2e-6 and 1.6e-6.
 constexpr int run_length = 32;
 
-// Of a block: in lanes, and of the columns that fill no register.
+// The sums of a block: those in the lanes of registers, and those of the columns that fill no register.
 template <template <typename> class Sums, typename Real>
 struct BlockSums {
   Sums<Vector<Real>> wide;
   Sums<Real> narrow;
 };
 
-// Of all columns, of which add(sums, Value, column) adds one.
+// Sums all columns of a block; add(sums, Value, column) adds those of one register, or one.
 template <template <typename> class Sums, typename Real, typename Add>
 inline __attribute__((always_inline)) BlockSums<Sums, Real> sums_of_columns(int count, Add add) {
   BlockSums<Sums, Real> sums;
@@ -65,7 +65,7 @@ double total(Vector<Real> wide, Real narrow) {
   return sum_of_lanes(wide) + double(narrow);
 }
 
-// A bool as a template argument.
+// Calls the function with a bool as a constant of its type.
 template <typename Function>
 inline void with_constant(bool value, Function function) {
   if (value) {
@@ -75,7 +75,7 @@ inline void with_constant(bool value, Function function) {
   }
 }
 
-// Real within a block; blocks are merged in double.
+// The statistics of a block on these maxima: summed in Real, and merged with other blocks in double.
 template <bool guarded, bool keeps, typename Real>
 RowStatistics<double> block_sums(const Real* student, const Real* teacher, int count, Real student_max,
                                  Real teacher_max, const Upcoming& upcoming, const KeptBlock<Real>& kept) {
@@ -107,7 +107,7 @@ RowStatistics<double> block_sums(const Real* student, const Real* teacher, int c
   return sums;
 }
 
-// Passes over NaN.
+// The largest of a block; it passes over NaN.
 template <typename Real>
 inline Real block_max(const Real* block, int count) {
   Vector<Real> first = Vector<Real>{} - std::numeric_limits<Real>::infinity(), second = first;
@@ -121,7 +121,8 @@ inline Real block_max(const Real* block, int count) {
   return result;
 }
 
-// Centred on the larger of the block's and the row's maxima, so that the row is seldom recentred.
+// Adds a block to its row. It is centred on the larger of the block's and the row's maxima, so that the row is seldom
+// recentred.
 //
 // The fast loop has no guards. -inf columns, NaN and overflow leave traces in the sums, and such a block is done again.
 template <bool keeps, typename Real>
@@ -176,9 +177,9 @@ void gradient_columns(const ColumnCoefficients<Real>& k, const Real* student, co
   });
 }
 
-// `out` may be `student`: a column is read before it is written. Kept exponentials are brought from their block's maxima to
-// the row's through the coefficients. Whether a term is used is the row's to say: in a row with a NaN every product with
-// its numbers is NaN, even that of an unused term, whose logits the caller has not loaded.
+// Writes the gradient of a block. `out` may be `student`: a column is read before it is written. Kept exponentials are
+// brought from their block's maxima to the row's through the coefficients. Whether a term is used is the row's to say: in a
+// row with a NaN every product with its numbers is NaN, even that of an unused term, whose logits the caller has not loaded.
 template <typename Real>
 void gradient_block(const RowStatistics<double>& row, ColumnCoefficients<double> k, bool uses_ratio, bool uses_other,
                     const Real* student, const Real* teacher, int count, const KeptBlock<Real>& kept, bool past_caches,

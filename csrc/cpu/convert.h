@@ -11,7 +11,7 @@ namespace {
 
 inline float float_of_bfloat16(uint16_t stored) { return bit_cast<float>(uint32_t(stored) << 16); }
 
-// Round to nearest, ties to even; a NaN keeps its sign and becomes quiet.
+// Rounds to nearest, ties to even; a NaN keeps its sign and becomes quiet.
 inline uint16_t bfloat16_of_float(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -19,7 +19,7 @@ inline uint16_t bfloat16_of_float(float value) {
   return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
 }
 
-// The exponent is moved by multiplying with 2^112, which normalises subnormals on the way.
+// Widens a float16. Multiplying with 2^112 moves the exponent, and normalises subnormals on the way.
 inline float float_of_float16(uint16_t stored) {
   const uint32_t bits = stored;
   const uint32_t moved = bit_cast<uint32_t>(bit_cast<float>((bits & 0x7fff) << 13) * 0x1p112f);
@@ -27,7 +27,7 @@ inline float float_of_float16(uint16_t stored) {
   return bit_cast<float>(moved | not_finite | ((bits & 0x8000) << 16));
 }
 
-// Above 2^-14 by rounding the bits; below by adding 0.5, whose last place is that of a float16 subnormal.
+// Rounds to a float16: above 2^-14 by its bits, below by adding 0.5, whose last place is that of a float16 subnormal.
 inline uint16_t float16_of_float(float value) {
   const uint32_t bits = bit_cast<uint32_t>(value);
   const uint32_t magnitude = bits & 0x7fffffff;
@@ -39,7 +39,8 @@ inline uint16_t float16_of_float(float value) {
   return uint16_t(result | ((bits >> 16) & 0x8000));
 }
 
-// A float64 is rounded to float first: twice rounded, which no 16-bit gradient can tell.
+// How each dtype is stored. A float64 is rounded to float on its way to 16 bits: twice rounded, which no 16-bit gradient
+// can tell.
 template <DType dtype>
 struct Storage;
 template <>
@@ -71,7 +72,7 @@ inline int64_t size_of(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
-// The address of an element; arithmetic in bytes, because it need not be aligned.
+// The address of an element, computed in bytes, because it need not be aligned.
 inline char* element(const Matrix& matrix, int64_t row, int64_t column) {
   return static_cast<char*>(matrix.data) + (row * matrix.row_stride + column) * size_of(matrix.dtype);
 }
@@ -123,7 +124,7 @@ inline void for_columns(int count, Function function) {
   for (; v < count; ++v) function(Real{}, v);
 }
 
-// z from x in place.
+// Transforms logits in place: z from x.
 template <typename Real>
 void transform_block(const Transform& transform, int count, Real* block) {
   if (transform.softcap == 0) {

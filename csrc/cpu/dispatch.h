@@ -1,4 +1,4 @@
-// Which instruction set the kernels run on.
+// The choice of an instruction set.
 #pragma once
 
 #include <vector>
@@ -7,10 +7,10 @@
 
 namespace eopd::cpu {
 
-// Compiled in and supported by this processor, the widest first.
+// The kernels that are compiled in and that this processor supports, the widest first.
 std::vector<const Kernels*> available_kernels();
 
-// Those of EOPD_CPU_CAPABILITY, or else the widest. Throws std::invalid_argument where the variable names none there are.
+// The kernels that EOPD_CPU_CAPABILITY names, else the widest. Throws std::invalid_argument where it names none of them.
 const Kernels& chosen_kernels();
 
 }  // namespace eopd::cpu

@@ -23,8 +23,8 @@ constexpr int64_t streamed_bytes = 16 << 20;
 
 inline int64_t blocks_of(int64_t columns) { return (columns + block_columns - 1) / block_columns; }
 
-// Exponentials of one row per thread, every block at the beginning of a cache line (else 7 % slower). Allocated before the
-// threads start, because nothing may throw among them.
+// Memory for the exponentials of one row per thread, every block at the beginning of a cache line (else 7 % slower). It is
+// allocated before the threads start, because nothing may throw among them.
 template <typename Real>
 class Workspace {
  public:
@@ -49,7 +49,7 @@ class Workspace {
   Real* all_;
 };
 
-// What a thread calls its own; the workspace is null where there is only one visit.
+// A thread's own memory; the workspace is null where there is only one visit.
 template <typename Real>
 struct Scratch {
   alignas(64) Real student[block_columns];
@@ -69,7 +69,7 @@ bool is_identity(const Transform& transform) {
   return transform.softcap == 0 && transform.scale == transform.temperature;
 }
 
-// Logits in Real, transformed: the tensor itself where it holds just that, else the scratch block.
+// Transformed logits in Real: the tensor itself where it holds just that, else the scratch block.
 template <typename Real>
 const Real* load_block(const Matrix& logits, const Transform& transform, int64_t row, int64_t column, int count,
                        Real* scratch) {
@@ -128,7 +128,8 @@ inline double row_slope(const Transform& transform) {
   return transform.softcap != 0 ? 1 : transform.scale / transform.temperature;
 }
 
-// gradient(student, teacher, column, count, past_caches, to) writes a block's, and what it does not read is null.
+// Writes a row's gradient; gradient(student, teacher, column, count, past_caches, to) writes that of a block by the
+// transformed logits, and what it does not read is null.
 template <typename Real, typename Gradient>
 inline __attribute__((always_inline)) void store_gradient(const Problem& problem, int64_t row, Reads reads,
                                                           Scratch<Real>& scratch, Gradient gradient) {

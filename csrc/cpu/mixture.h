@@ -1,5 +1,4 @@
-// A block of columns of a skewed divergence: what it adds to a row's numbers, its gradient. docs/math.md, "Skewed
-// divergences".
+// The sums and the gradient of a block of columns under skewed divergences: docs/math.md, "Skewed divergences".
 #pragma once
 
 #include "block.h"
@@ -22,7 +21,7 @@ struct Arithmetic {
   }
 };
 
-// Real within a block; blocks are added in double.
+// Adds a block to its row: summed in Real within the block, in double across blocks.
 template <typename Real>
 void add_mixture_block(MixtureStatistics<double>& sum, const MixtureRow<Real>& row, const Real* student,
                        const Real* teacher, int count) {
@@ -37,7 +36,7 @@ void add_mixture_block(MixtureStatistics<double>& sum, const MixtureRow<Real>& r
   sum.reverse_share += total<Real>(wide.reverse_share, narrow.reverse_share);
 }
 
-// `out` may be `student`: a column is read before it is written.
+// Writes the gradient of a block. `out` may be `student`: a column is read before it is written.
 template <typename Real>
 void mixture_gradient_block(const MixtureRow<Real>& row, const ColumnCoefficients<Real>& k, bool uses_reverse,
                             bool uses_forward, const Real* student, const Real* teacher, int count, bool past_caches,

@@ -27,7 +27,7 @@ struct VectorOf {
   typedef Scalar type __attribute__((vector_size(bytes)));
 };
 
-// As many lanes of any type as one register has floats or, for double, doubles.
+// A register of Real, and one of as many lanes of another type.
 template <typename Real>
 constexpr int lanes = EOPD_VECTOR_BYTES / sizeof(Real);
 template <typename Scalar, int count>
@@ -74,7 +74,7 @@ inline To bit_cast(From from) {
   return to;
 }
 
-// Any alignment.
+// Loads and stores of any alignment.
 template <typename Value, typename Scalar>
 inline Value load(const Scalar* from) {
   Value value;
@@ -87,7 +87,7 @@ inline void store(Scalar* to, Value value) {
   std::memcpy(to, &value, sizeof value);
 }
 
-// Past the caches: `to` is aligned to the size of a vector. Ordinary stores where there is no such instruction.
+// Stores past the caches, to a multiple of a vector's size; an ordinary store where there is no such instruction.
 template <typename Value, typename Scalar>
 inline void store_past_caches(Scalar* to, Value value) {
 #if defined(__AVX512F__)
@@ -209,7 +209,7 @@ inline Value log_of_share(Value x) {
   }
 }
 
-// A polynomial near 0, where (1 - e)/(1 + e) cancels.
+// tanh x, by a polynomial near 0, where (1 - e)/(1 + e) cancels.
 template <typename Value>
 inline Value tanh_of(Value x) {
   if constexpr (std::is_same_v<ScalarOf<Value>, double>) {

@@ -6,7 +6,7 @@
 
 namespace eopd::cuda {
 
-// z = outer tanh(inner x) with a softcap, inner x without.
+// A transform in the factors it takes per logit: z = outer tanh(inner x) with a softcap, inner x without.
 template <typename Real>
 struct LogitTransform {
   Real inner, outer;
@@ -77,7 +77,7 @@ __device__ __forceinline__ void multiply_by_slope(const Slope<Real>& slope, cons
   }
 }
 
-// What is constant along a row of the gradient.
+// What is constant along a row of the plain gradient.
 template <typename Real>
 struct RowGradient {
   ColumnCoefficients<Real> k;

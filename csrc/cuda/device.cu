@@ -12,7 +12,7 @@ void check_that_kernels_run() {
   check(cudaFuncGetAttributes(&attributes, nothing), "compiled for other architectures");
 }
 
-// Beyond 8 it depends on how a device's multiprocessors are grouped.
+// The most CTAs of a cluster. Beyond 8 it depends on how a device's multiprocessors are grouped.
 int largest_cluster(int major) {
   if (major < 9) return 1;
   check(cudaFuncSetAttribute(nothing, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");

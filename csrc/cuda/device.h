@@ -1,4 +1,4 @@
-// What plan.py wants to know of a device.
+// The properties of a device that backends/cuda/plan.py decides by.
 #pragma once
 
 #include <cstdint>

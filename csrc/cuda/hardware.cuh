@@ -48,13 +48,13 @@ __device__ __forceinline__ Value* in_shared_memory_of(int, Value* mine) {
 __device__ __forceinline__ int cluster_index() { return blockIdx.x / cluster_size(); }
 __device__ __forceinline__ int clusters() { return gridDim.x / cluster_size(); }
 
-// As many bytes as the launch asked for.
+// Dynamic shared memory, of as many bytes as the launch asked for.
 __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
 }
 
-// `value` of the lane whose index differs in the bits of `mask`; any type of whole words.
+// The value of the lane whose index differs in the bits of `mask`; any type of whole words.
 template <typename Value>
 __device__ __forceinline__ Value shuffle_xor(const Value& value, int mask) {
   static_assert(sizeof(Value) % 4 == 0);
@@ -99,7 +99,7 @@ __device__ __forceinline__ void store_gradients(void* to, const Vector16& vector
   __stcs(static_cast<uint4*>(to), make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]));
 }
 
-// What there is one, four or eight of per row.
+// The numbers of rows: statistics, mixtures, gates, weights, coefficients.
 template <typename Real>
 __device__ __forceinline__ Real load_number(const Real* from) {
   return *from;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void begin_copy(Vector16* to, const void* from) {
 // Closes the group of the copies begun since the last one was closed.
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most `groups` groups are under way.
+// Waits until at most `groups` groups are under way.
 template <int groups>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
@@ -128,7 +128,7 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // ---- Arithmetic ----------------------------------------------------------------------------------------------------
 
-// Two instructions. The product's rounding makes a relative error of 2^-25 |x| log2 e: 5e-7 of a column whose mass is
+// e^x for x <= 0 in two instructions. The product's rounding makes a relative error of 2^-25 |x| log2 e: 5e-7 of a column whose mass is
 // e^-10 of the largest. Results below 2^-126 are 0.
 __device__ __forceinline__ float exp_of_nonpositive(float x) {
   float result;
@@ -137,11 +137,11 @@ __device__ __forceinline__ float exp_of_nonpositive(float x) {
 }
 __device__ __forceinline__ double exp_of_nonpositive(double x) { return ::exp(x); }
 
-// Of x in (0, 1]. Not the hardware's own: it is off by 2^-22 near 1, where the result is a divergence.
+// log x for x in (0, 1]. Not the hardware's own: it is off by 2^-22 near 1, where the result is a divergence.
 __device__ __forceinline__ float log_of_share(float x) { return ::logf(x); }
 __device__ __forceinline__ double log_of_share(double x) { return ::log(x); }
 
-// Two instructions, within 2 ulp for y in [2^-126, 2^126], without the branch that a division has. Less than 2^-126 is 0.
+// x/y in two instructions, within 2 ulp for y in [2^-126, 2^126], without the branch of a division. Less than 2^-126 is 0.
 __device__ __forceinline__ float quotient(float x, float y) {
   float result;
   asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
@@ -149,7 +149,7 @@ __device__ __forceinline__ float quotient(float x, float y) {
 }
 __device__ __forceinline__ double quotient(double x, double y) { return x / y; }
 
-// The other one where one is NaN.
+// The larger of two numbers; where one is NaN, the other.
 __device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }
 __device__ __forceinline__ double larger(double x, double y) { return fmax(x, y); }
 

@@ -29,7 +29,7 @@ inline void check(cudaError_t status, const std::string& what) {
   throw std::runtime_error(what + ": " + cudaGetErrorString(status));
 }
 
-// The device of a launch while it is made. The runtime is this library's own, but shares the driver's contexts.
+// Makes the device of a launch the current one. The runtime is this library's own, but shares the driver's contexts.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

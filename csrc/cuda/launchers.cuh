@@ -13,7 +13,7 @@ using Pair = Sides<EOPD_STUDENT, EOPD_TEACHER>;
 using Real = Pair::Real;
 constexpr int64_t scratch_bytes = sizeof(Merge<RowStatistics<Real>>::Scratch);
 
-// The transform in the two factors that it takes per logit.
+// A transform in the factors that it takes per logit.
 LogitTransform<Real> factors_of(const Transform& transform) {
   const bool softcap = transform.softcap != 0;
   const double width = softcap ? transform.softcap : transform.temperature;

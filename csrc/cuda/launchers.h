@@ -1,4 +1,4 @@
-// From a task to a launch; what the bindings call. Nothing here needs nvcc.
+// The launchers that the bindings call, from a task to a launch. Nothing here needs nvcc.
 #pragma once
 
 #include "../problem.h"

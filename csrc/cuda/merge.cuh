@@ -1,7 +1,7 @@
-// From a thread's partial row to the row's: warp shuffles, then shared memory, then the cluster's distributed shared
-// memory, by the one merge that row_math.h has for these numbers.
+// Merges the threads' partial rows into the row's: by warp shuffles, then shared memory, then the cluster's distributed
+// shared memory, each time with the one merge that row_math.h has for these numbers.
 //
-// One cluster barrier per row. A CTA's partial row has two places, used in turn: whoever writes the one for the row after
+// There is one cluster barrier per row. A CTA's partial row has two places, used in turn: whoever writes the one for the row after
 // next has passed the next row's barrier, at which all CTAs have read this row's. Before leaving, a CTA waits until
 // nobody reads its memory any more (leave).
 #pragma once

@@ -31,7 +31,7 @@ __device__ __forceinline__ void add_group(MixtureStatistics<Real>& sums, const M
   merge(sums, here);
 }
 
-// What is constant along a row of the gradient.
+// What is constant along a row of the skewed gradient.
 template <typename Real>
 struct MixtureRowGradient {
   ColumnCoefficients<Real> k;

@@ -1,4 +1,4 @@
-// Where a thread's groups are between the visits of a row.
+// The places that a thread's groups can be kept in between the visits of a row.
 //
 //   nothing     a ring of a few groups per thread in shared memory: the second visit loads them again
 //   shared      every group in shared memory
@@ -87,17 +87,18 @@ class Slots {
   }
 
   Vector16* student_;  // [vectors of a group, slots]
-  Vector16* teacher_;  // the same
+  Vector16* teacher_;  // [vectors of a group, slots]
   int slots_;
 };
 
-// Groups of the CTA that has most of them.
+// The most groups that any CTA of a row holds.
 template <typename Sides>
 __host__ __device__ __forceinline__ int most_groups(int columns, int parts) {
   return (columns / Sides::columns + parts - 1) / parts;
 }
 
-// nothing and shared: the ring and the whole part differ in the number of slots, and in what a second visit has to do.
+// The places nothing and shared: a ring and the whole part differ in the number of slots, and in what a second visit has
+// to do.
 template <typename Sides, Kept kept>
 class OnChip {
  public:
@@ -113,7 +114,7 @@ class OnChip {
   __device__ __forceinline__ OnChip(char* memory, int columns)
       : slots_(memory, slots_of(columns, hardware::cluster_size(), hardware::threads_per_block())) {}
 
-  // function(column, student's group, teacher's group) for each of this thread's groups.
+  // Calls function(column, student's group, teacher's group) for each of this thread's groups.
   template <typename Function>
   __device__ __forceinline__ void visit(const Slice<Sides>& slice, Function function) {
     const int stride = hardware::threads_per_block();
@@ -187,7 +188,7 @@ class OnChip<Sides, Kept::registers> {
     return i * hardware::threads_per_block() + hardware::thread_index();
   }
 
-  // The thread's groups from `first` on, the teacher's into the front; none beyond the last chunk, whose front is in use.
+  // Brings a chunk of the thread's groups, the teacher's into the front; none beyond the last chunk, whose front is in use.
   __device__ __forceinline__ void fetch_chunk(const Slice<Sides>& slice, int first) {
     if (first >= most) return;
 #pragma unroll
@@ -209,7 +210,7 @@ class OnChip<Sides, Kept::registers> {
     return teacher;
   }
 
-  // The same groups, the teacher's from where they are.
+  // Calls the function for a chunk of groups, of which the teacher's are at `where` in the registers.
   template <typename Function>
   __device__ __forceinline__ void use_chunk(const Slice<Sides>& slice, int first, int where, Function function) {
 #pragma unroll

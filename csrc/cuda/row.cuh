@@ -1,4 +1,4 @@
-// How a row is shared out: | head | group | group | ... | tail |, and the groups among the CTAs of a cluster.
+// A row as it is shared out: | head | group | group | ... | tail |, and the groups among the CTAs of a cluster.
 //
 // Groups begin where as many of the matrices as possible are aligned to 16 bytes, so that V and the row strides may be
 // anything. Head and tail are shorter than a group; their columns go one by one to threads of the cluster's first CTA.

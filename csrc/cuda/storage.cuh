@@ -11,7 +11,7 @@ namespace eopd::cuda {
 
 using hardware::Vector16;
 
-// The 16-bit gradients and logits of either format.
+// Conversions of a 16-bit number of either format.
 __device__ __forceinline__ float widened(uint32_t stored, DType dtype) {
   return dtype == DType::bfloat16 ? hardware::float_of_bits(stored << 16) : hardware::float_of_float16(uint16_t(stored));
 }
@@ -24,7 +24,7 @@ __device__ __forceinline__ int bytes_of(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
 
-// One logit of any dtype.
+// Loads one logit of any dtype.
 template <typename Real>
 __device__ __forceinline__ Real load_scalar(const char* row, int column, DType dtype) {
   const char* from = row + int64_t(column) * bytes_of(dtype);
@@ -33,7 +33,7 @@ __device__ __forceinline__ Real load_scalar(const char* row, int column, DType d
   return Real(widened(hardware::load_logit<uint16_t>(from), dtype));
 }
 
-// One column of the gradient. A double goes through float on its way to 16 bits, as on the CPU.
+// Stores one column of the gradient. A double goes through float on its way to 16 bits, as on the CPU.
 template <typename Real>
 __device__ __forceinline__ void store_scalar(char* row, int column, DType dtype, Real value) {
   char* to = row + int64_t(column) * bytes_of(dtype);
@@ -48,7 +48,7 @@ struct Vectors {
   __device__ __forceinline__ uint32_t word(int i) const { return vector[i / 4].word[i % 4]; }
 };
 
-// float32.
+// The storage of float32.
 struct Bits32 {
   using Real = float;
   static constexpr int bytes = 4;
@@ -61,7 +61,7 @@ struct Bits32 {
     for (int v = 0; v < count; ++v) x[v] = hardware::float_of_bits(group.word(first + v));
   }
 
-  // Where the row is not aligned.
+  // Loads a group of a row that is not aligned.
   template <int columns>
   static __device__ __forceinline__ Group<columns> gather(const char* row, int column, DType) {
     Group<columns> group;
@@ -72,7 +72,7 @@ struct Bits32 {
   }
 };
 
-// bfloat16 or float16.
+// The storage of bfloat16 or float16.
 struct Bits16 {
   using Real = float;
   static constexpr int bytes = 2;
@@ -112,7 +112,7 @@ struct Bits16 {
   }
 };
 
-// Any dtype, widened to double as it is loaded, one column at a time: float64 is for checks, not for speed.
+// The storage of any dtype, widened to double as it is loaded, one column at a time: float64 is for checks, not for speed.
 struct AnyBits {
   using Real = double;
   static constexpr int bytes = 16;  // of shared memory per column
@@ -146,14 +146,14 @@ struct Sides {
   using Teacher = TeacherBits;
   using Real = typename Student::Real;
   static constexpr int columns = 16 / (Student::bytes < Teacher::bytes ? Student::bytes : Teacher::bytes);
-  // Columns that are in registers as numbers at a time. All 8 of 16-bit logits at once spilled with 80 registers.
+  // How many columns are in registers as numbers at a time. All 8 of 16-bit logits at once spilled with 80 registers.
   static constexpr int step = columns < 4 ? columns : 4;
   using StudentGroup = typename Student::template Group<columns>;
   using TeacherGroup = typename Teacher::template Group<columns>;
   static constexpr int student_vectors = sizeof(StudentGroup) / 16, teacher_vectors = sizeof(TeacherGroup) / 16;
 };
 
-// A group of gradients in the dtype of `out`; 8 bytes at once where float32 logits have a 16-bit gradient.
+// Stores a group of gradients in their dtype; 8 bytes at once where float32 logits have a 16-bit gradient.
 template <typename Real, int columns>
 __device__ __forceinline__ void store_group(char* row, int column, DType dtype, bool aligned,
                                             const Real (&gradient)[columns]) {

@@ -1,4 +1,4 @@
-// What only the emulated module offers to Python: the device it pretends to be, the order of its fibres, its counters.
+// The functions that only the emulated module offers to Python: the device it pretends to be, the order of its fibres, its counters.
 #pragma once
 
 #include <pybind11/pybind11.h>

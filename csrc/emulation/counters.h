@@ -1,4 +1,4 @@
-// What the emulated device is told and what it tells: its properties, the order of its fibres, the bytes kernels moved.
+// The state of the emulated device: its properties, the order of its fibres, the bytes that kernels moved.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Settings {
   uint64_t seed = 0;
 };
 
-// The device that takes the place of one. 64 threads are the fewest with a second warp. A CTA has so little shared memory
+// The properties of the emulated device. 64 threads are the fewest with a second warp. A CTA has so little shared memory
 // that the tests' vocabularies need clusters: of 2 for 611 columns in float32, 4 for 1,300, 16 for 5,003. What the ring of
 // the streaming kernel takes is not counted against it.
 struct Device {

@@ -1,6 +1,6 @@
 // A cluster of CTAs on one CPU thread: a fibre per CUDA thread, switched at barriers and shuffles, in a shuffled order.
 //
-// Unfair on purpose: a CTA, and in it a warp, goes as far as it can before the next one gets its turn. A missing barrier
+// The scheduler is unfair on purpose: a CTA, and in it a warp, goes as far as it can before the next one gets its turn. A missing barrier
 // then shows, under some seed, as a fibre that reads what another has not written yet, or what is not there any more.
 // Shared memory is a heap block per CTA, of exactly the size that the launch asks for, full of NaN when a CTA begins and
 // when it has ended.
@@ -34,7 +34,7 @@ struct Barrier {
   uint64_t generation = 0;
 };
 
-// What the lanes of a warp show each other.
+// The values that the lanes of a warp show each other.
 struct Warp {
   Barrier barrier;
   alignas(16) unsigned char shown[warp_size][128];
@@ -121,7 +121,7 @@ class Cluster {
  private:
   static constexpr size_t stack_bytes = 256 << 10;
 
-  // Each warp until all of its threads wait for others, or have ended; whether any thread did anything.
+  // Runs each warp until all of its threads wait for others, or have ended; returns whether any thread did anything.
   bool advance_cta(int rank) {
     std::vector<int> order(threads / warp_size);
     std::iota(order.begin(), order.end(), 0);
@@ -210,7 +210,7 @@ class Cluster {
 #endif
   }
 
-  // Back to the scheduler.
+  // Switches back to the scheduler.
   void leave() {
     Fibre& fibre = *running_;
 #if defined(__SANITIZE_ADDRESS__)

@@ -1,4 +1,4 @@
-// cuda/hardware.cuh for a CPU: the same functions, on fibres.
+// The functions of cuda/hardware.cuh for a CPU, on fibres.
 #pragma once
 
 #include <cmath>

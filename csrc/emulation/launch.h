@@ -1,4 +1,4 @@
-// cuda/launch.cuh for a CPU: one cluster after another, each on fibres.
+// The launch of cuda/launch.cuh for a CPU: one cluster after another, each on fibres.
 #pragma once
 
 #include <tuple>

@@ -22,6 +22,7 @@ from ..row_math.formulas import (
     open_gate,
     transform_slope,
     transformed,
+    unused,
 )
 from ..row_math.mixture import MixtureStatistics, Skews
 from ..row_math.statistics import RowStatistics
@@ -121,12 +122,11 @@ def gradient_in_tiles(
     the transformed logits."""
     for rows, tiles in row_groups(block.student):
         part = RowStatistics(statistics[rows])
-        a, b, c = (k[rows].unsqueeze(1) for k in coefficients)
-        unused = (a == 0) & (b == 0) & (c == 0)
+        k = Coefficients(*(k[rows].unsqueeze(1) for k in coefficients))
         for columns in tiles:
             z_s, z_t = transformed_tile(block, rows, columns, statistics.dtype)
-            gradient = gradient_of(*part.probabilities(z_s, z_t), Coefficients(a, b, c))
-            gradient = torch.where(unused, 0.0, gradient)
+            gradient = gradient_of(*part.probabilities(z_s, z_t), k)
+            gradient = torch.where(unused(k), 0.0, gradient)
             block.out[rows, columns] = gradient * transform_slope(z_s, block.transforms[:3])
 
 

@@ -90,13 +90,17 @@ def checked_here(
     dtype = tensors.compute_dtype(student, dense, *tensors_of(student_head), *tensors_of(teacher_head))
     weights = token_weights(student, given["mask"], given["labels"], given["ignore_index"], dtype)
     schedule = resolve_schedule(given["schedule"], reduction, objective, given["gate"] is not None)
+    check_vocab_size(vocab_size := given["vocab_size"])
+    compared = 0
+    if exchange is None:
+        compared = common_vocabulary(student, student_head, dense, teacher_head, vocab_size)
     options = Options(
         objective=objective,
         reduction=reduction,
         schedule=schedule,
         inplace=check_inplace(given["inplace"], student, student_head, schedule),
         backend=given["backend"],
-        local_vocab_size=0,
+        local_vocab_size=compared,
         workspace_bytes=check_workspace(given["workspace_bytes"]),
         gradient_filter=check_gradient_filter(given["gradient_filter"], student_head),
         some_weigh_nothing=given["mask"] is not None or given["labels"] is not None,
@@ -106,16 +110,13 @@ def checked_here(
     items = denominator(weights, given["num_items"], reduction)
     tokens = tokens_of(said, served, objective, weights, student.shape[:-1])
     call = Call(student, dense, student_head, teacher_head, weights, items, tokens, options)
-    vocab_size = given["vocab_size"]
-    check_vocab_size(vocab_size)
-    if exchange is None:
-        compared = common_vocabulary(call, vocab_size)
-        call = replace(call, options=replace(options, local_vocab_size=compared))
-    else:
+    if exchange is not None:
         call = among_ranks(call, exchange, vocab_size, not given["partial_hidden_gradient"])
         assert call.options.shard is not None
         compared = call.options.shard.vocab_size
     check_vocabulary(tokens, objective, compared)
+    if student_head is None and teacher_head is None:
+        return call
     # Sharded heads are gathered after every check: a call that is refused sends nothing.
     return replace(
         call,

@@ -8,7 +8,6 @@ from torch import Tensor
 from ..arguments import check_floating, check_whole, described
 from ..distributed.data_parallel import check_not_partitioned, is_dtensor
 from ..heads.lm_head import LMHead, tensors_of
-from .record import Call
 
 
 def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
@@ -62,27 +61,32 @@ def width(tensor: Tensor, head: LMHead | None) -> int:
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
-def common_vocabulary(call: Call, vocab_size: int | None) -> int:
+def common_vocabulary(
+    student: Tensor,
+    student_head: LMHead | None,
+    teacher: Tensor | None,
+    teacher_head: LMHead | None,
+    vocab_size: int | None,
+) -> int:
     """Returns how many leading vocabulary entries are compared; a teacher without logits has the student's."""
-    student = teacher = width(call.student, call.student_head)
-    if call.teacher is not None:
-        teacher = width(call.teacher, call.teacher_head)
+    of_student = width(student, student_head)
+    of_teacher = of_student if teacher is None else width(teacher, teacher_head)
     if vocab_size is None:
-        if student != teacher:
-            heads = {"student": call.student_head, "teacher": call.teacher_head}
+        if of_student != of_teacher:
+            heads = {"student": student_head, "teacher": teacher_head}
             taken = "".join(
                 f"{side} was taken for logits, as it came without {side}_head: if it is hidden states, pass that; "
                 for side, head in heads.items()
                 if head is None
             )
             raise ValueError(
-                f"student and teacher have vocabularies of {student} and {teacher}; {taken}where the entries up to "
+                f"student and teacher have vocabularies of {of_student} and {of_teacher}; {taken}where entries up to "
                 "some size mean the same tokens in both, pass that size as vocab_size"
             )
-        return student
-    if not 1 <= vocab_size <= min(student, teacher):
+        return of_student
+    if not 1 <= vocab_size <= min(of_student, of_teacher):
         raise ValueError(
-            f"vocab_size must be between 1 and the smaller vocabulary (student {student}, teacher {teacher}), "
+            f"vocab_size must be between 1 and the smaller vocabulary (student {of_student}, teacher {of_teacher}), "
             f"got {vocab_size}"
         )
     return vocab_size

@@ -38,6 +38,11 @@ class Coefficients(NamedTuple):
         return Coefficients(*(k[rows] for k in self))
 
 
+def unused(k: Coefficients) -> Tensor:
+    """Whether the gradient of a row with these coefficients is exactly 0, whatever its logits hold."""
+    return (k.a == 0) & (k.b == 0) & (k.c == 0)
+
+
 def open_gate(statistics: RowStatistics, threshold: float) -> Tensor:
     """1[H_teacher > threshold] as numbers, ``[n]``; NaN where the entropy is, unless the threshold is infinite."""
     if math.isinf(threshold):

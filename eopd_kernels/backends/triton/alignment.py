@@ -1,4 +1,4 @@
-"""Two variants of a kernel, and no more: rows that all begin at multiples of 16 bytes, and rows that do not."""
+"""The two variants of a kernel, and no more: for rows that all begin at multiples of 16 bytes, and for any rows."""
 
 from __future__ import annotations
 

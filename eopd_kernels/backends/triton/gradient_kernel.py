@@ -4,7 +4,7 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import load_coefficients, load_statistics, number, stretch
-from .row_math import column_coefficients, mixture_row, used
+from .row_math import column_coefficients, mixture_row, unused
 from .visits import Sides, gradient_of_columns, row_of
 
 
@@ -58,7 +58,7 @@ def row_gradient_kernel(
         end,
         mixture_row(numbers, 0.0, 0.0),
         column_coefficients(numbers, coefficients),
-        used(coefficients),
+        unused(coefficients),
         MIXTURE=False,
         FORWARD_PLAIN=True,
         REVERSE_PLAIN=True,

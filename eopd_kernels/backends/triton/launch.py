@@ -27,7 +27,7 @@ from .table import (
     Processor,
     interpreted,
     parts_of_a_row,
-    tiling,
+    tile_of,
     widest_vector,
 )
 
@@ -38,19 +38,19 @@ NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c")) | dict.fromkeys(("ga
 
 def row_statistics(block: Block, statistics: Tensor) -> None:
     """The eight numbers of every row into ``statistics`` [n, 8]."""
-    plan = Plan.of(block)
-    partial = plan.partial(statistics)
+    launch = Launch.of(block)
+    partial = launch.partial(statistics)
     with on(block.student.device):
-        plan.of_parts(row_statistics_kernel)(weights=None, statistics=partial, **plan.sides)
-        if plan.parts > 1:
-            plan.merging(partial=partial, statistics=statistics, **NO_GATE)
+        launch.of_parts(row_statistics_kernel)(weights=None, statistics=partial, **launch.sides)
+        if launch.parts > 1:
+            launch.merging(partial=partial, statistics=statistics, **NO_GATE)
 
 
 def row_gradient(block: Block, statistics: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
     """∂/∂x_s of Σ rows' losses into ``out`` [n, V]; ``statistics`` [n, 8], the coefficients [n]."""
-    plan = Plan.of(block)
+    launch = Launch.of(block)
     with on(block.student.device):
-        plan.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **plan.sides, **plan.out)
+        launch.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **launch.sides, **launch.out)
 
 
 def row_loss_and_gradient(
@@ -62,28 +62,28 @@ def row_loss_and_gradient(
     gate: Tensor,  # [n], written
 ) -> None:
     """Statistics, gate and gradient of the rows whose weight is not 0: one launch, or three for few rows."""
-    plan = Plan.of(block)
+    launch = Launch.of(block)
     gating: dict[str, Any] = {"weights": weights, "gate": gate, "gate_threshold": gate_threshold}
     gating |= zip(Combine._fields, combine, strict=True)
     with on(block.student.device):
-        if plan.parts == 1:
-            plan.of_rows(row_loss_and_gradient_kernel)(statistics=statistics, **gating, **plan.sides, **plan.out)
+        if launch.parts == 1:
+            launch.of_rows(row_loss_and_gradient_kernel)(statistics=statistics, **gating, **launch.sides, **launch.out)
             return
-        partial = plan.partial(statistics)
-        a, b, c = weights.new_empty(3, plan.rows).unbind()
-        plan.of_parts(row_statistics_kernel)(weights=weights, statistics=partial, **plan.sides)
-        plan.merging(partial=partial, statistics=statistics, a=a, b=b, c=c, **gating)
-        plan.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **plan.sides, **plan.out)
+        partial = launch.partial(statistics)
+        a, b, c = weights.new_empty(3, launch.rows).unbind()
+        launch.of_parts(row_statistics_kernel)(weights=weights, statistics=partial, **launch.sides)
+        launch.merging(partial=partial, statistics=statistics, a=a, b=b, c=c, **gating)
+        launch.of_parts(row_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **launch.sides, **launch.out)
 
 
 def row_mixture(block: Block, statistics: Tensor, skews: Sequence[float], mixture: Tensor) -> None:
     """The four numbers of every row into ``mixture`` [n, 4]; ``statistics`` [n, 8], of whole rows."""
-    plan = Plan.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
-    partial = plan.partial(mixture)
+    launch = Launch.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    partial = launch.partial(mixture)
     with on(block.student.device):
-        plan.of_parts(row_mixture_kernel)(statistics=statistics, mixture=partial, **of_skews(skews), **plan.sides)
-    if plan.parts > 1:  # those of a row's parts add up
-        torch.sum(partial.view(plan.rows, plan.parts, 4), 1, out=mixture)
+        launch.of_parts(row_mixture_kernel)(statistics=statistics, mixture=partial, **of_skews(skews), **launch.sides)
+    if launch.parts > 1:  # those of a row's parts add up
+        torch.sum(partial.view(launch.rows, launch.parts, 4), 1, out=mixture)
 
 
 def row_mixture_gradient(
@@ -95,10 +95,10 @@ def row_mixture_gradient(
     skews: Sequence[float],
 ) -> None:
     """∂/∂x_s of Σ rows' skewed divergences into ``out`` [n, V]."""
-    plan = Plan.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    launch = Launch.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
     with on(block.student.device):
-        plan.of_parts(row_mixture_gradient_kernel)(
-            statistics=statistics, a=a, b=b, c=c, **of_skews(skews), **plan.sides, **plan.out
+        launch.of_parts(row_mixture_gradient_kernel)(
+            statistics=statistics, a=a, b=b, c=c, **of_skews(skews), **launch.sides, **launch.out
         )
 
 
@@ -114,7 +114,7 @@ def of_skews(skews: Sequence[float]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Launch:
     """How a block is launched.
 
     Args:
@@ -132,8 +132,8 @@ class Plan:
     aligned: bool
 
     @classmethod
-    def of(cls, block: Block, lane_columns: int = LANE_COLUMNS) -> Plan:
-        """The plan of a block, cut as the table says."""
+    def of(cls, block: Block, lane_columns: int = LANE_COLUMNS) -> Launch:
+        """The launch of a block, cut as the table says."""
         student, teacher, transforms, out, _ = block
         matrices = (student, teacher, out)
         processor = processor_of(student.device)
@@ -142,7 +142,7 @@ class Plan:
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
         student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
         demanding = student_softcap or teacher_softcap or itemsize == torch.float64.itemsize
-        tile = tiling(vector if aligned else 1, demanding, lane_columns, processor)
+        tile = tile_of(vector if aligned else 1, demanding, lane_columns, processor)
         rows, vocab_size = student.shape
         student_inner, student_outer = folded(transforms[:3])
         teacher_inner, teacher_outer = folded(transforms[3:])

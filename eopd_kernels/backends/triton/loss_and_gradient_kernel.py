@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import number, store_statistics
-from .row_math import Combine, column_coefficients, gated_coefficients, mixture_row, open_gate, used
+from .row_math import Combine, column_coefficients, gated_coefficients, mixture_row, open_gate, unused
 from .visits import Sides, gradient_of_columns, row_of, sums_of_columns
 
 
@@ -71,7 +71,7 @@ def row_loss_and_gradient_kernel(
         vocab_size,
         mixture_row(numbers, 0.0, 0.0),
         column_coefficients(numbers, coefficients),
-        used(coefficients),
+        unused(coefficients),
         MIXTURE=False,
         FORWARD_PLAIN=True,
         REVERSE_PLAIN=True,

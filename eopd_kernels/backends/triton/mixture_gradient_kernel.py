@@ -4,7 +4,7 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import load_coefficients, load_statistics, number, stretch
-from .row_math import mixture_coefficients, mixture_row, used
+from .row_math import mixture_coefficients, mixture_row, unused
 from .visits import Sides, gradient_of_columns, row_of
 
 
@@ -62,7 +62,7 @@ def row_mixture_gradient_kernel(
         end,
         mixture_row(numbers, number(forward_skew, dtype), number(reverse_skew, dtype)),
         mixture_coefficients(numbers, coefficients),
-        used(coefficients),
+        unused(coefficients),
         MIXTURE=True,
         FORWARD_PLAIN=FORWARD_PLAIN,
         REVERSE_PLAIN=REVERSE_PLAIN,

@@ -206,9 +206,9 @@ def open_gate(row, weight, threshold):
 
 
 @triton.jit
-def used(k):
-    """Whether the gradient of a row with these coefficients is not exactly 0."""
-    return (k.a != 0) | (k.b != 0) | (k.c != 0)
+def unused(k):
+    """Whether the gradient of a row with these coefficients is exactly 0, whatever its logits hold."""
+    return (k.a == 0) & (k.b == 0) & (k.c == 0)
 
 
 @triton.jit

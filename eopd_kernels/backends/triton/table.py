@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Tiling:
+class Tile:
     """A program's tile ``[steps, lanes, vector]``: ``lanes`` threads load ``vector`` neighbours ``steps`` times."""
 
     steps: int
@@ -64,27 +64,30 @@ def interpreted() -> bool:
 
 
 def widest_vector(itemsize: int, processor: Processor) -> int:
-    """Neighbours of the widest dtype, of ``itemsize`` bytes, that a thread loads at once from aligned rows."""
+    """How many neighbours of the widest dtype, of ``itemsize`` bytes, a thread loads at once from aligned rows."""
     return INTERPRETED_COLUMNS // INTERPRETED_LANES // 2 if processor.interpreted else LOAD_BYTES // itemsize
 
 
-def tiling(vector: int, demanding: bool, lane_columns: int, processor: Processor) -> Tiling:
-    """For rows that can be loaded ``vector`` neighbours at a time, and 1 where they lie anyhow: neighbouring threads
-    then load neighbouring columns. ``demanding``: a softcap, or fp64. ``lane_columns``: per thread, if a load has no
-    more."""
+def tile_of(vector: int, demanding: bool, lane_columns: int, processor: Processor) -> Tile:
+    """The tile of rows that can be loaded ``vector`` neighbours at a time: 1 where rows begin anywhere, so that
+    neighbouring threads load neighbouring columns.
+
+    ``demanding``: a softcap, or fp64. ``lane_columns``: per thread and tile, if a load has no more.
+    """
     if processor.interpreted:
-        return Tiling(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1, {})
+        return Tile(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1, {})
     room = ROOM_ON_AMD if processor.amd else ROOM_ON_NVIDIA
     crowded = vector <= NARROW_VECTOR or vector > lane_columns
     options = room if demanding and crowded else {}
-    return Tiling(max(lane_columns // vector, 1), LANES, vector, LANES // processor.warp_size, options)
+    return Tile(max(lane_columns // vector, 1), LANES, vector, LANES // processor.warp_size, options)
 
 
-def parts_of_a_row(n: int, vocab_size: int, cut: Tiling, processor: Processor) -> int:
-    """1, unless half the multiprocessors would be idle; then as many as the device has room for, of equal size."""
+def parts_of_a_row(n: int, vocab_size: int, tile: Tile, processor: Processor) -> int:
+    """How many parts a row is split into: 1, unless half the multiprocessors would be idle; then as many as the device
+    has room for, of equal size."""
     if n == 0 or 2 * n >= processor.multiprocessors:
         return 1
-    tiles = -(-vocab_size // cut.columns)
+    tiles = -(-vocab_size // tile.columns)
     most = min(RESIDENT * processor.multiprocessors // n, MOST_PARTS)
     tiles_of_a_part = -(-tiles // most)
     return -(-tiles // tiles_of_a_part)

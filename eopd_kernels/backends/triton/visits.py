@@ -123,7 +123,7 @@ def gradient_of_columns(
     end,
     row,  # what the columns share
     k,  # column coefficients
-    used,  # whether the gradient is not exactly 0
+    unused,  # whether the gradient is exactly 0
     MIXTURE: tl.constexpr,
     FORWARD_PLAIN: tl.constexpr,
     REVERSE_PLAIN: tl.constexpr,
@@ -133,7 +133,7 @@ def gradient_of_columns(
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """The second visit, last column first. Rows that are not used are set to 0 without being read.
+    """The second visit, last column first. Unused rows are set to 0 without being read.
 
     ``MIXTURE``: of skewed divergences, of which the plain halves are computed without a mixture.
     """
@@ -141,7 +141,13 @@ def gradient_of_columns(
     tile = STEPS * LANES * VECTOR
     whole = tl.maximum(end - begin, 0) // tile
     ragged = begin + whole * tile
-    if used:
+    if unused:
+        zero = tl.zeros([STEPS, LANES, VECTOR], out.dtype.element_ty)
+        if ragged < end:
+            tl.store(out + (ragged + columns), zero, mask=ragged + columns < end)
+        for i in range(0, whole):
+            tl.store(out + (begin + i * tile + columns), zero)
+    else:
         if ragged < end:
             gradient_of_tile(
                 sides,
@@ -172,12 +178,6 @@ def gradient_of_columns(
                 TEACHER_SOFTCAP,
                 MASKED=False,
             )
-    else:
-        zero = tl.zeros([STEPS, LANES, VECTOR], out.dtype.element_ty)
-        if ragged < end:
-            tl.store(out + (ragged + columns), zero, mask=ragged + columns < end)
-        for i in range(0, whole):
-            tl.store(out + (begin + i * tile + columns), zero)
 
 
 @triton.jit
