@@ -1,4 +1,4 @@
-"""How a row is cut: a table with its reasons, so that no first call has to search. Neither torch nor Triton is known."""
+"""How a row is cut: a table with its reasons, so that no first call has to search. It imports no torch, no Triton."""
 
 from __future__ import annotations
 
