@@ -15,18 +15,15 @@ from pathlib import Path
 
 import torch
 
-from . import plots
-from .case import Case
 from .machine import ENVIRONMENTS, command, description, imitate
 from .matrix import GROUPS, LEVELS, cases
 from .measure import progress
-from .records import append, read, read_facts, write_facts
+from .records import Case, append, read, read_facts, write_facts
 from .report import report
 from .run import run
 from .tables import case_table
 
 MODULE = "benchmarks"
-OUT = Path("bench-report")
 
 
 def main() -> int:
@@ -82,7 +79,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(wanted: Sequence[Case], device: str, file: Path, memory: int | None) -> None:
-    """Runs what the file does not have yet, and adds it case by case."""
+    """Runs the cases that the file does not have yet, and adds their lines case by case."""
     done = {(record.group, record.case) for record in read(file)}
     left = [case for case in wanted if (case.group, case.name) not in done]
     if len(left) < len(wanted):
@@ -102,7 +99,7 @@ def measure(wanted: Sequence[Case], device: str, file: Path, memory: int | None)
 
 
 def forget(file: Path, groups: Sequence[str] | None) -> None:
-    """Takes the lines of these groups out of the file; None: all."""
+    """Removes the lines of these groups from the file; None: all."""
     kept = [record for record in read(file) if groups and record.group not in groups]
     file.unlink(missing_ok=True)
     if kept:
@@ -115,11 +112,13 @@ def clock(seconds: float) -> str:
 
 
 def draw(file: Path, stem: str) -> None:
-    """The plots, where matplotlib is installed."""
+    """Draws the plots, where matplotlib is installed."""
     try:
-        plots.draw(read(file), file.parent, stem)
+        from . import plots
     except ImportError as missing:
         progress(f"no plots: {missing}")
+    else:
+        plots.draw(read(file), file.parent, stem)
 
 
 if __name__ == "__main__":

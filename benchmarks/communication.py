@@ -1,4 +1,4 @@
-"""``python -m benchmarks.communication``: what the loss sends under each kind of parallelism, and a model of the time.
+"""``python -m benchmarks.communication``: a model of the time that the loss's messages take under each parallelism.
 
 Byte counts are what a rank puts into a collective. Times are arithmetic with the figures of data sheets, not measured.
 """
@@ -6,15 +6,17 @@ Byte counts are what a rank puts into a collective. Times are arithmetic with th
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .results import markdown_table
+from eopd_kernels.testing.messages import COUNT_BYTES, vocabulary_forward_bytes, vocabulary_hidden_gradient_bytes
+
+from .page import markdown_table, replace_block
 
 MODULE = "benchmarks.communication"
 RANKS = (8, 64, 1024)
 RANKS_PER_NODE = 8
+V, D_S, D_T, TOKENS = 151_936, 1_024, 4_096, 8_192  # Qwen3-0.6B's head under Qwen3-8B's; tokens of one rank
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ INFINIBAND = Link(10e-6, 50e9)  # 400 Gb/s, one adapter for each GPU
 
 
 def link(ranks: int) -> Link:
-    """The slowest link of a ring over so many ranks."""
+    """Returns the slowest link of a ring over so many ranks."""
     return NVLINK if ranks <= RANKS_PER_NODE else INFINIBAND
 
 
 def ring_all_gather(ranks: int, whole_bytes: float) -> float:
-    """Seconds until every rank has all of ``whole_bytes``; a reduce-scatter of as much takes as long."""
+    """Returns the seconds until every rank has all of ``whole_bytes``; a reduce-scatter of as much takes as long."""
     steps, over = ranks - 1, link(ranks)
     return steps * over.latency + whole_bytes * steps / ranks / over.bandwidth
 
@@ -45,51 +47,18 @@ def ring_all_reduce(ranks: int, message_bytes: float) -> float:
 
 
 def tree_all_reduce(ranks: int, message_bytes: float) -> float:
-    """Up a binary tree and down again, in a pipeline: its depth is in the latency only."""
+    """Returns the seconds up a binary tree and down again, in a pipeline, so that only the latency has its depth."""
     depth, over = (ranks - 1).bit_length(), link(ranks)
     return 2 * (depth * over.latency + message_bytes / over.bandwidth)
 
 
 def all_reduce(ranks: int, message_bytes: float) -> float:
-    """The faster of the two, as NCCL chooses."""
+    """Returns the seconds of the faster of ring and tree, as NCCL chooses."""
     return min(ring_all_reduce(ranks, message_bytes), tree_all_reduce(ranks, message_bytes))
 
 
-def gather_bytes(vocab_size: int, dim: int, itemsize: int, ranks: int) -> int:
-    """What a rank puts into the all-gather of a head sharded on its vocabulary: its rows, padded to the largest."""
-    return -(-vocab_size // ranks) * dim * itemsize
-
-
-def scatter_bytes(vocab_size: int, dim: int, itemsize: int, ranks: int) -> int:
-    """What a rank puts into the reduce-scatter of the head's gradient: all of it, padded."""
-    return ranks * gather_bytes(vocab_size, dim, itemsize, ranks)
-
-
-COUNT_BYTES = 8  # global_num_items: one int64, once for each step
-
-
-def vocabulary_forward_bytes(sampled: bool = False, skewed: bool = False) -> int:
-    """fp32 bytes per token: 2 maxima and 6 sums; both sides' logit of the sampled token; 4 numbers of the mixtures."""
-    return 4 * (2 + 6 + 2 * sampled + 4 * skewed)
-
-
-TEACHER_FIRST_BYTES = 4 * (1 + 2)  # per token, fp32: its maximum and two sums, where gates are found before the rest
-
-
-def vocabulary_top_k_bytes(k: int) -> int:
-    """Bytes per token that a rank puts into the gather of the likeliest entries: an id and two logits of each."""
-    return k * (4 + 4 + 4)
-
-
-def vocabulary_hidden_gradient_bytes(dim: int) -> int:
-    """Bytes per token of the all-reduce (or reduce-scatter) of the hidden states' gradient, in fp32."""
-    return 4 * dim
-
-
-V, D_S, D_T, TOKENS = 151_936, 1_024, 4_096, 8_192  # Qwen3-0.6B's head under Qwen3-8B's; tokens of one rank
-
-
-def rows() -> list[list[str]]:
+def table() -> str:
+    """Formats the milliseconds of each kind of message by the number of ranks."""
     student, teacher = V * D_S * 2, V * D_T * 2
     forward, hidden = (TOKENS * b for b in (vocabulary_forward_bytes(), vocabulary_hidden_gradient_bytes(D_S)))
     kinds = {
@@ -100,17 +69,8 @@ def rows() -> list[list[str]]:
         "tensor parallelism: sums, per call": lambda r: all_reduce(r, forward / 4) + all_reduce(r, forward * 3 / 4),
         "tensor parallelism: dX, per call": lambda r: all_reduce(r, hidden),
     }
-    return [[name, *(f"{1e3 * seconds(r):.3g} ms" for r in RANKS)] for name, seconds in kinds.items()]
-
-
-def table() -> str:
-    return markdown_table(("", *(f"{r:,} ranks" for r in RANKS)), rows())
-
-
-def written(page: str) -> str:
-    """The page with the table between its marks replaced."""
-    mark = f"<!-- {MODULE} -->"
-    return re.sub(f"{mark}.*?{mark}", lambda _: f"{mark}\n\n{table()}\n\n{mark}", page, flags=re.DOTALL)
+    rows = [[name, *(f"{1e3 * seconds(r):.3g} ms" for r in RANKS)] for name, seconds in kinds.items()]
+    return markdown_table(("", *(f"{r:,} ranks" for r in RANKS)), rows)
 
 
 def main() -> None:
@@ -120,7 +80,7 @@ def main() -> None:
     if options.write is None:
         print(table())
     else:
-        options.write.write_text(written(options.write.read_text()))
+        replace_block(options.write, "communication", table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a figure was taken on, and how a machine without AVX-512 is imitated on one that has it."""
+"""Describes the machine that a figure was taken on, and imitates one without AVX-512 on one that has it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 import eopd_kernels
 from eopd_kernels.backends import cpu
 
-from .gpu.device import Cuda
 from .measure import THREADS
 
 # All of these are read when a process starts, or at the first product.
@@ -38,7 +37,7 @@ def imitate(capability: str, module: str) -> None:
 
 
 def command(module: str, without: Sequence[str] = ()) -> str:
-    """What to type to repeat the run; where its measurements were kept says nothing to others.
+    """Returns what to type to repeat the run, without where its measurements were kept, which says nothing to others.
 
     Args:
         without: further options, each with a value, to leave out.
@@ -52,7 +51,7 @@ def command(module: str, without: Sequence[str] = ()) -> str:
 
 
 def description(module: str, capability: str | None, load: float, device: str = "cpu") -> dict[str, str]:
-    """Everything one needs to compare a figure with one's own; ``load``: the system's average before the run."""
+    """Lists what one needs to compare a figure with one's own; ``load``: the system's average before the run."""
     reason = cpu.unavailable()
     ours = cpu.description() if reason is None else f"plain-torch backend, {reason}"
     described = {
@@ -63,17 +62,39 @@ def description(module: str, capability: str | None, load: float, device: str = 
         "threads": f"{THREADS}; load average before the run {load:.1f}",
         "torch": f"{torch.__version__}, kernels for {torch.backends.cpu.get_cpu_capability()}",
         "eopd_kernels": f"{eopd_kernels.__version__}, {ours}",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "system": system(),
     }
     if device == "cuda":
-        described |= Cuda().facts()
+        described |= gpu_facts()
     if capability is not None:
         described["restricted by"] = ", ".join(f"`{k}={v}`" for k, v in ENVIRONMENTS[capability].items())
     return described
 
 
+def gpu_facts() -> dict[str, str]:
+    """Describes the current GPU and the software that runs on it."""
+    try:
+        from triton import __version__ as triton
+    except ImportError:
+        triton = "not installed"
+    facts = {"torch": str(torch.__version__), "Triton": triton, "system": system()}
+    if not torch.cuda.is_available():
+        return {"GPU": "none: a CPU stood in for it, no figure here means anything", **facts}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    memory, multiprocessors = properties.total_memory / 2**30, properties.multi_processor_count
+    return {
+        "GPU": f"{properties.name}, {memory:.0f} GiB, {multiprocessors} multiprocessors",
+        "runtime": f"HIP {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}",
+        **facts,
+    }
+
+
+def system() -> str:
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
 def available_memory() -> int:
-    """Bytes that processes can still take; all there are where the system does not tell."""
+    """Returns the bytes that processes can still take, or all there are where the system does not tell."""
     path = Path("/proc/meminfo")
     for line in path.read_text().splitlines() if path.exists() else []:
         if line.startswith("MemAvailable:"):
@@ -82,7 +103,7 @@ def available_memory() -> int:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system gives it."""
+    """Returns the processor's name as the system gives it."""
     return next(iter(cpuinfo("model name")), platform.processor() or platform.machine())
 
 
@@ -92,7 +113,7 @@ def instruction_sets() -> list[str]:
 
 
 def cpuinfo(field: str) -> list[str]:
-    """The values of a field of /proc/cpuinfo, one per core; none where there is no such file."""
+    """Returns the values of a field of /proc/cpuinfo, one per core; none where there is no such file."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field]

@@ -1,54 +1,20 @@
-"""The cases: what the project is held to, the heads of models, real data, and how cost grows."""
+"""The cases: what the project is held to, the heads of models, real data, how cost grows, and the sizes for a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import torch
 
+from . import contenders as of
 from . import smollm2
-from .case import Case
-from .implementations import (
-    ADD,
-    BACKWARD,
-    BACKWARD_FILTERED,
-    BUDGETED,
-    COMPILED,
-    DX_BF16,
-    DX_FP32,
-    FILTERED,
-    GKD,
-    HIDDEN,
-    HUGE,
-    INPLACE,
-    KERNEL,
-    LIGER,
-    LOGITS,
-    ORDA,
-    ORDA_GATED,
-    OURS,
-    OURS_FORWARD,
-    OURS_REVERSE,
-    PLAIN,
-    PRODUCTS,
-    SCALED,
-    TOUCH,
-    TRL,
-    UNCHUNKED,
-    Implementation,
-)
-from .models import HEADS, PAIRS, tie
-from .problems import hidden_problem, logits_problem
+from .contenders import FORWARD, GATED, HIDDEN, LOGITS, OURS, PRODUCTS, REVERSE, Contender
+from .problems import Shape, hidden_problem, logits_problem
+from .records import Case
 from .smollm2 import Damage
-
-TUNE, TUNE_FORWARD, FLA = "torchtune chunked reverse KL", "torchtune chunked forward KL", "fla fused_kl_div, forward KL"
-TRL_JSD, LIGER_JSD, LCE = "trl chunked_divergence, JSD", "Liger fused linear JSD", "F.linear_cross_entropy, one head"
-# In each round the quickest peer comes right after ours, so that both meet what disturbs the machine for seconds.
-GATED = (OURS, COMPILED, PLAIN, ORDA_GATED)
-REVERSE = (OURS_REVERSE, LIGER, TRL, GKD, ORDA, TUNE)
-FORWARD = (OURS_FORWARD, TUNE_FORWARD, FLA, TRL_JSD, LIGER_JSD)
 
 TARGETS, MODELS, REAL = "targets", "models", "real"
 GROWTH_TOKENS, GROWTH_VOCAB, DIVERGENCE = "tokens", "vocabulary", "divergence"
@@ -56,76 +22,75 @@ GROUPS = (TARGETS, MODELS, REAL, GROWTH_TOKENS, GROWTH_VOCAB, DIVERGENCE)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # A training step that the cases with the heads of models stand for.
 STEP_TOKENS = 8_192
+DAMAGES = (Damage(noise=0.003), Damage(noise=0.01), Damage(noise=0.03), Damage(cut=1), Damage(cut=4))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model's last layer."""
+
+    vocab: int  # of Gemma-3-4B the 262,144 rows that it shares with Gemma-3-1B
+    dim: int
+    tied: bool  # whether it is the embedding as well, so that its gradient is needed in any case
+
+
+HEADS = {
+    "SmolLM2-135M": Head(49_152, 576, tied=True),
+    "SmolLM2-1.7B": Head(49_152, 2_048, tied=True),
+    "Qwen3-0.6B": Head(151_936, 1_024, tied=True),
+    "Qwen3-8B": Head(151_936, 4_096, tied=False),
+    "Llama-3.2-1B": Head(128_256, 2_048, tied=True),
+    "Llama-3.1-8B": Head(128_256, 4_096, tied=False),
+    "Gemma-3-1B": Head(262_144, 1_152, tied=True),
+    "Gemma-3-4B": Head(262_144, 2_560, tied=True),
+}
+# A student and its teacher.
+PAIRS = [
+    ("SmolLM2-135M", "SmolLM2-1.7B"),
+    ("Qwen3-0.6B", "Qwen3-8B"),
+    ("Llama-3.2-1B", "Llama-3.1-8B"),
+    ("Gemma-3-1B", "Gemma-3-4B"),
+]
+
+
+def tie(name: str) -> str:
+    return f"{name} ({'tied' if HEADS[name].tied else 'not tied'})"
 
 
 @dataclass(frozen=True)
 class Level:
-    """How large the cases are and how long they are repeated.
+    """How large the cases are and how long they are repeated. The defaults are those of the published figures."""
 
-    Args:
-        rows, logits_vocab: of the logits.
-        tokens, main_tokens, long_tokens: of hidden states under SmolLM2's head; ``main_tokens`` beside every peer.
-        vocab, dim: of that head.
-        model_tokens, real_tokens: with the heads of models, and of real hidden states.
-        growth: the numbers of tokens at ``growth_vocab``, and the vocabularies at ``growth_tokens``.
-        seconds, patience: see :func:`benchmarks.measure.rounds`.
-        pairs: of student and teacher. ``real_damages``: of the student, on real data; ``damages``, ``noises``: where
-            only the divergence is of interest.
-    """
-
-    rows: int
-    logits_vocab: int
-    tokens: int
-    main_tokens: int
-    long_tokens: int
-    vocab: int
-    dim: int
-    model_tokens: int
-    real_tokens: int
-    growth: tuple[int, ...]
-    growth_vocab: int
-    growth_tokens: int
-    vocabs: tuple[int, ...]
-    growth_dim: int
-    seconds: float
-    patience: float
-    pairs: tuple[tuple[str, str], ...]
-    real_damages: tuple[Damage, ...]
-    damages: tuple[Damage, ...]
-    noises: tuple[float, ...]
+    rows: int = 256  # of logits
+    logits_vocab: int = 151_936
+    tokens: int = 2_048  # of hidden states under SmolLM2's head
+    main_tokens: int = 4_096  # beside every peer
+    long_tokens: int = 16_384
+    vocab: int = 49_152  # of that head
+    dim: int = 576
+    model_tokens: int = 128  # with the heads of models
+    real_tokens: int = 1_024  # of real hidden states
+    growth: tuple[int, ...] = (128, 512, 2_048, 8_192, 32_768, 65_536)  # tokens at growth_vocab
+    growth_vocab: int = 16_384
+    growth_tokens: int = 1_024
+    vocabs: tuple[int, ...] = (8_192, 16_384, 32_768, 65_536, 131_072, 262_144)  # at growth_tokens
+    growth_dim: int = 256
+    seconds: float = 40  # see benchmarks.measure.rounds
+    patience: float = 400
+    pairs: Sequence[tuple[str, str]] = tuple(PAIRS)  # of student and teacher
+    real_damages: tuple[Damage, ...] = (Damage(noise=0.01), Damage(cut=1))  # of the student, on real data
+    damages: tuple[Damage, ...] = DAMAGES  # these and the noises: where only the divergence is of interest
+    noises: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
 
 
-REAL_DAMAGES = (Damage(noise=0.01), Damage(cut=1))
-DAMAGES = (Damage(noise=0.003), Damage(noise=0.01), Damage(noise=0.03), Damage(cut=1), Damage(cut=4))
-FULL = Level(
-    *(256, 151_936, 2_048, 4_096, 16_384, 49_152, 576),
-    model_tokens=128,
-    real_tokens=1_024,
-    growth=(128, 512, 2_048, 8_192, 32_768, 65_536),
-    growth_vocab=16_384,
-    growth_tokens=1_024,
-    vocabs=(8_192, 16_384, 32_768, 65_536, 131_072, 262_144),
-    growth_dim=256,
-    seconds=40,
-    patience=400,
-    pairs=tuple(PAIRS),
-    real_damages=REAL_DAMAGES,
-    damages=DAMAGES,
-    noises=(0.001, 0.01, 0.1, 1.0),
-)
+FULL = Level()
 USUAL = Level(
-    *(256, 151_936, 2_048, 4_096, 16_384, 49_152, 576),
-    model_tokens=128,
     real_tokens=512,
     growth=(128, 512, 2_048, 8_192),
-    growth_vocab=16_384,
     growth_tokens=512,
     vocabs=(8_192, 32_768, 131_072, 262_144),
-    growth_dim=256,
     seconds=15,
     patience=200,
-    pairs=tuple(PAIRS),
-    real_damages=REAL_DAMAGES,
     damages=DAMAGES[1:4],
     noises=(0.001, 0.1),
 )
@@ -140,8 +105,8 @@ QUICK = Level(
     growth_dim=64,
     seconds=0,
     patience=5,
-    pairs=(PAIRS[0],),
-    real_damages=REAL_DAMAGES[:1],
+    pairs=PAIRS[:1],
+    real_damages=FULL.real_damages[:1],
     damages=(),
     noises=(0.1,),
 )
@@ -149,70 +114,55 @@ LEVELS = {"quick": QUICK, "usual": USUAL, "full": FULL}
 
 
 def cases(level: Level, device: str) -> list[Case]:
-    """All of them, in order. On a GPU hidden states and heads are bf16."""
+    """Returns all cases, in order. On a GPU hidden states and heads are bf16."""
     dtype = "bf16" if device == "cuda" else "fp32"
-    made = [
-        *targets(level, dtype),
-        *models(level, dtype),
-        *real(level),
-        *growth(level, dtype),
-        *divergences(level),
-    ]
+    made = [*targets(level, dtype), *models(level, dtype), *real(level), *growth(level, dtype), *divergences(level)]
     return made if level is not QUICK else [quick(case) for case in made]
 
 
 def quick(case: Case) -> Case:
-    """Every implementation once, in the targets; elsewhere ours, since a process takes seconds to start."""
-    few = (PRODUCTS, OURS, BUDGETED, FILTERED[12], BACKWARD, BACKWARD_FILTERED, OURS_REVERSE)
-    kept = tuple(i for i in case.implementations if case.group == TARGETS or i.name in few)
-    return replace(case, implementations=kept)
+    """Keeps every contender in the targets, and ours elsewhere, since each process takes seconds to start."""
+    few = (PRODUCTS, OURS, of.BUDGETED, of.FILTERED[12], of.BACKWARD, of.BACKWARD_FILTERED, of.OURS_REVERSE)
+    return replace(case, contenders=tuple(c for c in case.contenders if case.group == TARGETS or c.name in few))
 
 
-def hidden(names: Iterable[str]) -> tuple[Implementation, ...]:
+def hidden(names: Iterable[str]) -> tuple[Contender, ...]:
     return tuple(HIDDEN[name] for name in names)
 
 
 def targets(level: Level, dtype: str) -> list[Case]:
-    """What the project is held to."""
-    of_logits = (ADD, KERNEL, OURS, INPLACE, PLAIN, COMPILED, OURS_REVERSE, GKD, TOUCH, HUGE, SCALED)
-    shape = f"{level.rows:,} x {level.logits_vocab:,}"
-    every = (PRODUCTS, *GATED, *REVERSE, *FORWARD, LCE)
+    """Returns the cases that the project is held to."""
     logits = Case(
         TARGETS,
-        f"logits {shape} fp32",
+        f"logits {level.rows:,} x {level.logits_vocab:,} fp32",
         partial(logits_problem, level.rows, level.logits_vocab),
-        tuple(LOGITS[name] for name in of_logits),
-        level.rows,
-        level.logits_vocab,
+        tuple(LOGITS.values()),
+        Shape(level.rows, level.logits_vocab),
         error_tokens=32,
         seconds=level.seconds,
     )
 
     def of_hidden(tokens: int, names: Iterable[str], dtype: str = dtype) -> Case:
-        return random_hidden(TARGETS, level, tokens, level.vocab, level.dim, names, dtype)
+        return random_hidden(TARGETS, level, Shape(tokens, level.vocab, level.dim, level.dim), names, dtype)
 
     made = [
         logits,
-        of_hidden(level.tokens, (PRODUCTS, OURS, PLAIN, UNCHUNKED)),
-        of_hidden(level.main_tokens, every),
+        of_hidden(level.tokens, (PRODUCTS, OURS, of.PLAIN, of.UNCHUNKED)),
+        of_hidden(level.main_tokens, (PRODUCTS, *GATED, *REVERSE, *FORWARD, of.LCE)),
         of_hidden(level.long_tokens, (PRODUCTS, OURS)),
     ]
-    return made if dtype == "bf16" else [*made, of_hidden(level.tokens, (OURS, PLAIN, DX_BF16, DX_FP32), "bf16")]
+    products = (OURS, of.PLAIN, of.DX_BF16, of.DX_FP32)
+    return made if dtype == "bf16" else [*made, of_hidden(level.tokens, products, "bf16")]
 
 
-def random_hidden(
-    group: str, level: Level, tokens: int, vocab: int, dim: int, names: Iterable[str], dtype: str = "fp32"
-) -> Case:
-    """Random hidden states, student and teacher of one size."""
+def random_hidden(group: str, level: Level, shape: Shape, names: Iterable[str], dtype: str = "fp32") -> Case:
+    """Makes a case of random hidden states."""
     return Case(
         group,
-        f"hidden states N={tokens:,}, V={vocab:,}, D={dim:,} {dtype}",
-        partial(hidden_problem, tokens, vocab, dim, DTYPES[dtype]),
+        f"hidden states {shape} {dtype}",
+        partial(hidden_problem, shape, DTYPES[dtype]),
         hidden(names),
-        tokens,
-        vocab,
-        dim,
-        dim,
+        shape,
         dtype,
         seconds=level.seconds,
         patience=level.patience,
@@ -220,40 +170,19 @@ def random_hidden(
 
 
 def models(level: Level, dtype: str) -> list[Case]:
-    """Random hidden states under whole heads: the tokens are what the machine's time and memory scale down."""
+    """Returns cases of random hidden states under whole heads, with fewer tokens than a training step has."""
     made = []
     for student, teacher in level.pairs:
-        head, teacher_dim = HEADS[student], HEADS[teacher].dim
-        made.append(
-            Case(
-                MODELS,
-                f"{tie(student)} from {tie(teacher)}",
-                partial(
-                    hidden_problem,
-                    level.model_tokens,
-                    head.vocab,
-                    head.dim,
-                    DTYPES[dtype],
-                    teacher_dim=teacher_dim,
-                ),
-                hidden((PRODUCTS, OURS, PLAIN, *REVERSE)),
-                level.model_tokens,
-                head.vocab,
-                head.dim,
-                teacher_dim,
-                dtype,
-                scale=f"{level.model_tokens:,} of {STEP_TOKENS:,} tokens, whole heads",
-                error_tokens=32,
-                seconds=level.seconds,
-                patience=level.patience / 2,
-            )
-        )
+        shape = Shape(level.model_tokens, HEADS[student].vocab, HEADS[student].dim, HEADS[teacher].dim)
+        case = random_hidden(MODELS, level, shape, (PRODUCTS, OURS, of.PLAIN, *REVERSE), dtype)
+        name, scale = f"{tie(student)} from {tie(teacher)}", f"{shape.tokens:,} of {STEP_TOKENS:,} tokens, whole heads"
+        made.append(replace(case, name=name, scale=scale, error_tokens=32, patience=level.patience / 2))
     return made
 
 
 def real(level: Level) -> list[Case]:
-    """SmolLM2-135M's hidden states; a noised and a cut student."""
-    names = (PRODUCTS, BACKWARD, BACKWARD_FILTERED, *GATED, *FILTERED.values(), *REVERSE)
+    """Returns cases of SmolLM2-135M's hidden states, with a noised and a cut student."""
+    names = (PRODUCTS, of.BACKWARD, of.BACKWARD_FILTERED, *GATED, *of.FILTERED.values(), *REVERSE)
     return [smollm2_case(REAL, level, level.real_tokens, damage, names) for damage in level.real_damages]
 
 
@@ -263,10 +192,7 @@ def smollm2_case(group: str, level: Level, tokens: int, damage: Damage, names: I
         f"SmolLM2-135M on Python's sources, {damage}, N={tokens:,}",
         partial(smollm2.problem, tokens, damage),
         hidden(names),
-        tokens,
-        smollm2.VOCAB,
-        smollm2.DIM,
-        smollm2.DIM,
+        Shape(tokens, smollm2.VOCAB, smollm2.DIM, smollm2.DIM),
         error_tokens=min(tokens, 256),
         seconds=level.seconds,
         patience=level.patience / 2,
@@ -274,32 +200,54 @@ def smollm2_case(group: str, level: Level, tokens: int, damage: Damage, names: I
 
 
 def growth(level: Level, dtype: str) -> list[Case]:
-    """Reverse KL, which every peer has: more tokens under one head, then larger heads at one number of tokens."""
-    names = (PRODUCTS, *REVERSE)
-    shapes: list[tuple[str, int, int, tuple[str, ...]]]
-    shapes = [(GROWTH_TOKENS, tokens, level.growth_vocab, names) for tokens in level.growth]
-    shapes += [(GROWTH_VOCAB, level.growth_tokens, vocab, (*names, BUDGETED)) for vocab in level.vocabs]
+    """Returns cases of growing cost under reverse KL, which every peer has: first more tokens, then larger heads."""
+    dim, names = level.growth_dim, [PRODUCTS, *REVERSE]
+    made = [(GROWTH_TOKENS, Shape(tokens, level.growth_vocab, dim, dim), names) for tokens in level.growth]
+    names = [*names, of.BUDGETED]
+    made += [(GROWTH_VOCAB, Shape(level.growth_tokens, vocab, dim, dim), names) for vocab in level.vocabs]
     return [
         replace(
-            random_hidden(group, level, tokens, vocab, level.growth_dim, chosen, dtype),
+            random_hidden(group, level, shape, chosen, dtype),
             error_tokens=0,
             seconds=level.seconds / 2,
             patience=level.patience / 5,
             limit=240.0,
         )
-        for group, tokens, vocab, chosen in shapes
+        for group, shape, chosen in made
     ]
 
 
 def divergences(level: Level) -> list[Case]:
-    """Errors from a student that is nearly the teacher to one that is far from it. Times are taken along."""
-    names = (*GATED, *REVERSE)
+    """Returns cases from a student that is nearly the teacher to one that is far from it, for the errors."""
+    names, shape = (*GATED, *REVERSE), Shape(128, level.growth_vocab, level.growth_dim, level.growth_dim)
     made = []
     for noise in level.noises:
-        case = random_hidden(DIVERGENCE, level, 128, level.growth_vocab, level.growth_dim, names)
-        source = partial(hidden_problem, 128, level.growth_vocab, level.growth_dim, noise=noise)
+        case, source = random_hidden(DIVERGENCE, level, shape, names), partial(hidden_problem, shape, noise=noise)
         made.append(replace(case, name=f"random, noise {noise:g}, {case.name}", source=source, seconds=0.0))
     for damage in level.damages:
         case = smollm2_case(DIVERGENCE, level, min(level.real_tokens, 256), damage, names)
         made.append(replace(case, seconds=0.0))
     return made
+
+
+GPU_VOCABS, GPU_DIMS, GPU_TOKENS = (128_256, 151_936, 262_144), ((1024, 4096), (2048, 4096)), (1024, 4096, 8192)
+GPU_SHAPES = [Shape(n, vocab, *dims) for vocab, dims, n in product(GPU_VOCABS, GPU_DIMS, GPU_TOKENS)]
+# For a CPU that stands in for the GPU.
+TINY_SHAPES = [Shape(6, 130, 8, 12), Shape(9, 70, 8, 12)]
+
+
+def acceptance(contenders: Iterable[Contender], stand_in: bool = False) -> list[Case]:
+    """Returns the cases of the acceptance run on a GPU, bf16; each contender makes the problem on the GPU itself."""
+    device = "cpu" if stand_in else "cuda"
+    return [
+        Case(
+            "acceptance",
+            f"N={shape.tokens:,} V={shape.vocab:,} D={shape.student_dim:,}/{shape.teacher_dim:,}",
+            partial(hidden_problem, shape, torch.bfloat16, device=device),
+            tuple(contenders),
+            shape,
+            "bf16",
+            error_tokens=32,
+        )
+        for shape in (TINY_SHAPES if stand_in else GPU_SHAPES)
+    ]

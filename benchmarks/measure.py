@@ -1,36 +1,27 @@
-"""Everything that measures: interleaved times, peak memory, and the fresh processes both are taken in."""
+"""Measures the time and the peak memory of steps, which take turns in rounds."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import math
-import multiprocessing
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 
-from .steps import Prepared, Step
+from eopd_kernels.testing.pretend import PeakMemory
+from eopd_kernels.testing.processes import peak_memory
+
+from .steps import Step
 
 THREADS = 2
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 LONG_ROUND = 60.0  # seconds
 # Where there is no patience for more rounds of all, the quick ones have some among themselves.
 QUICK_ROUNDS, SLOW = 9, 2.0
-MIB = 2**20
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,19 +49,62 @@ class Sample:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, and whole numbers from 100 on."""
+    """Formats three significant digits, and whole numbers from 100 on."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def interleaved(steps: Mapping[str, Step], seconds: float) -> dict[str, Sample]:
-    """Times steps of this process in :func:`rounds` after one warm-up each."""
-    torch.set_num_threads(THREADS)
-    for name, step in steps.items():
-        progress(f"  warm-up: {name} {timed(step):.3f} s")
-    times = rounds({name: partial(timed, step) for name, step in steps.items()}, seconds)
-    for name, values in times.items():
-        progress(f"  {name}: {Sample(tuple(values), 's')}, {len(values)} rounds")
-    return {name: Sample(tuple(values), "s") for name, values in times.items()}
+def timed(step: Step) -> float:
+    """Returns the seconds of one step. What it returns is freed outside the clock."""
+    begin = time.perf_counter()
+    result = step()
+    elapsed = time.perf_counter() - begin
+    del result
+    return elapsed
+
+
+def gpu_seconds(step: Step) -> float:
+    """Returns the seconds of one step on the current CUDA or ROCm device, by its events."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    result = step()
+    stop.record()
+    torch.cuda.synchronize()
+    del result
+    return start.elapsed_time(stop) / 1e3
+
+
+def gpu_peak_memory(step: Step) -> int:
+    """Returns the most bytes that the GPU's allocator gives out during a step, beyond what it had given out before."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = step()
+    torch.cuda.synchronize()
+    del result
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_of_tensors(step: Step) -> int:
+    """Returns the most bytes of tensors that a step has at one time."""
+    with PeakMemory() as memory:
+        step()
+    return memory.peak
+
+
+class Meter(NamedTuple):
+    """What measures the seconds of a step, and the most memory that it takes beyond what was there before."""
+
+    device: str
+    seconds: Callable[[Step], float]
+    peak_bytes: Callable[[Step], int]
+
+
+CPU = Meter("cpu", timed, peak_memory)
+CUDA = Meter("cuda", gpu_seconds, gpu_peak_memory)
+# A CPU in a GPU's place, to test the acceptance run and not to measure anything.
+STAND_IN = Meter("cpu", timed, peak_of_tensors)
 
 
 def rounds(
@@ -78,9 +112,9 @@ def rounds(
 ) -> dict[str, list[float]]:
     """Asks clocks in turn, A B C A B C ..., until ``seconds`` have gone: at least 3 rounds, at most 40.
 
-    Once the rounds have taken more than ``patience`` seconds, be there only one, those that took more than twice as
-    long as the quickest leave. The others have rounds of their own, until they have 9 in all or the patience is over
-    once more. A clock that answers None has failed: it is asked no more and has no times, while the others go on.
+    Once the rounds have taken more than ``patience`` seconds, even if there was only one, those that took more than
+    twice as long as the quickest leave. The others have rounds of their own, until they have 9 in all or the patience
+    is over once more. A clock that answers None has failed: it is asked no more and has no times.
     """
     times: dict[str, list[float]] = {name: [] for name in clocks}
     begin, of_all = time.perf_counter(), math.inf  # seconds that the rounds of all have taken
@@ -103,70 +137,11 @@ def rounds(
 
 
 def quick(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """Returns the names whose median is at most twice the smallest."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     return [name for name, median in medians.items() if median <= SLOW * min(medians.values())]
 
 
-def timed(step: Step) -> float:
-    """Seconds of one step; what a ``Prepared`` one needs first is outside the clock."""
-    if isinstance(step, Prepared):
-        step.prepare()
-    begin = time.perf_counter()
-    result = step()
-    elapsed = time.perf_counter() - begin
-    del result
-    return elapsed
-
-
-def peak_memory(step: Step) -> int:
-    """Bytes by which the resident memory of this process grows at most during the step."""
-    gc.collect()
-    release_free_memory()
-    if reset_peak():
-        before = status_bytes("VmRSS")
-        result = step()
-        peak = status_bytes("VmHWM")
-    else:
-        # Blind to what stays below an earlier peak of the process: hence the fresh process for each measurement.
-        before = max_resident()
-        result = step()
-        peak = max_resident()
-    del result
-    return peak - before
-
-
-def release_free_memory() -> None:
-    """Gives pages that malloc has kept back to the system: filling them again must count."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def reset_peak() -> bool:
-    """Sets VmHWM back to the present resident memory, where the kernel offers that."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-        return True
-    return False
-
-
-def status_bytes(field: str) -> int:
-    """A line of /proc/self/status that is given in kB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
-
-
-def max_resident() -> int:
-    """The largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a top-level function returns in a new interpreter: no memory, thread pool or compiled code is inherited."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
-
-
 def progress(text: str) -> None:
-    """A line for whoever waits; the results alone go to stdout."""
+    """Prints a line for whoever waits to stderr; the results alone go to stdout."""
     print(text, file=sys.stderr, flush=True)

@@ -1,48 +1,85 @@
-"""Random problems spread like a language model's: student logits of a standard deviation near 3, a teacher that
-differs by noise, and every other row so sure of one token that the teacher's entropy stays below the gate."""
+"""Random problems spread like a language model's.
+
+Student logits have a standard deviation near 3, the teacher differs from the student by noise, and every other row is
+so sure of one token that the teacher's entropy stays below the gate.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from eopd_kernels import LMHead
 
 NOISE = 0.3
 # Above log Σ exp of all the other logits, so that the token takes nearly all the mass.
 PEAK = 25.0
 
 
+@dataclass(frozen=True)
+class Shape:
+    """N tokens, V entries of the vocabulary, and the hidden dimensions of both sides, 0 where logits come in."""
+
+    tokens: int
+    vocab: int
+    student_dim: int = 0
+    teacher_dim: int = 0
+
+    def __str__(self) -> str:
+        dims = f"{self.student_dim:,}"
+        if self.teacher_dim != self.student_dim:
+            dims += f"/{self.teacher_dim:,}"
+        return f"N={self.tokens:,}, V={self.vocab:,}, D={dims}"
+
+
 @dataclass(frozen=True, eq=False)
 class LogitsProblem:
-    """Two sides of logits ``[N, V]``; the student's ask for a gradient."""
+    """Logits ``[N, V]`` of both sides. The student's require a gradient."""
 
     student: Tensor
     teacher: Tensor
 
     @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """What a gradient is taken of."""
-        return (self.student,)
+    def sides(self) -> dict[str, Tensor]:
+        """The tensors by name, in the order of the constructor."""
+        return dict(vars(self))
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors whose gradients are computed."""
+        return [side for side in self.sides.values() if side.requires_grad]
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """The heads, as arguments of :func:`eopd_kernels.entropy_aware_kl`."""
+        return {}
+
+    def first(self, tokens: int) -> Self:
+        """Returns the problem of the first tokens, with a student that is a leaf of its own."""
+        student = self.student.detach()[:tokens].requires_grad_()
+        return replace(self, student=student, teacher=self.teacher[:tokens])
+
+    def with_sides(self, sides: dict[str, Tensor]) -> Self:
+        """Returns a problem of these tensors, in which the same ones require a gradient."""
+        return type(self)(
+            **{name: side.detach().requires_grad_(self.sides[name].requires_grad) for name, side in sides.items()}
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class HiddenProblem:
-    """Two sides of hidden states ``[N, D]`` with heads ``[V, D]``; the student's ask for a gradient."""
+class HiddenProblem(LogitsProblem):
+    """Hidden states ``[N, D]`` of both sides, and their heads ``[V, D]``. The student's require a gradient."""
 
-    student: Tensor
-    teacher: Tensor
     student_weight: Tensor
     teacher_weight: Tensor
 
     @property
-    def leaves(self) -> tuple[Tensor, ...]:
-        """What a gradient is taken of."""
-        return (self.student, self.student_weight)
-
-
-Problem = LogitsProblem | HiddenProblem
+    def heads(self) -> dict[str, Any]:
+        return {"student_head": LMHead(self.student_weight), "teacher_head": LMHead(self.teacher_weight)}
 
 
 def logits_problem(n: int, vocab_size: int) -> LogitsProblem:
@@ -55,25 +92,28 @@ def logits_problem(n: int, vocab_size: int) -> LogitsProblem:
 
 
 def hidden_problem(
-    n: int,
-    vocab_size: int,
-    dim: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    teacher_dim: int | None = None,
-    noise: float = NOISE,
+    shape: Shape, dtype: torch.dtype = torch.float32, *, noise: float = NOISE, device: str = "cpu"
 ) -> HiddenProblem:
-    """``teacher_dim``: ``dim`` or more; ``noise``: how far the teacher is from the student."""
-    generator = torch.Generator().manual_seed(0)
-    student_weight = torch.randn(vocab_size, dim, generator=generator) / dim**0.5
-    student = torch.randn(n, dim, generator=generator) * row_scales(n, generator)
-    sure = torch.arange(0, n, 2)
+    """Makes a problem of hidden states on ``device``.
+
+    ``noise`` is how far the teacher is from the student, and its dimension is the student's or more.
+    """
+    n, vocab_size, dim = shape.tokens, shape.vocab, shape.student_dim
+    generator = torch.Generator(device).manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    student_weight = randn(vocab_size, dim) / dim**0.5
+    student = randn(n, dim) * row_scales(n, generator)
+    sure = torch.arange(0, n, 2, device=device)
     # A head's row has a norm near 1, so that adding it PEAK times lifts its own logit by about PEAK.
-    student[sure] += PEAK * student_weight[torch.randint(vocab_size, sure.shape, generator=generator)]
-    wider = (teacher_dim or dim) - dim
+    tokens = torch.randint(vocab_size, sure.shape, generator=generator, device=device)
+    student[sure] += PEAK * student_weight[tokens]
+    wider = shape.teacher_dim - dim
     # Dimensions that the student does not have hold noise alone, and the logits stay near the student's.
-    teacher = pad(student, (0, wider)) + noise * torch.randn(n, dim + wider, generator=generator)
-    teacher_weight = torch.randn(vocab_size, dim + wider, generator=generator).mul_(0.1 * noise / dim**0.5)
+    teacher = pad(student, (0, wider)) + noise * randn(n, dim + wider)
+    teacher_weight = randn(vocab_size, dim + wider).mul_(0.1 * noise / dim**0.5)
     teacher_weight[:, :dim] += student_weight
     return HiddenProblem(
         student.to(dtype).requires_grad_(),
@@ -84,5 +124,16 @@ def hidden_problem(
 
 
 def row_scales(n: int, generator: torch.Generator) -> Tensor:
-    """2 to 4 for each row, ``[N, 1]``."""
-    return 2 + 2 * torch.rand(n, 1, generator=generator)
+    """Returns a factor from 2 to 4 for each row, ``[N, 1]``."""
+    return 2 + 2 * torch.rand(n, 1, generator=generator, device=generator.device)
+
+
+def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Runs ``backward()`` and takes the gradients off the leaves."""
+    loss.backward()
+    taken = []
+    for leaf in leaves:
+        assert leaf.grad is not None
+        taken.append(leaf.grad)
+        leaf.grad = None
+    return taken

@@ -1,58 +1,49 @@
-"""A line of the CSV: one implementation on one case, with every single time, or with the reason why there is none."""
+"""Cases, and the records that measuring them gives, in memory and in a CSV file."""
 
 from __future__ import annotations
 
 import csv
+import datetime
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .measure import MIB, Sample
+from eopd_kernels.testing.processes import MIB
+
+from .contenders import Contender
+from .measure import Sample
+from .problems import LogitsProblem, Shape
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one measurement; None where it was not measured.
-
-    Args:
-        group, case, implementation: what this is.
-        objective: what the implementation computes.
-        version: of its package.
-        tokens, vocab, student_dim, teacher_dim, dtype: of the problem; 0 where logits come in.
-        scale: how the problem is smaller than the one it stands for.
-        seconds: of loss and gradients, each round.
-        peak_bytes: beyond the inputs; gradients included.
-        gradient_bytes: of the gradients that are handed out.
-        divergence: the truth's mean reverse KL over the first ``error_tokens`` tokens, nats.
-        loss_error, student_error, weight_error: see :class:`benchmarks.truth.Errors`.
-        failure: why nothing was measured, or "".
-        date, load: when, and the system's load average before the case.
-    """
+    """A line of the CSV: one contender on one case. What was not measured is None, or empty."""
 
     group: str
     case: str
-    implementation: str
+    implementation: str  # the contender's name
     objective: str
     tokens: int
     vocab: int
-    student_dim: int
+    student_dim: int  # both dims are 0 where logits come in
     teacher_dim: int
     dtype: str
-    scale: str
-    version: str = ""
-    seconds: tuple[float, ...] = ()
-    peak_bytes: int | None = None
-    gradient_bytes: int = 0
-    error_tokens: int = 0
-    divergence: float | None = None
-    loss_error: float | None = None
+    scale: str  # how the problem is smaller than the one it stands for
+    version: str = ""  # of the contender's package
+    seconds: tuple[float, ...] = ()  # of loss and gradients, each round
+    peak_bytes: int | None = None  # beyond the inputs; gradients included
+    gradient_bytes: int = 0  # of the gradients that are handed out
+    error_tokens: int = 0  # how many tokens, the first ones, were compared with the truth
+    divergence: float | None = None  # the truth's mean reverse KL over these tokens, nats
+    loss_error: float | None = None  # see benchmarks.truth.Errors
     student_error: float | None = None
     weight_error: float | None = None
-    failure: str = ""
+    failure: str = ""  # why nothing was measured
     date: str = ""
-    load: float = 0.0
+    load: float = 0.0  # the system's load average before the case
 
     @property
     def time(self) -> Sample | None:
@@ -60,10 +51,61 @@ class Record:
 
     @property
     def memory(self) -> Sample | None:
-        """Beyond inputs and gradients. What a step handed back to the system meanwhile may make it negative: 0 then."""
+        """Memory beyond inputs and gradients, 0 where the step handed more than that back to the system meanwhile."""
         if self.peak_bytes is None:
             return None
         return Sample((max(0, self.peak_bytes - self.gradient_bytes) / MIB,), "MiB")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem, and the contenders that are measured on it."""
+
+    group: str  # group and name: where its lines stand in the tables
+    name: str
+    source: Callable[[], LogitsProblem]  # makes the problem, in a process of its own
+    contenders: tuple[Contender, ...]  # in the order of their turns
+    shape: Shape
+    dtype: str = "fp32"
+    scale: str = ""  # how the problem is smaller than the one it stands for
+    error_tokens: int = 128  # how many tokens, the first ones, are compared with the truth; 0: none
+    seconds: float = 10.0  # seconds and patience: see benchmarks.measure.rounds
+    patience: float = 60.0
+    limit: float = 300.0  # seconds that a single answer of a worker may take
+
+    @property
+    def cost(self) -> float:
+        """An estimate of the seconds it takes on two cores: starting processes, their first steps, and the rounds."""
+        flops = 2 * self.shape.tokens * self.shape.vocab * (3 * self.shape.student_dim + self.shape.teacher_dim)
+        step = 0.1 + flops / 8e10
+        turns = step * len(self.contenders)
+        return 5 + 4 * len(self.contenders) + 2 * turns + min(max(3 * turns, self.seconds), self.patience + turns)
+
+    def record(self, contender: Contender) -> Record:
+        """Returns the line of a contender as it is before anything is measured."""
+        return Record(
+            group=self.group,
+            case=self.name,
+            implementation=contender.name,
+            objective=contender.objective,
+            **asdict(self.shape),
+            dtype=self.dtype,
+            scale=self.scale,
+            version=contender.version or "",
+            date=datetime.date.today().isoformat(),
+            load=round(os.getloadavg()[0], 2),
+        )
+
+
+# From the text of a cell to the value, by the type of the field.
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "int | None": lambda text: int(text) if text else None,
+    "float | None": lambda text: float(text) if text else None,
+    "tuple[float, ...]": lambda text: tuple(map(float, text.split())),
+}
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
@@ -78,23 +120,14 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The lines of a file, none where there is no such file."""
+    """Reads the lines of a file, none where there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [of_line(line) for line in csv.DictReader(file)]
-
-
-def of_line(line: Mapping[str, str]) -> Record:
-    values: dict[str, Any] = dict(line)
-    values["seconds"] = tuple(float(s) for s in line["seconds"].split())
-    for field in fields(Record):
-        if field.type in ("int", "float"):
-            values[field.name] = {"int": int, "float": float}[str(field.type)](line[field.name])
-        elif field.type in ("int | None", "float | None"):
-            number = int if str(field.type).startswith("int") else float
-            values[field.name] = number(line[field.name]) if line[field.name] else None
-    return Record(**values)
+        return [
+            Record(**{field.name: PARSERS[str(field.type)](line[field.name]) for field in fields(Record)})
+            for line in csv.DictReader(file)
+        ]
 
 
 def write_facts(path: Path, facts: Mapping[str, str]) -> None:

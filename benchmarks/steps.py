@@ -1,7 +1,7 @@
-"""The contenders: each function prepares one and returns the step that is timed.
+"""The steps that are timed: each function prepares one of a problem and returns it.
 
-A step returns what it has computed, so that freeing it falls outside the clock. It ends in a plain ``backward()``, as a
-training step does; what an upstream gradient other than 1 adds is measured by itself.
+A step returns what it has computed, so that freeing it falls outside the clock. A loss ends in a plain ``backward()``,
+as in training; what an upstream gradient other than 1 adds is measured by itself.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from eopd_kernels.schedules.sides import HiddenSide
 from eopd_kernels.schedules.student_gradient import HiddenGradient
 from eopd_kernels.schedules.workspace import tiling
 
-from .problems import HiddenProblem, LogitsProblem, Problem
+from .problems import HiddenProblem, LogitsProblem, gradients
 
 Step = Callable[[], object]
-# Of raw logits: scale, softcap (none) and temperature of either side.
+# Scale, softcap (none) and temperature of either side, of raw logits.
 TRANSFORMS = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step that uses something up, and what has to be done before each time."""
+    """A step that uses something up, and what lays it out anew before each time, outside the clock."""
 
     prepare: Callable[[], object]
     step: Step
@@ -39,9 +39,9 @@ class Prepared:
         return self.step()
 
 
-def of_loss(loss: Callable[[Any], Tensor], problem: Problem) -> Step:
-    """A loss of the problem and its gradients by the problem's leaves, forward and backward."""
-    return lambda: gradients(loss(problem), *problem.leaves)
+def of_loss(loss: Callable[[Any], Tensor], problem: LogitsProblem) -> Step:
+    """A loss of the problem and the gradients of the problem's leaves, forward and backward."""
+    return lambda: gradients(loss(problem), problem.leaves)
 
 
 def inplace_logits(problem: LogitsProblem) -> Step:
@@ -74,13 +74,13 @@ def first_touch(problem: LogitsProblem) -> Step:
 
 
 def first_touch_in_huge_pages(problem: LogitsProblem) -> Step:
-    """The same in the memory that the loss asks for."""
+    """A new tensor of the gradient's size, in the memory that the loss asks for, filled."""
     teacher = problem.teacher
     return lambda: tensors.empty(teacher.shape, teacher.dtype, teacher.device).fill_(1)
 
 
 def scale_in_place(problem: LogitsProblem) -> Step:
-    """What an upstream gradient other than 1 adds."""
+    """A gradient times a number: what an upstream gradient other than 1 adds."""
     gradient, factor = torch.zeros_like(problem.teacher), problem.teacher.new_tensor(0.999)
     return lambda: gradient.mul_(factor)
 
@@ -103,12 +103,12 @@ def row_kernel(problem: LogitsProblem) -> Step:
     )
 
 
-def products(problem: HiddenProblem, tokens: int | None = None) -> Step:
-    """The four matrix products of the loss and nothing else, a chunk of tokens at a time, all buffers there already.
+def products(problem: HiddenProblem, chunked: bool = True) -> Step:
+    """The four matrix products of the loss and nothing else, with all buffers there already.
 
-    ``tokens``: of a chunk; default: as many as entropy_aware_kl takes.
+    ``chunked``: as many tokens at a time as entropy_aware_kl takes; else all at once.
     """
-    tokens = chunk_tokens(problem) if tokens is None else tokens
+    tokens = chunk_tokens(problem) if chunked else len(problem.student)
     student, student_weight = problem.student.detach(), problem.student_weight.detach()
     (n, _), vocab_size = student.shape, len(student_weight)
     student_logits, teacher_logits = student.new_empty(2, tokens, vocab_size)
@@ -126,20 +126,15 @@ def products(problem: HiddenProblem, tokens: int | None = None) -> Step:
     return step
 
 
-def unchunked_products(problem: HiddenProblem) -> Step:
-    """The same for all tokens at once."""
-    return products(problem, len(problem.student))
-
-
-def grad_hidden_product(problem: HiddenProblem, tokens: int, dtype: torch.dtype) -> Step:
-    """The product behind dX for a chunk of tokens, in this dtype."""
+def grad_hidden_product(problem: HiddenProblem, dtype: torch.dtype, tokens: int = 128) -> Step:
+    """The product behind dX for ``tokens`` tokens, in ``dtype``."""
     weight = problem.student_weight.detach().to(dtype)
     grad_logits = weight.new_ones(tokens, len(weight))
     return lambda: grad_logits @ weight
 
 
 def backward_products(problem: HiddenProblem, gradient_filter: float | None = None) -> Step:
-    """The two products behind dX and dW for the first chunk of tokens, of the gradient that its logits really have."""
+    """The two products behind dX and dW for the first chunk of tokens, with the real gradient of its logits."""
     tokens = chunk_tokens(problem)
     student, head = problem.student.detach()[:tokens], LMHead(problem.student_weight.detach())
     logits = (student @ head.weight.t()).requires_grad_()
@@ -160,19 +155,8 @@ def backward_products(problem: HiddenProblem, gradient_filter: float | None = No
 
 
 def chunk_tokens(problem: HiddenProblem, workspace_bytes: int | None = None) -> int:
-    """The tokens that entropy_aware_kl takes at a time."""
+    """Returns the number of tokens that entropy_aware_kl takes at a time."""
     student = HiddenSide(problem.student, LMHead(problem.student_weight), len(problem.student_weight))
     teacher = HiddenSide(problem.teacher, LMHead(problem.teacher_weight), len(problem.teacher_weight))
     n, device = len(problem.student), problem.student.device
     return tiling("chunked", n, student, teacher, False, workspace_bytes, device).tokens
-
-
-def gradients(loss: Tensor, *leaves: Tensor) -> list[Tensor]:
-    """backward(), and the leaves' gradients taken off them."""
-    loss.backward()
-    taken = []
-    for leaf in leaves:
-        assert leaf.grad is not None
-        taken.append(leaf.grad)
-        leaf.grad = None
-    return taken

@@ -1,36 +1,26 @@
-"""The lines of the CSV as Markdown. A measurement that failed is a line that says why."""
+"""Formats the lines of the CSV as Markdown tables. A measurement that failed is a line that says why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .implementations import ALL_OURS, FLOOR, NO_PEER, OURS_EXACT
-from .matrix import GROWTH_TOKENS, GROWTH_VOCAB, LEVELS, TARGETS
-from .measure import Sample, significant
-from .records import Record
-from .results import bound_table, markdown_table, ratio_table
-from .targets import goals, objectives, rows
+from eopd_kernels.testing.processes import MIB
 
-CASE_HEADER = (
-    "what",
-    "computes",
-    "time, median (min–max)",
-    "of ours",
-    "MiB beyond inputs and gradients",
-    "of ours",
-    "error of the loss",
-    "of dX or dlogits",
-    "of dW",
-)
-# The front page shows the lines of the case with every peer.
-FRONT_HEADER = ("against", "compared", "time", "memory beyond inputs and gradients", "error of dW, theirs / ours")
+from .contenders import ALL_OURS, FLOOR, NO_PEER, OURS_EXACT
+from .matrix import GROWTH_TOKENS, LEVELS, TARGETS
+from .measure import Sample, significant
+from .page import markdown_table
+from .records import Record
+from .targets import bound_table, goals, objectives, ratio_table, rows
+
 UNKNOWN = "not measured"
-# Whose gradient is the same, though the loss is not.
+# Objectives whose gradient is that of another, though the loss is not.
 NEAREST = {"soft cross-entropy": "forward"}
+ERRORS = ("loss_error", "student_error", "weight_error")
 
 
 def target_tables(records: Sequence[Record], level: str) -> list[str]:
-    """The targets, and what bounds them."""
+    """Formats the targets, and what bounds them."""
     made = rows(goals(LEVELS[level]), records)
     held, bounds = [r for r in made if r.target is not None], [r for r in made if r.target is None]
     parts = [ratio_table(held)] if held else [UNKNOWN]
@@ -38,12 +28,14 @@ def target_tables(records: Sequence[Record], level: str) -> list[str]:
 
 
 def case_table(records: Sequence[Record]) -> str:
-    """One case, each implementation beside ours."""
-    return markdown_table(CASE_HEADER, [cells(record, ours_beside(record, records)) for record in records])
+    """Formats one case, each contender beside ours."""
+    measured = ("time, median (min–max)", "of ours", "MiB beyond inputs and gradients", "of ours")
+    header = ("what", "computes", *measured, "error of the loss", "of dX or dlogits", "of dW")
+    return markdown_table(header, [cells(record, ours_beside(record, records)) for record in records])
 
 
 def ours_beside(record: Record, records: Iterable[Record]) -> Record | None:
-    """Ours of the same objective or gradient in the case; where there is none, floors among them, the first of ours."""
+    """Finds ours of the same objective or gradient; where there is none, as for floors, the first of ours."""
     ran = {r.objective: r for r in records if r.implementation in ALL_OURS and not r.failure}
     return ran.get(NEAREST.get(record.objective, record.objective), next(iter(ran.values()), None))
 
@@ -60,12 +52,12 @@ def cells(record: Record, ours: Record | None) -> list[str]:
         share(time, ours.time if ours else None),
         "–" if memory is None else f"{memory.median:,.0f}",
         share(memory, ours.memory if ours else None),
-        *map(error, (record.loss_error, record.student_error, record.weight_error)),
+        *(error(getattr(record, field)) for field in ERRORS),
     ]
 
 
 def share(value: Sample | None, of: Sample | None) -> str:
-    """How many times as much as ours: the median over the rounds."""
+    """Formats how many times as much as ours it is, the median over the rounds."""
     if value is None or of is None or not of.median:
         return "–"
     return f"{significant((value / of).median)}x"
@@ -76,22 +68,20 @@ def error(value: float | None) -> str:
 
 
 def growth_table(records: Sequence[Record], group: str) -> str:
-    """Time and memory by size, an implementation per line, and by how much they grow."""
-    of_size = (lambda r: r.tokens) if group == GROWTH_TOKENS else (lambda r: r.vocab)
-    mine = [r for r in records if r.group == group]
-    sizes = sorted({of_size(r) for r in mine})
+    """Formats time and memory by size, a contender per line, and how much they grow from the first size to the last."""
+    letter, field = ("N", "tokens") if group == GROWTH_TOKENS else ("V", "vocab")
+    sizes = sorted({getattr(record, field) for record in records})
     lines = []
-    for name in dict.fromkeys(r.implementation for r in mine):
-        found = {of_size(r): r for r in mine if r.implementation == name}
+    for name in dict.fromkeys(record.implementation for record in records):
+        found = {getattr(record, field): record for record in records if record.implementation == name}
         ran = [found[size] for size in sizes if size in found]
         grown = [growth([r.time for r in ran]), growth([r.memory for r in ran])]
         lines.append([name, *(growth_cell(found[size]) if size in found else "–" for size in sizes), *grown])
-    letter = "N" if group == GROWTH_TOKENS else "V"
     return markdown_table(("what", *(f"{letter}={size:,}" for size in sizes), "time grows", "memory grows"), lines)
 
 
 def growth(values: Sequence[Sample | None]) -> str:
-    """From the first size to the last that was run."""
+    """Formats the growth from the first size to the last that was run."""
     known = [value.median for value in values if value is not None]
     return f"{significant(known[-1] / known[0])}x" if known and known[0] else "–"
 
@@ -105,32 +95,26 @@ def growth_cell(record: Record) -> str:
 
 
 def main_case(records: Sequence[Record], level: str) -> list[Record]:
-    """The case with every peer."""
+    """Returns the lines of the case with every peer."""
     tokens = LEVELS[level].main_tokens
     return [r for r in records if r.group == TARGETS and r.tokens == tokens and r.student_dim]
 
 
 def front_table(mine: Sequence[Record]) -> str:
-    """One case for a front page. Where a peer is the better one, its figure is bold."""
+    """Formats one case for a front page. Where a peer is the better one, its figure is bold."""
     lines = []
     for record in mine:
         own = ours_beside(record, mine)
         if record.implementation in ALL_OURS or own is None:
             continue
-        compared = objectives(own, record)
-        if record.failure:
-            lines.append([record.implementation, compared, record.failure, "–", "–"])
-            continue
-        lines.append(
-            [
-                record.implementation,
-                compared,
-                ratio(record.time, own.time, "faster", "slower"),
-                ratio(record.memory, own.memory, "less", "more") if record.objective != FLOOR else "–",
-                error_ratio(record, own),
-            ]
-        )
-    return markdown_table(FRONT_HEADER, lines) if lines else UNKNOWN
+        figures = [record.failure, "–", "–"]
+        if not record.failure:
+            memory = record.memory if record.objective != FLOOR else None
+            times = ratio(record.time, own.time, "faster", "slower")
+            figures = [times, ratio(memory, own.memory, "less", "more"), error_ratio(record, own)]
+        lines.append([record.implementation, objectives(own, record), *figures])
+    header = ("against", "compared", "time", "memory beyond inputs and gradients", "error of dW, theirs / ours")
+    return markdown_table(header, lines) if lines else UNKNOWN
 
 
 def ratio(theirs: Sample | None, ours: Sample | None, better: str, worse: str) -> str:
@@ -148,11 +132,9 @@ def error_ratio(theirs: Record, ours: Record) -> str:
 
 
 def best_peer_table(records: Sequence[Record]) -> str:
-    """The errors of ours beside the smallest of any peer with the same objective, in every case that has both."""
-    lines, smaller, compared = [], 0, 0
+    """Formats our errors beside the smallest of any peer with the same objective, in every case that has both."""
+    lines, pairs = [], []
     for ours in records:
-        if ours.implementation not in OURS_EXACT or ours.student_error is None or ours.failure:
-            continue
         peers = [
             r
             for r in records
@@ -160,34 +142,49 @@ def best_peer_table(records: Sequence[Record]) -> str:
             and r.implementation not in NO_PEER
             and r.student_error is not None
         ]
-        if peers:
+        if peers and ours.implementation in OURS_EXACT and ours.student_error is not None and not ours.failure:
             kl = "–" if ours.divergence is None else f"{ours.divergence:.2e}"
-            errors = [pair(ours, peers, field) for field in ("loss_error", "student_error", "weight_error")]
+            errors = [pair(ours, peers, field) for field in ERRORS]
             lines.append([ours.case, ours.implementation, kl, *errors])
-            compared += sum(cell != "–" for cell in errors)
-            smaller += sum(cell != "–" and "**" not in cell for cell in errors)
+            pairs += [cell for cell in errors if cell != "–"]
+    smaller = sum("**" not in cell for cell in pairs)
     header = ("case", "what", "reverse KL, nats", "loss", "dX or dlogits", "dW")
-    summary = f"Ours is no larger than the smallest of the peers in {smaller} of {compared} (else the peer's is bold):"
+    summary = (
+        f"Ours is no larger than the smallest of the peers in {smaller} of {len(pairs)} (else the peer's is bold):"
+    )
     return f"{summary}\n\n{markdown_table(header, lines)}" if lines else UNKNOWN
 
 
 def pair(ours: Record, peers: Iterable[Record], field: str) -> str:
-    """Ours, and the best of the peers with its name; bold where the peer's is the smaller."""
+    """Formats our error, and the best peer's with its name; bold where the peer's is the smaller."""
     own = getattr(ours, field)
-    known = [r for r in peers if getattr(r, field) is not None]
+    known = [(value, r.implementation) for r in peers if (value := getattr(r, field)) is not None]
     if own is None or not known:
         return "–"
-    best = min(known, key=lambda r: getattr(r, field))
-    theirs = getattr(best, field)
-    text = f"{error(theirs)} ({best.implementation})"
+    theirs, name = min(known, key=lambda one: one[0])
+    text = f"{error(theirs)} ({name})"
     return f"{error(own)}; {f'**{text}**' if theirs < own else text}"
 
 
-def case_titles(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The lines of each case, in order, apart from the growth of cost, which has tables of its own."""
-    found: dict[str, list[Record]] = {}
+def gpu_table(records: Sequence[Record]) -> str:
+    """Formats one size of the acceptance run, with ratios against the first contender that ran, which is ours."""
+    base = next((record.time.median for record in records if record.time), None)
+    rows = []
     for record in records:
-        if record.group not in (GROWTH_TOKENS, GROWTH_VOCAB):
-            title = f"{record.case}, {record.scale}" if record.scale else record.case
-            found.setdefault(title, []).append(record)
-    return found
+        time = record.time
+        if time is None or base is None or record.peak_bytes is None:
+            rows.append([record.implementation, record.failure, *["–"] * 4])
+            continue
+        low, median, high = (f"{1e3 * s:.2f}" for s in (min(time.values), time.median, max(time.values)))
+        rows.append(
+            [
+                record.implementation,
+                f"{median} ({low}–{high})",
+                f"{time.median / base:.2f}",
+                f"{record.tokens / time.median:,.0f}",
+                f"{record.peak_bytes / MIB:,.0f}",
+                error(record.student_error),
+            ]
+        )
+    header = ("what", "ms, median (min–max)", "time / ours", "tokens/s", "peak MiB beyond inputs", "error of dX")
+    return markdown_table(header, rows)

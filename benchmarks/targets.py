@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from .implementations import (
-    ADD,
-    BACKWARD,
-    BACKWARD_FILTERED,
-    COMPILED,
-    DX_BF16,
-    DX_FP32,
-    FILTERED,
-    FLOOR,
-    HUGE,
-    INPLACE,
-    KERNEL,
-    LIGER,
-    ORDA_GATED,
-    OURS,
-    OURS_REVERSE,
-    PLAIN,
-    PRODUCTS,
-    SCALED,
-    TOUCH,
-    TRL,
-    UNCHUNKED,
-)
+from . import contenders as of
+from .contenders import FLOOR, OURS, OURS_REVERSE, PLAIN, PRODUCTS
 from .matrix import REAL, TARGETS, Level, real
+from .measure import Sample
+from .page import markdown_table
+from .problems import Shape
 from .records import Record
-from .results import Row, Target, compared
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a ratio or on memory: from below for "faster" and "less memory", else from above."""
+
+    kind: Literal["faster", "less memory", "its time", "MiB"]
+    bound: float
+
+    @property
+    def from_below(self) -> bool:
+        return self.kind in ("faster", "less memory")
+
+    def met(self, reached: Sample) -> bool:
+        return reached.median >= self.bound if self.from_below else reached.median <= self.bound
+
+    def __str__(self) -> str:
+        separator = " " if self.kind == "MiB" else "x "
+        return f"{'≥' if self.from_below else '≤'} {self.bound:g}{separator}{self.kind}"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A line to come. ``against`` None: the target is absolute. ``target`` None: it bounds another line."""
+    """A comparison on a case. ``against`` None: the target is absolute. ``target`` None: it bounds another line."""
 
     case: str
     ours: str
@@ -47,47 +48,64 @@ class Goal:
         return self.target is not None and self.target.kind in ("less memory", "MiB")
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Where a side has failed, it is the reason in words, and nothing is reached.
+
+    ``reached`` has the target's unit; ``peer`` is None where the target is absolute.
+    """
+
+    case: str
+    against: str
+    target: Target | None
+    reached: Sample | None
+    ours: Sample | str
+    peer: Sample | str | None = None
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.target is None or self.reached is None else self.target.met(self.reached)
+
+
 def goals(level: Level) -> list[Goal]:
-    """Under a level's own sizes; the targets are those of the published ones."""
+    """Returns the goals with the sizes of a level; the targets are those of the published sizes."""
 
     def hidden(tokens: int, dtype: str = "fp32") -> str:
-        return f"hidden states N={tokens:,}, V={level.vocab:,}, D={level.dim:,} {dtype}"
+        return f"hidden states {Shape(tokens, level.vocab, level.dim, level.dim)} {dtype}"
 
     logits = f"logits {level.rows:,} x {level.logits_vocab:,} fp32"
     main, usual, long = hidden(level.main_tokens), hidden(level.tokens), hidden(level.long_tokens)
     beside = [
         (OURS, PLAIN, 1.5, 25),
-        (OURS, COMPILED, 1.3, 10),
-        (OURS_REVERSE, TRL, 2.2, 5),
-        (OURS_REVERSE, LIGER, 1.3, 3),
-        (OURS, ORDA_GATED, 2.8, 25),
+        (OURS, of.COMPILED, 1.3, 10),
+        (OURS_REVERSE, of.TRL, 2.2, 5),
+        (OURS_REVERSE, of.LIGER, 1.3, 3),
+        (OURS, of.ORDA_GATED, 2.8, 25),
     ]
     made = [Goal(main, ours, peer, Target("faster", faster)) for ours, peer, faster, _ in beside]
     made += [Goal(main, ours, peer, Target("less memory", less)) for ours, peer, _, less in beside]
-    made += [Goal(main, OURS, PRODUCTS, Target("its time", 1.1))]
+    late = real(level)[0].name  # the student that is nearest to its teacher, as late in training
     made += [
+        Goal(main, OURS, PRODUCTS, Target("its time", 1.1)),
         Goal(usual, OURS, PRODUCTS, Target("its time", 1.1)),
         Goal(usual, OURS, PLAIN, Target("faster", 1.5)),
         Goal(usual, OURS, PLAIN, Target("less memory", 15)),
         *(Goal(case, OURS, None, Target("MiB", 160)) for case in (usual, main, long)),
-        *(Goal(logits, ours, PLAIN, Target("faster", 25)) for ours in (OURS, INPLACE)),
-        *(Goal(logits, ours, COMPILED, Target("faster", 8)) for ours in (OURS, INPLACE)),
-        *(Goal(logits, ours, ADD, Target("its time", 1.8)) for ours in (KERNEL, OURS, INPLACE)),
+        *(Goal(logits, ours, PLAIN, Target("faster", 25)) for ours in (OURS, of.INPLACE)),
+        *(Goal(logits, ours, of.COMPILED, Target("faster", 8)) for ours in (OURS, of.INPLACE)),
+        *(Goal(logits, ours, of.ADD, Target("its time", 1.8)) for ours in (of.KERNEL, OURS, of.INPLACE)),
         Goal(hidden(level.tokens, "bf16"), OURS, PLAIN, Target("faster", 15)),
+        Goal(late, of.FILTERED[12], PRODUCTS, Target("its time", 1.0)),
+        Goal(late, of.BACKWARD_FILTERED, of.BACKWARD, Target("its time", 0.5)),
     ]
-    late = real(level)[0].name  # the student that is nearest to its teacher, as late in training
-    made += [
-        Goal(late, FILTERED[12], PRODUCTS, Target("its time", 1.0)),
-        Goal(late, BACKWARD_FILTERED, BACKWARD, Target("its time", 0.5)),
-    ]
-    bounds = [(logits, TOUCH, ADD), (logits, HUGE, ADD), (logits, SCALED, ADD), (usual, PRODUCTS, UNCHUNKED)]
-    bounds += [(main, PRODUCTS, peer) for peer in (COMPILED, LIGER)]
-    bounds.append((hidden(level.tokens, "bf16"), DX_BF16, DX_FP32))
+    bounds = [(logits, of.TOUCH, of.ADD), (logits, of.HUGE, of.ADD), (logits, of.SCALED, of.ADD)]
+    bounds += [(usual, PRODUCTS, of.UNCHUNKED), (main, PRODUCTS, of.COMPILED), (main, PRODUCTS, of.LIGER)]
+    bounds.append((hidden(level.tokens, "bf16"), of.DX_BF16, of.DX_FP32))
     return made + [Goal(case, ours, against, None) for case, ours, against in bounds]
 
 
 def rows(goals: Sequence[Goal], records: Sequence[Record]) -> list[Row]:
-    """A line for each goal whose two sides were run; where one of them failed, the line says that."""
+    """Makes a line for each goal whose two sides were run; where one of them failed, the line says that."""
     found = {(r.case, r.implementation): r for r in records if r.group in (TARGETS, REAL)}
     made = []
     for goal in goals:
@@ -112,8 +130,38 @@ def row(goal: Goal, ours: Record, peer: Record) -> Row:
     return compared(case, against, goal.target, ours_value, peer_value)
 
 
+def compared(case: str, against: str, target: Target | None, ours: Sample, peer: Sample) -> Row:
+    """Makes a row whose figure is a ratio: how many times better ours is, or what share of the peer it takes."""
+    better = target is not None and target.from_below
+    return Row(case, against, target, peer / ours if better else ours / peer, ours, peer)
+
+
 def objectives(ours: Record, peer: Record) -> str:
-    """What is compared with what."""
+    """Says which objectives are compared."""
     if peer.objective == FLOOR:
         return "no loss"
     return ours.objective if peer.objective == ours.objective else f"{peer.objective}; ours {ours.objective}"
+
+
+def ratio_table(rows: Iterable[Row]) -> str:
+    """Formats rows with targets."""
+    header = ("case", "against", "target", "reached", "met", "ours, median (min–max)", "peer, median (min–max)")
+    verdicts = {None: "–", True: "yes", False: "**no**"}
+    return markdown_table(
+        header,
+        [
+            [*map(words, (r.case, r.against, r.target, r.reached)), verdicts[r.met], words(r.ours), words(r.peer)]
+            for r in rows
+        ],
+    )
+
+
+def bound_table(rows: Iterable[Row]) -> str:
+    """Formats rows without a target: one thing in units of another."""
+    header = ("what", "in units of", "ratio", "median (min–max)", "of the unit")
+    return markdown_table(header, [[*map(words, (r.case, r.against, r.reached, r.ours, r.peer))] for r in rows])
+
+
+def words(value: object) -> str:
+    """Formats a cell, None as a dash."""
+    return "–" if value is None else str(value)

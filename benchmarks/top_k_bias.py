@@ -48,13 +48,13 @@ class Track(NamedTuple):
 
 
 def teachers() -> Tensor:
-    """Logits ``[teachers, V]``, in descending order."""
+    """Returns the teachers' logits ``[teachers, V]``, in descending order."""
     ranks = torch.arange(1, VOCAB_SIZE + 1, dtype=torch.float64)
     return torch.stack([-exponent * ranks.log() for exponent in TEACHERS.values()])
 
 
 def descend(forward: Any, reverse: Any = "none", *, steps: int = STEPS, rate: float = RATE) -> Track:
-    """Gradient descent from the teacher, with the gate open: on a forward half alone, or with a reverse half beside."""
+    """Descends from the teacher, with the gate open, on a forward half alone or with a reverse half beside it."""
     teacher = teachers()
     student = teacher.clone().requires_grad_()
     objective = Objective(gate="always", reverse=reverse, forward=forward)
@@ -70,7 +70,7 @@ def descend(forward: Any, reverse: Any = "none", *, steps: int = STEPS, rate: fl
 
 
 def table(tracks: dict[str, Track]) -> str:
-    """The end of every track as a Markdown table."""
+    """Formats the end of every track as a Markdown table."""
     log_q = teachers().log_softmax(1)
     lines = ["| teacher | minimised | KL(q ‖ p), nats | student's mass outside the top 16 |", "|---|---|---|---|"]
     for column, (kind, entropy) in enumerate(zip(TEACHERS, -(log_q.exp() * log_q).sum(1), strict=True)):
@@ -84,16 +84,14 @@ def table(tracks: dict[str, Track]) -> str:
 
 
 def draw(tracks: dict[str, Track], path: Path) -> None:
-    """Two rows of panels, KL and outside mass; a column for each teacher."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Draws KL and outside mass in two rows of panels, with a column for each teacher."""
+    from matplotlib.figure import Figure
     from PIL import Image  # matplotlib brings it
 
     log_q = teachers().log_softmax(1)
     entropies = -(log_q.exp() * log_q).sum(1)
-    figure, panels = pyplot.subplots(2, 2, figsize=(8, 5.6), sharex=True, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8, 5.6), layout="constrained", facecolor="white")
+    panels = figure.subplots(2, 2, sharex=True)
     for column, kind in enumerate(TEACHERS):
         above, below = panels[:, column]
         for name, track in tracks.items():
@@ -110,7 +108,6 @@ def draw(tracks: dict[str, Track], path: Path) -> None:
     panels[1, 0].set_ylabel("student's mass outside\nthe teacher's top 16, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     with Image.open(path) as image:
         image.convert("RGB").quantize(48).save(path, optimize=True)  # a third of the size
 

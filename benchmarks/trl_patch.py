@@ -1,4 +1,4 @@
-"""What patch_trl saves: trl's own functions, patched and not, on the same hidden states.
+"""Measures what patch_trl saves: trl's own functions, patched and not, on the same hidden states.
 
 python -m benchmarks.trl_patch [--tokens N] [--vocabulary V] [--hidden D] [--seconds S]
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import importlib
 from contextlib import nullcontext
+from functools import partial
 
 import torch
-from torch import Tensor
 
-from eopd_kernels import LMHead, Objective, entropy_aware_kl
+from eopd_kernels import Objective
 from eopd_kernels.integrations.trl import patch_trl
+from eopd_kernels.testing.processes import MIB
 
-from .measure import MIB, fresh_process, interleaved, peak_memory
-from .peers.trl import gkd
-from .problems import HiddenProblem, hidden_problem
-from .steps import Step, gradients, of_loss
+from .contenders import GKD, HIDDEN, OURS_REVERSE, Contender
+from .problems import HiddenProblem, Shape, gradients, hidden_problem
+from .records import Case, Record
+from .run import run
+from .steps import Step
 
 
 def divergence_step(problem: HiddenProblem, patched: bool) -> Step:
@@ -31,31 +33,19 @@ def divergence_step(problem: HiddenProblem, patched: bool) -> Step:
     def step() -> object:
         with patch_trl(Objective.reverse_kl()) if patched else nullcontext():
             loss, _, _ = trainer._chunked_divergence_loss(*batched, *weights, mask, 1.0)
-            return gradients(loss, *problem.leaves)
+            return gradients(loss, problem.leaves)
 
     return step
 
 
-def ours(problem: HiddenProblem) -> Tensor:
-    return entropy_aware_kl(
-        problem.student,
-        problem.teacher,
-        student_head=LMHead(problem.student_weight),
-        teacher_head=LMHead(problem.teacher_weight),
-        objective=Objective.reverse_kl(),
-    ).loss
-
-
-def theirs(problem: HiddenProblem) -> Tensor:
-    """Both heads, then GKDTrainer's generalized_jsd_loss, as its trainer does."""
-    return gkd(problem, 1.0)
-
-
-def loss_memory(tokens: int, vocabulary: int, hidden: int, of_trl: bool) -> int:
-    """Bytes at most beyond the inputs while the loss and its gradients are computed; for a process of its own."""
-    loss = theirs if of_trl else ours
-    of_loss(loss, hidden_problem(64, 100, hidden))()  # libraries and thread pools load on first use
-    return peak_memory(of_loss(loss, hidden_problem(tokens, vocabulary, hidden)))
+def measured(shape: Shape, seconds: float) -> list[Record]:
+    """Measures GKDTrainer's loss behind both heads, ours, and DistillationTrainer's loss unpatched and patched."""
+    trainers = [
+        Contender(name, "reverse", prepare=partial(divergence_step, patched=name == "patched"))
+        for name in ("unpatched", "patched")
+    ]
+    contenders, source = (HIDDEN[GKD], HIDDEN[OURS_REVERSE], *trainers), partial(hidden_problem, shape)
+    return run(Case("trl", str(shape), source, contenders, shape, error_tokens=0, seconds=seconds))
 
 
 def main() -> None:
@@ -64,15 +54,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seconds", type=float, default=60.0)
     options = parser.parse_args()
-    shape = options.tokens, options.vocabulary, options.hidden
-    theirs_mib, ours_mib = (fresh_process(loss_memory, *shape, of_trl) / MIB for of_trl in (True, False))
+    shape = Shape(options.tokens, options.vocabulary, options.hidden, options.hidden)
+    records = measured(shape, options.seconds)
+    theirs_mib, ours_mib = ((record.peak_bytes or 0) / MIB for record in records[:2])
     memory = f"generalized_jsd_loss {theirs_mib:.0f} MiB, ours {ours_mib:.0f} MiB, {theirs_mib / ours_mib:.1f}x less"
     print(f"peak memory of the loss: {memory}")
-    problem = hidden_problem(*shape)
-    steps = {name: divergence_step(problem, name == "patched") for name in ("unpatched", "patched")}
-    times = interleaved(steps, options.seconds)
-    faster = times["unpatched"] / times["patched"]
-    print(f"DistillationTrainer's loss: unpatched {times['unpatched']}, patched {times['patched']}, {faster} faster")
+    unpatched, patched = (record.time for record in records[2:])
+    assert unpatched is not None and patched is not None, [record.failure for record in records]
+    print(f"DistillationTrainer's loss: unpatched {unpatched}, patched {patched}, {unpatched / patched} faster")
 
 
 if __name__ == "__main__":

@@ -1,81 +1,87 @@
-"""``python -m benchmarks.workspace``: time and memory under budgets for the blocks of logits, behind the default of
-``workspace_bytes``."""
+"""``python -m benchmarks.workspace``: time and memory under budgets for the blocks of logits.
+
+The default of ``workspace_bytes`` is chosen from its tables.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import json
+import os
 from functools import partial
+from pathlib import Path
 
-import torch
+from eopd_kernels.testing.processes import MIB
 
-from .cli import parse, publish
-from .losses import fused_hidden
-from .measure import MIB, THREADS, Sample, fresh_process, interleaved, peak_memory, progress
-from .problems import HiddenProblem, hidden_problem
-from .results import markdown_table
-from .steps import Step, chunk_tokens, of_loss, products
+from .contenders import HIDDEN, UNCHUNKED, Contender, ours
+from .machine import ENVIRONMENTS, description, imitate
+from .measure import progress
+from .page import QUICK_LABEL, block, markdown_table, replace_block
+from .problems import Shape, hidden_problem
+from .records import Case
+from .run import run
+from .steps import chunk_tokens
 
 MODULE = "benchmarks.workspace"
 BUDGETS = (32, 64, 96, 128, 192, 256)  # MiB
+SHAPES = {"small": Shape(2_048, 49_152, 576, 576), "large": Shape(512, 151_936, 1_024, 1_024)}
+QUICK_SHAPES = {"small": Shape(512, 8_192, 128, 128), "large": Shape(256, 16_384, 128, 128)}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """N, V and D of both sides."""
-
-    tokens: int
-    vocab: int
-    dim: int
-
-    def __str__(self) -> str:
-        return f"N={self.tokens:,}, V={self.vocab:,}, D={self.dim:,}"
-
-
-SHAPES = {"small": Shape(2_048, 49_152, 576), "large": Shape(512, 151_936, 1_024)}
-QUICK_SHAPES = {"small": Shape(512, 8_192, 128), "large": Shape(256, 16_384, 128)}
-
-
-def time_budgets(shape: Shape, seconds: float) -> tuple[dict[str, Sample], dict[int, int]]:
-    """The times by budget, beside the four products over all tokens at once; and the tokens of a chunk."""
-    problem = hidden_problem(shape.tokens, shape.vocab, shape.dim)
-    tokens = {budget: chunk_tokens(problem, budget * MIB) for budget in BUDGETS}
-    steps = {f"{budget} MiB": within(problem, budget * MIB) for budget in BUDGETS}
-    return interleaved({"products": products(problem, shape.tokens), **steps}, seconds), tokens
-
-
-def within(problem: HiddenProblem, workspace_bytes: int) -> Step:
-    return of_loss(partial(fused_hidden, workspace_bytes=workspace_bytes), problem)
-
-
-def peak_beyond_results(shape: Shape, workspace_bytes: int) -> int:
-    """Bytes beyond inputs and gradients."""
-    torch.set_num_threads(THREADS)
-    within(hidden_problem(8, 64, 16), workspace_bytes)()  # thread pools and the products' buffers are there from now on
-    problem = hidden_problem(shape.tokens, shape.vocab, shape.dim)
-    return peak_memory(within(problem, workspace_bytes)) - sum(leaf.nbytes for leaf in problem.leaves)
+def parse() -> argparse.Namespace:
+    """Reads the options; with ``--capability`` the command continues in a new process that is restricted to it."""
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Time and memory by workspace budget.")
+    parser.add_argument("--only", action="append", choices=SHAPES, metavar="CASE", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--quick", action="store_true", help="small shapes, half a minute; not the published figures")
+    parser.add_argument("--seconds", type=float, help="how long rounds are repeated in each case (at least 3 rounds)")
+    parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
+    arguments = parser.parse_args()
+    if arguments.write and (arguments.quick or arguments.only):
+        parser.error("what is written is of whole runs only: leave out --quick and --only")
+    if arguments.capability:
+        imitate(arguments.capability, MODULE)
+    return arguments
 
 
 def main() -> None:
-    arguments = parse(MODULE, "Time and memory by workspace budget.", list(SHAPES))
+    arguments, load = parse(), os.getloadavg()[0]
     shapes = QUICK_SHAPES if arguments.quick else SHAPES
     seconds = arguments.seconds if arguments.seconds is not None else 1 if arguments.quick else 90
-    parts, records = [], []
+    budgeted = [Contender(f"{b} MiB", "gated", partial(ours, workspace_bytes=b * MIB)) for b in BUDGETS]
+    header = ("workspace_bytes", "tokens per chunk", "of the products' time", "time", "peak memory")
+    parts, records = [QUICK_LABEL] if arguments.quick else [], []
     for name in arguments.only or shapes:
         shape = shapes[name]
         progress(f"{name}:")
-        times, tokens = fresh_process(time_budgets, shape, seconds)
-        rows = []
-        for budget in BUDGETS:
-            time = times[f"{budget} MiB"]
-            ratio = time / times["products"]
-            peak = Sample((fresh_process(peak_beyond_results, shape, budget * MIB) / MIB,), "MiB")
-            progress(f"  {budget} MiB: {peak}")
-            rows.append([f"{budget} MiB", str(tokens[budget]), str(ratio), str(time), str(peak)])
+        case = Case(
+            "workspace",
+            str(shape),
+            partial(hidden_problem, shape),
+            (HIDDEN[UNCHUNKED], *budgeted),
+            shape,
+            error_tokens=0,
+            seconds=seconds,
+        )
+        products, *within = run(case)
+        assert products.time is not None, products.failure
+        rows, problem = [], hidden_problem(shape)
+        for budget, record in zip(BUDGETS, within, strict=True):
+            time, peak = record.time, record.memory
+            assert time is not None and peak is not None, record.failure
+            tokens = chunk_tokens(problem, budget * MIB)
+            rows.append([f"{budget} MiB", str(tokens), str(time / products.time), str(time), str(peak)])
             records.append({"shape": str(shape), "budget": budget, "times": time.values, "peak": peak.values})
-        header = ("workspace_bytes", "tokens per chunk", "of the products' time", "time", "peak memory")
-        parts += [f"{shape}; the four products over all tokens at once take {times['products']}:"]
+        parts += [f"{shape}; the four products over all tokens at once take {products.time}:"]
         parts += [markdown_table(header, rows)]
-    publish(MODULE, "workspace", arguments, parts, records)
+    machine = description(MODULE, arguments.capability, load)
+    text = block(machine, parts)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine, "quick": arguments.quick, "rows": records}, indent=1))
+    if arguments.write:
+        replace_block(arguments.write, f"workspace {arguments.capability or ''}".strip(), text)
 
 
 if __name__ == "__main__":

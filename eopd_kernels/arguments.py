@@ -17,7 +17,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def described(value: object) -> str:
-    """What an error says came: a tensor's dtype, shape and device, a number or a short text, else a type and length.
+    """Describes what came, for an error: dtype, shape and device, a number or a short text, else a type and length.
 
     Never the numbers of a tensor, nor what a model or its output holds: that would be hundreds of lines.
     """
@@ -36,7 +36,7 @@ def described(value: object) -> str:
 
 
 def quoted(value: object) -> str:
-    """The repr of an option's value where it is short, else what :func:`described` says."""
+    """Returns the repr of an option's value where it is short, else what :func:`described` says."""
     if isinstance(value, Tensor) or len(text := repr(value)) > LONGEST_QUOTE:
         return described(value)
     return text
@@ -50,8 +50,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def check_floating(name: str, tensor: Any, instead: str = "") -> None:
-    """Refuses what is no dense tensor of a dtype that the kernels read; of what is no tensor it says what to do
-    ``instead``."""
+    """Refuses what is no dense tensor of a dtype that the kernels read; of a non-tensor says what to do ``instead``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a floating-point tensor, got {described(tensor)}{instead and f': {instead}'}")
     if not tensor.is_floating_point():
@@ -65,7 +64,7 @@ def check_floating(name: str, tensor: Any, instead: str = "") -> None:
 def finite(
     name: str, value: Any, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
 ) -> float:
-    """``value`` as a float, or a TypeError/ValueError."""
+    """Returns ``value`` as a float; refuses what is no finite number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {described(value)}")
     number = float(value)
@@ -77,19 +76,19 @@ def finite(
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """A ValueError unless ``value`` is among the values allowed, in type as well."""
+    """Refuses a ``value`` that is not among those allowed, in type as well."""
     if not any(type(value) is type(a) and value == a for a in allowed):
         raise ValueError(f"{name} must be one of {tuple(allowed)}, got {quoted(value)}")
 
 
 def check_whole(name: str, value: Any, allowed: str = "an int") -> None:
-    """A TypeError unless ``value`` is an int."""
+    """Refuses a ``value`` that is no int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be {allowed}, got {described(value)}")
 
 
 def positive_int(name: str, value: Any) -> None:
-    """A TypeError/ValueError unless ``value`` is an int of at least 1."""
+    """Refuses a ``value`` that is no int of at least 1."""
     check_whole(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

@@ -31,8 +31,8 @@ from .objective.objective import Objective
 from .rows import LIBRARY
 from .schedules.fp16 import outstanding
 from .schedules.seen import Seen
-from .schedules.solve import Gradients, as_inputs, solve, solve_again
-from .second_derivative import refuse_second_derivative
+from .schedules.solve import as_inputs, solve, solve_again
+from .second_derivative import Gradients, refuse_second_derivative
 from .tensors import compute_dtype
 
 
@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
 
     @classmethod
     def of(cls, call: Call) -> Arguments:
-        """The call, its heads and options spelt out."""
+        """Spells out the heads and options of a call."""
         return cls(
             *call.sides(),
             call.weights,
@@ -76,7 +76,7 @@ class Arguments(NamedTuple):
 
     @property
     def call(self) -> Call:
-        """What :meth:`of` was given."""
+        """The call that :meth:`of` was given."""
         options, *scales = read(self.spelling)
         options = replace(options, local_vocab_size=self.local_vocab_size, workspace_bytes=self.workspace_bytes)
         weights = (self.student_weight, self.student_bias), (self.teacher_weight, self.teacher_bias)
@@ -96,7 +96,7 @@ class Arguments(NamedTuple):
 
 
 def done_to_logits(head: LMHead | None) -> tuple[float, float | None] | None:
-    """Scale and softcap of a head."""
+    """Returns scale and softcap of a head."""
     return None if head is None else (head.scale, head.softcap)
 
 
@@ -111,7 +111,7 @@ SIZES = ("local_vocab_size", "workspace_bytes")
 
 
 def spelt(value: Any) -> Any:
-    """``value`` as a literal; a record becomes its name and what is in its fields, but for the sizes.
+    """Returns ``value`` as a literal; a record becomes its name and what is in its fields, but for the sizes.
 
     Raises:
         TypeError: it holds something that a text cannot say, such as a callable gate.
@@ -140,7 +140,7 @@ def guarded(number: float) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def read(spelling: str) -> Any:
-    """What was :func:`spelt`."""
+    """Returns what was :func:`spelt`."""
 
     def built(value: Any) -> Any:
         if not isinstance(value, tuple):
@@ -154,13 +154,13 @@ def read(spelling: str) -> Any:
 
 
 def call(call: Call) -> tuple[Tensor, Seen]:
-    """Loss, and what was seen of the N tokens, of a checked call that is traced."""
+    """Returns the loss of a checked call that is traced, and what was seen of its N tokens."""
     loss, *rest = torch.ops.eopd_kernels.loss(*Arguments.of(call))
     return loss, Seen(*rest[: len(SEEN)])
 
 
 def obstacle(options: Options) -> str | None:
-    """Why a call with these options cannot be an op, or None."""
+    """Returns why a call with these options cannot be an op, or None."""
     if options.inplace:
         return "inplace=True overwrites an input, which an op with a gradient may not"
     if options.shard is not None:
@@ -171,7 +171,7 @@ def obstacle(options: Options) -> str | None:
 
 
 def loss(*given: Any) -> list[Tensor]:
-    """The loss, the tensors of :class:`Seen`, and what backward needs, as in
+    """Returns the loss, the tensors of :class:`Seen`, and what backward needs, as in
     :class:`~eopd_kernels.schedules.solve.Solved`."""
     call = Arguments(*given).call
     options, tokens = call.options, call.tokens
@@ -216,7 +216,7 @@ def loss_fake(*given: Any) -> list[Tensor]:
 
 
 def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
-    """How many columns of a row have a gradient of their own."""
+    """Returns how many columns of a row have a gradient of their own."""
     k = 1 if isinstance(objective.reverse, Sampled) else 0
     if isinstance(objective.forward, TopK):
         k += objective.forward.k if top_ids is None else top_ids.shape[1]
@@ -224,7 +224,7 @@ def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
 
 
 def loss_backward(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor], *given: Any) -> list[Tensor]:
-    """The gradients of student, weight and bias that are needed, in their dtypes."""
+    """Returns the gradients of student, weight and bias that are needed, in their dtypes."""
     call = Arguments(*given).call
     forms: Any = [None if t is None else (t.dtype, t.shape) for t in call.differentiable()]
     return [g for g in as_inputs(solve_again(call, upstream, packed, kept), forms) if g is not None]

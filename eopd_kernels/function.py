@@ -1,4 +1,4 @@
-"""EntropyAwareKL: the torch.autograd.Function behind every door of the package."""
+"""EntropyAwareKL: the torch.autograd.Function that all functions of the package end in."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .inputs.record import Call
 from .inputs.top_k_teacher import TopKTeacher
 from .schedules.fp16 import outstanding
 from .schedules.seen import Seen
-from .schedules.solve import Gradients, as_inputs, solve, solve_again
-from .second_derivative import refuse_second_derivative
+from .schedules.solve import as_inputs, solve, solve_again
+from .second_derivative import Gradients, refuse_second_derivative
 
 WITHOUT_HEADS = tuple(name for name in ALL if not name.endswith("_head"))
 
@@ -69,7 +69,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
 
     @classmethod
     def of(cls, call: Call) -> tuple[Tensor, Seen]:
-        """Loss, and what was seen of the N tokens, of a checked call."""
+        """Returns the loss of a checked call, and what was seen of its N tokens."""
         if torch.compiler.is_compiling():
             obstacle = compiled.obstacle(call.options)
             if obstacle is None:

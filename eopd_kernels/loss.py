@@ -84,12 +84,12 @@ def entropy_aware_kl(
             ``"recompute"`` projects slices of the vocabulary again in backward: the least memory, and any upstream
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"`` and for gates that need
             every token's statistics first (a :class:`QuantileGate`, a callable).
-        backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"triton"`` (GPUs) or ``"torch"``; see
-            ``python -m eopd_kernels.info``.
+        backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"cuda"`` (NVIDIA GPUs), ``"triton"`` (GPUs) or
+            ``"torch"``; see ``python -m eopd_kernels.info``.
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
             of N × V is allocated, and their values are gone after forward. Rows must lie apart, from each other and
-            from the teacher's. If something else needs them for its
-            backward, autograd says so. Without effect where no gradient is taken.
+            from the teacher's. If something else needs them for its backward, autograd says so. Without effect where no
+            gradient is taken.
         workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU
             or what 128 tokens of the whole vocabulary need, on a GPU 1 GiB or what 1,024 tokens need. A budget of one's
             own is kept to down to 32 tokens (512 entries of all tokens under "recompute"), below which the products
@@ -127,12 +127,7 @@ def entropy_aware_kl(
         gate included. There are first derivatives, of the student and its head only: nothing else may require grad, and
         whoever asks for a second one, for many gradients at once or for forward mode is told.
     """
-    return outcome(student, teacher, with_defaults("entropy_aware_kl", keywords))
-
-
-def outcome(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> EntropyAwareKLOutput:
-    """What :func:`entropy_aware_kl` returns, of all keywords."""
-    call = checked(student, teacher, given)
+    call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
     statistics = RowStatistics(seen.packed)
     masked = call.weights == 0
@@ -176,6 +171,9 @@ class EntropyAwareKLLoss(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[TensorKeywords]
     ) -> EntropyAwareKLOutput:
-        given = with_defaults("EntropyAwareKLLoss.forward", keywords, TENSORS)
-        remembered: Any = {name: getattr(self, name) for name in ("objective", *MODULE)}
-        return outcome(student, teacher, {**given, **remembered})
+        given: Any = with_defaults("EntropyAwareKLLoss.forward", keywords, TENSORS)
+        given.update({name: getattr(self, name) for name in ("objective", *MODULE)})
+        return entropy_aware_kl(student, teacher, **given)
+
+    def extra_repr(self) -> str:
+        return f"{self.objective!r}, reduction={self.reduction!r}, schedule={self.schedule!r}, backend={self.backend!r}"

@@ -92,7 +92,7 @@ def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, tempe
 
 
 def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor | None, reverse_kl: Tensor) -> Tensor:
-    """R of every token, ``[N]``."""
+    """Returns R of every token, ``[N]``."""
     half, tokens = objective.reverse, call.tokens
     if isinstance(half, Sampled):
         assert tokens.token_ids is not None and tokens.old_log_probs is not None
@@ -112,7 +112,7 @@ def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor 
 
 
 def forward_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor | None, forward_kl: Tensor) -> Tensor:
-    """F of every token, ``[N]``."""
+    """Returns F of every token, ``[N]``."""
     half, tokens = objective.forward, call.tokens
     if isinstance(half, Skewed):
         assert log_q is not None
@@ -141,7 +141,7 @@ def forward_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor 
 
 
 def log_mixture(skew: float, log_own: Tensor, log_other: Tensor) -> Tensor:
-    """log(skew·own + (1 − skew)·other)."""
+    """Returns log(skew·own + (1 − skew)·other)."""
     if skew == 0:
         return log_other
     nowhere = (log_own == -torch.inf) & (log_other == -torch.inf)  # where logaddexp has a gradient of NaN
@@ -150,18 +150,18 @@ def log_mixture(skew: float, log_own: Tensor, log_other: Tensor) -> Tensor:
 
 
 def expectation(log_mass: Tensor, value: Tensor) -> Tensor:
-    """Σ_v mass·value over the vocabulary, where a column without mass contributes 0 whatever its value."""
+    """Returns Σ_v mass·value over the vocabulary, where a column without mass contributes 0 whatever its value."""
     massless = log_mass == -torch.inf
     return (log_mass.exp() * value.masked_fill(massless, 0.0)).sum(-1)
 
 
 def times_or_zero(weight: Tensor, value: Tensor) -> Tensor:
-    """weight·value, and 0 with a zero gradient where the weight is 0, whatever the value."""
+    """Returns weight·value, and 0 with a zero gradient where the weight is 0, whatever the value."""
     return weight * value.masked_fill(weight == 0, 0.0)
 
 
 def gate_of(call: Call, z_s: Tensor, z_t: Tensor | None, teacher_entropy: Tensor, student_entropy: Tensor) -> Tensor:
-    """g of every token, ``[N]``; it has no gradient, and is 0 where the weight is."""
+    """Returns g of every token, ``[N]``; it has no gradient, and is 0 where the weight is."""
     gate, valid = call.options.objective.gate, call.weights != 0
     of = getattr(gate, "of", "teacher")
     entropy = (teacher_entropy if of == "teacher" else student_entropy).detach()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schedules.solve import Gradients
+Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 
 class FirstDerivative(torch.autograd.Function):

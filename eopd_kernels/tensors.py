@@ -13,28 +13,28 @@ from torch import Tensor
 
 
 def kind(device: torch.device) -> str:
-    """ "cpu", "cuda" (CUDA and HIP), ...; what differs between kinds is written where it matters."""
+    """Returns the kind of a device: "cpu", "cuda" (CUDA and HIP), ...; a test replaces it to pretend to have a GPU."""
     return device.type
 
 
 def on_host(device: torch.device) -> bool:
-    """Whether Python may look at the numbers without waiting for a device."""
+    """Returns whether Python may look at numbers there without waiting for a device."""
     return kind(device) == "cpu"
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether Python may look at a tensor's numbers now: they exist, and no device has to be waited for."""
+    """Returns whether Python may look at a tensor's numbers now: they exist, and no device has to be waited for."""
     return not torch.compiler.is_compiling() and on_host(tensor.device) and has_numbers(tensor)
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor is more than a shape, as those are that tracers and planners of memory send through."""
+    """Returns whether a tensor has numbers: meta and fake tensors, which tracers send through, have none."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")  # whoever has such a tensor has imported it
     return not tensor.is_meta and (fake is None or not isinstance(tensor, fake.FakeTensor))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype in which torch.autocast wants matrix products here and now, or None outside of it."""
+    """Returns the dtype in which torch.autocast wants matrix products here and now, or None outside of it."""
     name = device.type
     # Not torch.amp.is_autocast_available, which torch.compile cannot trace before torch 2.12.
     if name == "meta" or not torch.is_autocast_enabled(name):
@@ -43,19 +43,19 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 if any tensor is float64, else float32: logits are never held in 16 bits."""
+    """Returns float64 if any tensor is float64, else float32: logits are never held in 16 bits."""
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
     return torch.float64 if wide else torch.float32
 
 
 def rows_of(tensor: Tensor, *inner: int) -> Tensor:
-    """A tensor of any strides as rows ``[N, *inner]`` that lie one after another, as the kernels read them."""
+    """Returns a tensor of any strides as rows ``[N, *inner]`` that lie one after another, as the kernels read them."""
     return tensor.reshape(-1, *inner).contiguous()
 
 
 def uniform_rows(tensor: Tensor) -> tuple[int, int]:
-    """How many leading dimensions must be indexed away before the rest is rows of one stride, and how many rows that
-    leaves: (0, N) for a contiguous tensor, (1, T−1) for ``logits[:, :-1]``."""
+    """Returns how many leading dimensions must be indexed away before the rest is rows of one stride, and how many rows
+    that leaves: (0, N) for a contiguous tensor, (1, T−1) for ``logits[:, :-1]``."""
     rows, row_stride, depth = 1, 0, tensor.dim() - 1
     for size, stride in zip(reversed(tensor.shape[:-1]), reversed(tensor.stride()[:-1]), strict=True):
         if size != 1:  # the stride of a dimension of one element means nothing
@@ -71,7 +71,7 @@ HUGE_PAGE_BYTES = 2 * 2**20
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``torch.empty``, on Linux in huge pages where it is large.
+    """Returns ``torch.empty``, on Linux in huge pages where it is large.
 
     A gradient of 256 × 151,936 fp32 numbers is 38,000 pages of 4 KiB, and their faults take twice the time of the
     arithmetic; it is 76 huge ones.
@@ -83,7 +83,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``torch.zeros``, likewise."""
+    """Returns ``torch.zeros``, on Linux in huge pages where it is large."""
     return empty(shape, dtype, device).zero_()
 
 
@@ -98,7 +98,7 @@ def advise_huge_pages(tensor: Tensor) -> None:
 
 @functools.cache
 def libc_madvise() -> Callable[[int, int, int], int] | None:
-    """The system call, or None where there is no such advice."""
+    """Returns the system call, or None where there is no such advice."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     madvise = ctypes.CDLL(None).madvise
@@ -107,7 +107,7 @@ def libc_madvise() -> Callable[[int, int, int], int] | None:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements of a tensor may lie in one place, as those of an expanded or unfolded one do."""
+    """Returns whether two elements of a tensor may lie in one place, as those of an expanded or unfolded one do."""
     extent = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < extent:
@@ -117,7 +117,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors lie in one storage, in stretches that meet."""
+    """Returns whether two tensors lie in one storage, in stretches that meet."""
     if a.untyped_storage()._cdata != b.untyped_storage()._cdata or a.numel() == 0 or b.numel() == 0:
         return False
     (first_of_a, end_of_a), (first_of_b, end_of_b) = stretch(a), stretch(b)
@@ -125,7 +125,7 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def stretch(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor in its storage, and the first after it."""
+    """Returns the first byte of a tensor in its storage, and the first after it."""
     steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = int(tensor.storage_offset())
     return first * tensor.itemsize, (first + steps + 1) * tensor.itemsize

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.distributed as dist
 import transformers
-from distillation.answering import Answering, Given, Sampled
+from distillation.answering import Answering, Given, SampledAnswers
 from distillation.checkpoints import last_checkpoint
 from distillation.command_line import parse_options
 from distillation.demonstration import build_models
@@ -176,7 +176,7 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
         "synced": trainer.shares_parameters,
     }
     if rollouts.rollout_engine == "generate":
-        return Sampled(*models, **sampling)
+        return SampledAnswers(*models, **sampling)
     if trainer.is_deepspeed_enabled and trainer.shares_parameters:
         raise UsageError("--rollout-engine", "vllm is handed whole parameters, which DeepSpeed ZeRO-3 has not")
     longest = max(len(prompt.ids) for prompt in scenario.training) + rollouts.max_new_tokens

@@ -11,8 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
-from benchmarks.cuda import emulation
-from tests import interpreter
+from eopd_kernels.testing import emulation, interpreter
 
 interpreter.switch_on()  # before anything imports Triton
 if not torch.cuda.is_available():

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.cuda import emulation
+from eopd_kernels.testing import emulation
 
 ROOT = emulation.ROOT
 SUITE = [

@@ -1,4 +1,4 @@
-"""The GPU's way through the hidden-state path, walked on a CPU (benchmarks/pretend.py).
+"""The GPU's way through the hidden-state path, walked on a CPU (eopd_kernels/testing/pretend.py).
 
 What enters the products, that nothing waits for the device, and that the result is as exact as it claims; tests/gpu/
 does the same on real hardware.
@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import pretend
 from eopd_kernels import LMHead, entropy_aware_kl, reference, tensors
 from eopd_kernels.heads import products
 from eopd_kernels.schedules.sides import HiddenSide, LogitsSide, Side
 from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
+from eopd_kernels.testing import pretend
 from tests.conftest import Case, make_case, relative_error, size, upstream_for
 
 ROUNDING = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}

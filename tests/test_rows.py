@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import eopd_kernels
-from benchmarks.cuda.occupancy import DEVICES
 from eopd_kernels import LMHead, entropy_aware_kl
 from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
+from eopd_kernels.testing.data_sheets import DEVICES
 from tests.conftest import logits_like, relative_error
 
 IDENTITY = [1.0, 0.0, 1.0] * 2

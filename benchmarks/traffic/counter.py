@@ -1,9 +1,9 @@
-"""Counts what a call moves: what Triton kernels load and store, what torch's operations read and write, and products.
+"""Counts the bytes that Triton kernels and torch's operations move, and the flops of products.
 
 Triton's interpreter hands every load and store of a kernel, whoever wrote it, to two functions of its builder with an
-array of addresses and a mask. Lanes that the mask leaves out are not counted. An address belongs to a block of logits
-(or of their gradient), or to something else, by the tensor whose memory it lies in (:meth:`Shape.is_block`). A GPU's
-caches are not imitated: these are the bytes that programs ask for.
+array of addresses and a mask. Lanes that the mask leaves out are not counted. Whether an address belongs to a block of
+logits (or of their gradient) is known from the tensor whose memory it lies in (:func:`is_block`). A GPU's caches are
+not imitated: these are the bytes that programs ask for.
 """
 
 from __future__ import annotations
@@ -12,40 +12,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from eopd_kernels.testing.pretend import PRODUCTS
+
+from ..problems import Shape
+
 aten = torch.ops.aten
-PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm}
 # Operands that lend only their form, or their memory; and results that nobody has written yet.
 FORMS = {aten.empty_like, aten.new_empty, aten.new_empty_strided, aten.zeros_like, aten.new_zeros, aten.full_like}
 OVERWRITTEN = {aten.copy_, aten.zero_, aten.fill_}
 UNWRITTEN = {aten.empty, aten.empty_strided, aten.empty_like, aten.new_empty, aten.new_empty_strided}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The problem, by which blocks of logits are told from everything else: D_s and D_t differ from each other."""
+def is_block(tensor: Tensor, shape: Shape) -> bool:
+    """Whether a tensor has V entries in one direction, and tokens and no hidden dimension in the other.
 
-    tokens: int
-    vocab: int
-    student_dim: int
-    teacher_dim: int
-
-    def is_block(self, tensor: Tensor) -> bool:
-        """Two-dimensional, V entries in one direction, tokens and no hidden dimension in the other."""
-        if tensor.dim() != 2 or self.vocab not in tensor.shape:
-            return False
-        other = tensor.shape[0] if tensor.shape[1] == self.vocab else tensor.shape[1]
-        return other not in (self.student_dim, self.teacher_dim)
+    D_s and D_t have to differ from each other and from the numbers of tokens.
+    """
+    if tensor.dim() != 2 or shape.vocab not in tensor.shape:
+        return False
+    other = tensor.shape[0] if tensor.shape[1] == shape.vocab else tensor.shape[1]
+    return other not in (shape.student_dim, shape.teacher_dim)
 
 
 @dataclass
 class Traffic:
-    """What was counted, in bytes; ``products``: flops of products with D_s, with D_t."""
+    """What was counted, in bytes and flops."""
 
     shape: Shape
     loads: dict[str, int] = field(default_factory=dict)  # of blocks, by kernel
@@ -53,12 +51,12 @@ class Traffic:
     rest: int = 0  # what kernels move besides blocks
     torch_bytes: int = 0  # blocks that torch's operations read and write, products aside
     product_bytes: int = 0  # blocks that products read and write
-    student_flops: int = 0
-    teacher_flops: int = 0
+    student_flops: int = 0  # of products with D_s
+    teacher_flops: int = 0  # of products with D_t
     logit_bytes: int = 0  # of one logit as kernels load it, at most
 
     def per_logit(self, count: int) -> float:
-        """Bytes per token and entry of the vocabulary."""
+        """Divides a number of bytes by the tokens and the entries of the vocabulary."""
         return count / (self.shape.tokens * self.shape.vocab)
 
     @property
@@ -67,16 +65,14 @@ class Traffic:
 
     @property
     def units(self) -> tuple[float, float]:
-        """(a, b) where the products are F·(a·D_s + b·D_t), F = 2·N·V."""
-        unit = 2 * self.shape.tokens * self.shape.vocab
-        return self.student_flops / (unit * self.shape.student_dim), self.teacher_flops / (
-            unit * self.shape.teacher_dim
-        )
+        """The flops of the products as (a, b) of F·(a·D_s + b·D_t), F = 2·N·V."""
+        shape, unit = self.shape, 2 * self.shape.tokens * self.shape.vocab
+        return self.student_flops / (unit * shape.student_dim), self.teacher_flops / (unit * shape.teacher_dim)
 
 
 @contextmanager
 def counting(shape: Shape) -> Iterator[Traffic]:
-    """Counts what happens within it. Triton must have been imported under TRITON_INTERPRET=1."""
+    """Counts what happens within the context. Triton must have been imported under TRITON_INTERPRET=1."""
     traffic = Traffic(shape)
     with kernels_counted(traffic), Operations(traffic):
         yield traffic
@@ -101,25 +97,23 @@ def kernels_counted(traffic: Traffic) -> Iterator[None]:
 
     def counted_launch(self: Any, *arguments: Any, **options: Any) -> Any:
         tensors = [a for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
-        running.append(Launch(self.fn.__name__, [memory_of(t) for t in tensors if traffic.shape.is_block(t)]))
+        running.append(Launch(self.fn.__name__, [memory_of(t) for t in tensors if is_block(t, traffic.shape)]))
         try:
             with _disable_current_modes():  # the interpreter copies its arguments
                 return launch(self, *arguments, **options)
         finally:
             running.pop()
 
-    builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
-    executor.__call__ = counted_launch
-    try:
+    with (
+        mock.patch.multiple(builder, create_masked_load=counted_load, create_masked_store=counted_store),
+        mock.patch.object(executor, "__call__", counted_launch),
+    ):
         yield
-    finally:
-        builder.create_masked_load, builder.create_masked_store = load, store
-        executor.__call__ = launch
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: its name and where its blocks lie, as (first, last) byte address."""
+    """One launch of a kernel: its name, and the (first, last) byte addresses of its blocks."""
 
     kernel: str
     blocks: list[tuple[int, int]]
@@ -139,13 +133,16 @@ class Launch:
 
 
 def memory_of(tensor: Tensor) -> tuple[int, int]:
+    """Returns the first and the last byte address of a tensor."""
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + extent * tensor.itemsize - 1
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch's own operations do with blocks, each as if it were one kernel that reads its operands once and
-    writes its results once, and the flops of the products."""
+    """Counts what torch's own operations do with blocks, and the flops of the products.
+
+    Each operation counts as one kernel that reads its operands once and writes its results once.
+    """
 
     def __init__(self, traffic: Traffic) -> None:
         super().__init__()
@@ -165,7 +162,7 @@ class Operations(TorchDispatchMode):
         return result
 
     def block_bytes(self, func: Any, args: Any, kwargs: Any, result: Any) -> int:
-        """Operands read plus results written. What an operation overwrites without looking is not read."""
+        """Adds up the operands read and the results written. What is overwritten without looking is not read."""
         packet, arguments = func._overloadpacket, func._schema.arguments
         given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
         total = 0 if packet in UNWRITTEN else self.blocks(result)
@@ -177,9 +174,9 @@ class Operations(TorchDispatchMode):
         return total
 
     def blocks(self, value: Any) -> int:
-        """The bytes of the blocks in an argument or result."""
+        """Adds up the bytes of the blocks in an argument or result."""
         tensors = value if isinstance(value, list | tuple) else [value]
-        return sum(t.nbytes for t in tensors if isinstance(t, Tensor) and self.traffic.shape.is_block(t))
+        return sum(t.nbytes for t in tensors if isinstance(t, Tensor) and is_block(t, self.traffic.shape))
 
     def count_product(self, args: Any, result: Tensor) -> None:
         a, b = [x for x in args if isinstance(x, Tensor)][-2:]

@@ -1,9 +1,10 @@
-"""What the counted bytes and flops would take at a GPU's data-sheet rates. A model: nothing of it was measured."""
+"""Models the time of the counted bytes and flops at a GPU's data-sheet rates. Nothing of it was measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..problems import Shape
 from .counter import Traffic
 
 FP32 = 4
@@ -28,21 +29,11 @@ GPUS = [
 ]
 
 
-@dataclass(frozen=True)
-class Size:
-    """The problem that the model is asked about."""
-
-    tokens: int
-    vocab: int
-    student_dim: int
-    teacher_dim: int
+PUBLISHED = Shape(8192, 151_936, 1024, 4096)
 
 
-PUBLISHED = Size(8192, 151_936, 1024, 4096)
-
-
-def seconds(gpu: Gpu, size: Size, traffic: Traffic) -> float:
-    """Products at the bf16 rate or at the memory's, whichever takes longer; then everything else at the memory's.
+def seconds(gpu: Gpu, size: Shape, traffic: Traffic) -> float:
+    """Adds up the products, at the bf16 rate or the memory's, whichever is slower, and the rest at the memory's rate.
 
     All bytes come from and go to memory, nothing overlaps, no launch takes time, and what is not of the size of the
     logits (hidden states, heads, dW) is free.
@@ -56,7 +47,7 @@ def seconds(gpu: Gpu, size: Size, traffic: Traffic) -> float:
 
 
 def l2_share(gpu: Gpu, vocab: int, rows_per_multiprocessor: int) -> float:
-    """The share of the second visit's loads that can still lie in L2, if it walks a row back from where it ended.
+    """Returns the share of the second visit's loads that L2 can still hold, if the visit walks a row backwards.
 
     As many rows as run at a time have passed through L2 together; what it still holds is the end of each.
     """

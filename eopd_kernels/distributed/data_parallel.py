@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def is_dtensor(tensor: Any) -> bool:
-    """Without importing DTensor, which takes as long as the rest of the package: whoever has one has imported it."""
+    """Returns whether a tensor is a DTensor, without importing that, which takes as long as the rest of the package."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a DTensor. Its gradient becomes one of the same placements: the average over all ranks of its mesh.
+    """Gathers all of a DTensor, whose gradient becomes one of its placements: the average over all ranks of its mesh.
 
     Over ranks with different tokens that is what FSDP does with every parameter; over ranks that compute the same
     (a dimension for tensor parallelism) it is the gradient of each of them.
@@ -36,7 +36,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def check_not_partitioned(name: str, weight: Tensor) -> None:
-    """DeepSpeed ZeRO-3 leaves a parameter empty outside of its module's forward, with its shape as an attribute."""
+    """Refuses a parameter that DeepSpeed ZeRO-3 has partitioned: empty outside of its module's forward."""
     if hasattr(weight, "ds_id") and weight.numel() == 0:
         raise ValueError(
             f"{name} is partitioned by DeepSpeed ZeRO-3: {tuple(getattr(weight, 'ds_shape', ()))}, empty here; "

@@ -38,7 +38,9 @@ CONFIRMED: weakref.WeakKeyDictionary[Any, dict[tuple[Row, torch.device], Known]]
 
 
 class Exchange:
-    """The one exchange of a call. A rank whose checks fail before it takes part all the same: none waits for it.
+    """The one exchange of the ranks in each call.
+
+    A rank whose checks fail before it takes part all the same, so that none waits for it.
 
     Args:
         group: the ranks.
@@ -57,7 +59,7 @@ class Exchange:
             self._gathered(torch.tensor((*REFUSED, 0), device=self.device))
 
     def table(self, own: Row, alike: Mapping[str, Any], numbers: Iterable[Tensor | None]) -> list[list[int]]:
-        """Every rank's numbers, in rank order.
+        """Returns every rank's numbers, in rank order.
 
         One all_gather per call. A CPU reads what comes. A GPU's host would have to wait for it: it does so the first
         time, and afterwards takes the ranks' numbers to be those that came with the same numbers of its own before.
@@ -99,7 +101,7 @@ class Exchange:
         return table
 
     def _gathered(self, row: Tensor) -> Tensor:
-        """``[ranks, 4]``"""
+        """Gathers the ranks' rows, ``[ranks, 4]``."""
         rows = [torch.empty_like(row) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(rows, row, group=self.group)
         return torch.stack(rows)
@@ -127,7 +129,7 @@ def check_alike(table: list[list[int]], rank: int, alike: Mapping[str, Any]) -> 
 
 
 def digest(tensors: Iterable[Tensor | None]) -> Tensor:
-    """``[1]`` int64 below 2³², which every bit of the tensors and its place decide. No device is waited for."""
+    """Returns a hash ``[1]`` int64 below 2³² of every bit of the tensors and its place. No device is waited for."""
     bits = torch.cat([as_integers(tensor).reshape(-1) for tensor in tensors if tensor is not None])
     # A multiplicative hash of each number and its place (products and sums wrap around at 64 bits), and their sum.
     bits.add_(torch.arange(1, len(bits) + 1, device=bits.device).mul_(-0x61C8864680B583EB))
@@ -138,7 +140,7 @@ def digest(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def as_integers(tensor: Tensor) -> Tensor:
-    """The bits of floating-point numbers as int64; integers as they are."""
+    """Returns the bits of floating-point numbers as int64; integers as they are."""
     if tensor.is_floating_point():
         return tensor.view(torch.int64 if tensor.dtype == torch.float64 else torch.int32).long()
     return tensor.long()

@@ -51,7 +51,7 @@ class Shard:
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
-        """The ranks' tensors of one shape, in rank order."""
+        """Gathers the ranks' tensors of one shape, in rank order."""
         if tensor.numel() == 0:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
@@ -75,7 +75,7 @@ class Travelling(NamedTuple):
 
 
 def process_group(given: Any) -> Any:
-    """The process group of ``tensor_parallel_group=``, itself or that of a device mesh."""
+    """Returns the process group of ``tensor_parallel_group=``: itself, or that of a device mesh."""
     if dist.is_available():
         from torch.distributed.device_mesh import DeviceMesh
 
@@ -95,8 +95,10 @@ def process_group(given: Any) -> Any:
 
 
 def local_tensor(name: str, tensor: Any, group: Any, dim: int) -> Any:
-    """A rank's shard of a DTensor that is sharded on ``dim`` over ``group``, attached to it: the gradient becomes a
-    DTensor of the same placement. Anything else as it is."""
+    """Returns this rank's shard of a DTensor that is sharded on ``dim`` over ``group``; anything else as it is.
+
+    The shard is attached to the DTensor: the gradient becomes a DTensor of the same placement.
+    """
     from torch.distributed.tensor import DTensor, Shard
 
     if not isinstance(tensor, DTensor):
@@ -120,7 +122,7 @@ def shard_of(
     numbers: Iterable[Tensor | None],
     sums_hidden_gradient: bool,
 ) -> Shard:
-    """This rank's shard, from the sizes of all ranks' shards; whatever is wrong with them is raised on every rank.
+    """Returns this rank's shard, from the sizes of all shards; what is wrong with them is raised on every rank.
 
     Args:
         student, teacher: the entries that this rank holds of either side; None for a teacher without logits.
@@ -159,7 +161,7 @@ def shard_of(
 
 
 def cut_to(vocab_size: int, sizes: list[int]) -> list[int]:
-    """What is left of shards of these sizes within the first ``vocab_size`` entries."""
+    """Returns the sizes of what of each shard lies within the first ``vocab_size`` entries."""
     kept, start = [], 0
     for size in sizes:
         kept.append(max(0, min(size, vocab_size - start)))

@@ -21,7 +21,7 @@ VERIFIED = "5.24"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Transform(NamedTuple):
+class ConfigFields(NamedTuple):
     """Which fields of a config change the logits: softcap·tanh(scale/divisor·logits/softcap), its first entries."""
 
     scale: str | None = None
@@ -32,14 +32,14 @@ class Transform(NamedTuple):
     of_hidden: bool = False  # the factor is applied to the hidden states, before a bias is added
 
 
-PLAIN = Transform()
-SOFTCAP = Transform(softcap="final_logit_softcapping")
-LOGIT_SCALE = Transform(scale="logit_scale")
-DIVIDED = Transform(divisor="logits_scaling")
-MULTIPLIED = Transform(scale="logits_scaling")
-MUSE = Transform(scale="output_multiplier", softcap="final_logit_softcapping")
-INKLING = Transform(divisor="logits_mup_width_multiplier", entries="unpadded_vocab_size", of_hidden=True)
-INKLING2 = Transform(softcap="final_logit_softcapping", rows="unpadded_vocab_size")
+PLAIN = ConfigFields()
+SOFTCAP = ConfigFields(softcap="final_logit_softcapping")
+LOGIT_SCALE = ConfigFields(scale="logit_scale")
+DIVIDED = ConfigFields(divisor="logits_scaling")
+MULTIPLIED = ConfigFields(scale="logits_scaling")
+MUSE = ConfigFields(scale="output_multiplier", softcap="final_logit_softcapping")
+INKLING = ConfigFields(divisor="logits_mup_width_multiplier", entries="unpadded_vocab_size", of_hidden=True)
+INKLING2 = ConfigFields(softcap="final_logit_softcapping", rows="unpadded_vocab_size")
 TRANSFORMS = {
     "BeamForCausalLM": SOFTCAP,
     "Gemma2ForCausalLM": SOFTCAP,
@@ -54,14 +54,14 @@ TRANSFORMS = {
     "NanoChatForCausalLM": SOFTCAP,
     "PaliGemmaForConditionalGeneration": SOFTCAP,
     "VaultGemmaForCausalLM": SOFTCAP,
-    "RecurrentGemmaForCausalLM": Transform(softcap="logits_soft_cap"),
-    "xLSTMForCausalLM": Transform(softcap="output_logit_soft_cap"),
+    "RecurrentGemmaForCausalLM": ConfigFields(softcap="logits_soft_cap"),
+    "xLSTMForCausalLM": ConfigFields(softcap="output_logit_soft_cap"),
     "CohereForCausalLM": LOGIT_SCALE,
     "Cohere2ForCausalLM": LOGIT_SCALE,
     "Cohere2MoeForCausalLM": LOGIT_SCALE,
     "CohereCompassForCausalLM": LOGIT_SCALE,
     "CohereCompassForConditionalGeneration": LOGIT_SCALE,
-    "FalconH1ForCausalLM": Transform(scale="lm_head_multiplier"),
+    "FalconH1ForCausalLM": ConfigFields(scale="lm_head_multiplier"),
     "GraniteForCausalLM": DIVIDED,
     "GraniteSWAForCausalLM": DIVIDED,
     "GraniteMoeForCausalLM": DIVIDED,
@@ -72,7 +72,7 @@ TRANSFORMS = {
     "GraniteDoclingForConditionalGeneration": DIVIDED,
     "HyperCLOVAXForCausalLM": MULTIPLIED,
     "HyperCLOVAXVisionV2ForConditionalGeneration": MULTIPLIED,
-    "MiniCPM3ForCausalLM": Transform(divisor="logits_scaling", of_hidden=True),
+    "MiniCPM3ForCausalLM": ConfigFields(divisor="logits_scaling", of_hidden=True),
     "MuseGlimmerForConditionalGeneration": MUSE,
     "MuseSparkForConditionalGeneration": MUSE,
     "InklingForCausalLM": INKLING,
@@ -248,7 +248,7 @@ def check_rows(model: Any, found: int, vocab_size: int | None, fewer: int | None
     refuse(model, f"has an output layer of {found} rows, and a config with vocab_size={vocab_size}", remedy)
 
 
-def transform_of(model: Any, config: Any) -> Transform:
+def transform_of(model: Any, config: Any) -> ConfigFields:
     """Which fields of ``config`` count: the class says, or the first of its bases that is known."""
     for base in type(model).__mro__:
         if base.__name__ in INEXPRESSIBLE:

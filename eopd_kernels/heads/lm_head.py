@@ -92,7 +92,7 @@ class LMHead:
         )
 
     def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
-        """X Wᵀ + bias for the vocabulary slice ``columns`` (k entries) of ``hidden`` [n, D] into ``out`` [n, k]."""
+        """Writes X Wᵀ + bias of ``hidden`` [n, D] for the entries ``columns`` of the vocabulary to ``out`` [n, k]."""
         for part, weight in self._panels(columns, hidden.dtype):
             products.project(hidden, weight, out=out[:, part])
         if self.bias is not None:
@@ -105,25 +105,28 @@ class LMHead:
             products.add_mm(grad_logits[:, part], weight, out=out)
 
     def cast(self, dtype: torch.dtype) -> LMHead:
-        """The same head with its weight in another dtype: itself where it has that already."""
+        """Returns the head with its weight in another dtype; itself where it has that already."""
         if self.weight.dtype == dtype:
             return self
         return self.with_tensors(self.weight.to(dtype), self.bias)
 
     def gathered(self) -> LMHead:
-        """The same head with its whole weight and bias on each rank: one collective for each that is a DTensor."""
+        """Returns the head with its whole weight and bias on each rank: one collective for each that is a DTensor."""
         if not (is_dtensor(self.weight) or is_dtensor(self.bias)):
             return self
         bias = None if self.bias is None else whole(self.bias)
         return self.with_tensors(whole(self.weight), bias)
 
     def with_tensors(self, weight: Tensor, bias: Tensor | None) -> LMHead:
-        """A head of another weight and bias that does the same to its logits."""
+        """Returns a head of another weight and bias that does the same to its logits."""
         return LMHead(weight, bias, scale=self.scale, softcap=self.softcap)
 
     def _panels(self, columns: slice, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """The head's rows ``columns`` in ``dtype``, with their place in the slice: whole where they have it already,
-        else copied a panel at a time into one buffer, so that a head is never upcast as a whole."""
+        """Yields the head's rows ``columns`` in ``dtype``, with their places in the slice.
+
+        They come whole where they have it already, else copied a panel at a time into one buffer, so that a head is
+        never upcast as a whole.
+        """
         weight = self.weight[columns]
         if weight.dtype == dtype:
             yield slice(0, len(weight)), weight
@@ -138,12 +141,12 @@ class LMHead:
 
 
 def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:
-    """A head's weight and bias; (None, None) for a side that is logits."""
+    """Returns a head's weight and bias; (None, None) for a side that is logits."""
     return (None, None) if head is None else (head.weight, head.bias)
 
 
 def transform(head: LMHead | None, temperature: float) -> tuple[float, float, float]:
-    """Scale, softcap (0: none) and temperature of a side's logits, as the row functions take them."""
+    """Returns scale, softcap (0: none) and temperature of a side's logits, as the row functions take them."""
     return (1.0, 0.0, temperature) if head is None else (head.scale, head.softcap or 0.0, temperature)
 
 
@@ -153,7 +156,7 @@ def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
 
 
 def local_head(name: str, head: Any, group: Any) -> Any:
-    """A head whose tensors are this rank's shards."""
+    """Returns a head whose tensors are this rank's shards."""
     if not isinstance(head, LMHead):
         return head
     weight = local_tensor(f"{name}.weight", head.weight, group, 0)

@@ -27,7 +27,7 @@ class NotExpressible(Exception):
 
 
 def in_use(layer: Any) -> Any:
-    """Of modules_to_save the copy that is applied; any other layer as it is."""
+    """Returns the layer that is applied: of modules_to_save the active copy, any other layer as it is."""
     while hasattr(layer, "original_module") and hasattr(layer, "modules_to_save"):
         active = layer.active_adapters
         off = layer.disable_adapters or not active
@@ -36,7 +36,7 @@ def in_use(layer: Any) -> Any:
 
 
 def updates_of(layer: Any) -> list[Update]:
-    """The updates of a LoRA layer's active adapters; none where adapters are switched off or merged.
+    """Returns the updates of a LoRA layer's active adapters; none where adapters are switched off or merged.
 
     Raises:
         NotExpressible: it is another kind of adapter, a variant of LoRA, or has dropout in training.
@@ -54,7 +54,7 @@ def updates_of(layer: Any) -> list[Update]:
 
 
 def update(layer: Any, name: str) -> Update:
-    """scaling · B·A, computed here: V · r · D products, once per LMHead."""
+    """Returns scaling · B·A, computed here: V · r · D products, once per LMHead."""
     if name in layer.lora_variant:
         variant = layer.lora_variant[name]
         kind = variant.__name__ if isinstance(variant, type) else type(variant).__name__
@@ -80,7 +80,7 @@ def update(layer: Any, name: str) -> Update:
 
 
 def merged(weight: Tensor, bias: Tensor | None, updates: list[Update]) -> tuple[Tensor, Tensor | None]:
-    """Base and updates in one; in the wider of their dtypes, so that a small update is not rounded away."""
+    """Adds the updates to weight and bias, in the wider of their dtypes: a small update is not rounded away."""
     for of in updates:
         weight = weight + of.weight.to(torch.promote_types(weight.dtype, of.weight.dtype))
         if of.bias is not None:

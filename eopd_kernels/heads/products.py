@@ -22,7 +22,7 @@ HOST_COLUMNS = 1024
 
 
 def widening(device: torch.device) -> bool:
-    """Whether products of 16-bit operands with an fp32 result exist on this device.
+    """Returns whether products of 16-bit operands with an fp32 result exist on this device.
 
     They need torch 2.10: mm(out_dtype=) is there since 2.8, but addmm takes an fp32 accumulator
     since 2.10 only (pytorch #167931).
@@ -33,7 +33,7 @@ def widening(device: torch.device) -> bool:
 def operand_dtype(
     hidden: Tensor, weight: Tensor, logits: torch.dtype, autocast: torch.dtype | None = None
 ) -> torch.dtype:
-    """The dtype in which hidden states, head and the gradient of the logits enter the products.
+    """Returns the dtype in which hidden states, head and the gradient of the logits enter the products.
 
     16 bits where hidden states and head agree on 16 bits, or autocast asks for them, and the device has the products;
     else the dtype of the ``logits``. As everywhere in torch, autocast leaves fp64 alone.

@@ -15,7 +15,7 @@ from .sides import width
 
 
 def among_ranks(call: Call, exchange: Exchange, vocab_size: int | None, sums_hidden_gradient: bool) -> Call:
-    """The call with this rank's shard of the vocabulary, once all ranks have shown that they were called alike.
+    """Returns the call with this rank's shard of the vocabulary, once all ranks have shown that they were called alike.
 
     Raises:
         ValueError: on every rank, where they were not, or their shards do not fit together.
@@ -33,12 +33,12 @@ def among_ranks(call: Call, exchange: Exchange, vocab_size: int | None, sums_hid
 
 
 def said(call: Call) -> dict[str, Any]:
-    """What was said of the tokens, by name."""
+    """Returns what was said of the tokens, by name."""
     return {field.name: getattr(call.tokens, field.name) for field in fields(call.tokens)}
 
 
 def alike(call: Call) -> dict[str, Any]:
-    """Options that decide what is computed, or in what pieces. The backend does not: no other rank notices it."""
+    """Returns the options that decide what is computed and in what pieces; no other rank notices the backend."""
     options, sides = call.options, [(call.student, call.student_head), (call.teacher, call.teacher_head)]
     objective = options.objective
     known_gate = isinstance(objective.gate, (str, EntropyGate, QuantileGate))

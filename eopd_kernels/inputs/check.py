@@ -25,7 +25,7 @@ from .top_k_teacher import TopKTeacher
 
 
 def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
-    """The call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
+    """Returns the call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
     if given["tensor_parallel_group"] is None:
         return checked_here(student, teacher, given)
     # Dynamo cannot look into a process group, so that this is where the graph breaks.
@@ -34,7 +34,7 @@ def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> 
 
 
 def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
-    """The call under a ``tensor_parallel_group``: a rank that refuses it tells those that would wait for it."""
+    """Checks a call under a ``tensor_parallel_group``: a rank that refuses it tells those that would wait for it."""
     group = process_group(given["tensor_parallel_group"])
     exchange = Exchange(group, student.device if isinstance(student, Tensor) else None)
     try:
@@ -56,8 +56,10 @@ def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: K
 def checked_here(
     student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords, exchange: Exchange | None = None
 ) -> Call:
-    """The checks themselves. Ranks meet in ``exchange``: what one of them may refuse alone comes before it, what all
-    refuse alike after it."""
+    """Checks a call of one process, or with an ``exchange`` that of one rank.
+
+    What a rank may refuse alone comes before the exchange, what all refuse alike comes after it.
+    """
     objective = Objective() if given["objective"] is None else given["objective"]
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {described(objective)}")
@@ -88,13 +90,17 @@ def checked_here(
     dtype = tensors.compute_dtype(student, dense, *tensors_of(student_head), *tensors_of(teacher_head))
     weights = token_weights(student, given["mask"], given["labels"], given["ignore_index"], dtype)
     schedule = resolve_schedule(given["schedule"], reduction, objective, given["gate"] is not None)
+    check_vocab_size(vocab_size := given["vocab_size"])
+    compared = 0
+    if exchange is None:
+        compared = common_vocabulary(student, student_head, dense, teacher_head, vocab_size)
     options = Options(
         objective=objective,
         reduction=reduction,
         schedule=schedule,
         inplace=check_inplace(given["inplace"], student, student_head, schedule),
         backend=given["backend"],
-        local_vocab_size=0,
+        local_vocab_size=compared,
         workspace_bytes=check_workspace(given["workspace_bytes"]),
         gradient_filter=check_gradient_filter(given["gradient_filter"], student_head),
         some_weigh_nothing=given["mask"] is not None or given["labels"] is not None,
@@ -104,16 +110,13 @@ def checked_here(
     items = denominator(weights, given["num_items"], reduction)
     tokens = tokens_of(said, served, objective, weights, student.shape[:-1])
     call = Call(student, dense, student_head, teacher_head, weights, items, tokens, options)
-    vocab_size = given["vocab_size"]
-    check_vocab_size(vocab_size)
-    if exchange is None:
-        compared = common_vocabulary(call, vocab_size)
-        call = replace(call, options=replace(options, local_vocab_size=compared))
-    else:
+    if exchange is not None:
         call = among_ranks(call, exchange, vocab_size, not given["partial_hidden_gradient"])
         assert call.options.shard is not None
         compared = call.options.shard.vocab_size
     check_vocabulary(tokens, objective, compared)
+    if student_head is None and teacher_head is None:
+        return call
     # Sharded heads are gathered after every check: a call that is refused sends nothing.
     return replace(
         call,

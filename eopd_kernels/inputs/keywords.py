@@ -34,13 +34,13 @@ class TensorKeywords(TypedDict, total=False):
 
 
 class ObjectiveKeyword(TypedDict, total=False):
-    """What is minimised."""
+    """The objective: what is minimised."""
 
     objective: Objective | None
 
 
 class LossKeywords(TypedDict, total=False):
-    """What becomes of the tokens' losses."""
+    """What is made of the tokens' losses."""
 
     reduction: str
     ignore_index: int
@@ -48,7 +48,7 @@ class LossKeywords(TypedDict, total=False):
 
 
 class ScheduleKeywords(TypedDict, total=False):
-    """How it is computed."""
+    """How the loss is computed; without influence on its value, but for rounding and ``gradient_filter``."""
 
     schedule: str
     backend: str
@@ -64,36 +64,26 @@ class ModuleKeywords(LossKeywords, ScheduleKeywords, total=False):
 
 
 class ReferenceKeywords(TensorKeywords, ObjectiveKeyword, LossKeywords, total=False):
-    """What the reference takes: it has one way of computing things."""
+    """What :mod:`eopd_kernels.reference` takes: it has one way of computing things."""
 
 
 class Keywords(TensorKeywords, ObjectiveKeyword, LossKeywords, ScheduleKeywords, total=False):
-    """All of them, as :func:`eopd_kernels.entropy_aware_kl` explains them."""
+    """All keywords, as :func:`eopd_kernels.entropy_aware_kl` explains them."""
 
 
-DEFAULTS: Keywords = {
-    "student_head": None,
-    "teacher_head": None,
-    "mask": None,
-    "labels": None,
-    "ignore_index": -100,
-    "num_items": None,
-    "vocab_size": None,
-    "objective": None,
-    "token_ids": None,
-    "old_log_probs": None,
-    "gate": None,
-    "reverse_weights": None,
-    "forward_weights": None,
-    "reduction": "mean",
-    "schedule": "auto",
-    "backend": "auto",
-    "inplace": False,
-    "workspace_bytes": None,
-    "gradient_filter": None,
-    "tensor_parallel_group": None,
-    "partial_hidden_gradient": False,
-}
+# None where nothing is said here.
+DEFAULTS = cast(
+    Keywords,
+    dict.fromkeys(Keywords.__annotations__)
+    | {
+        "reduction": "mean",
+        "ignore_index": -100,
+        "schedule": "auto",
+        "backend": "auto",
+        "inplace": False,
+        "partial_hidden_gradient": False,
+    },
+)
 TENSORS, MODULE, REFERENCE, ALL = (
     tuple(name for name in DEFAULTS if name in kind.__annotations__)
     for kind in (TensorKeywords, ModuleKeywords, ReferenceKeywords, Keywords)
@@ -102,7 +92,7 @@ PER_TOKEN = ("token_ids", "old_log_probs", "gate", "reverse_weights", "forward_w
 
 
 def with_defaults(function: str, given: Mapping[str, Any], allowed: tuple[str, ...] = ALL) -> Keywords:
-    """The keywords given and the defaults of the others.
+    """Returns the keywords given, and the defaults of the others.
 
     Args:
         function: the name of the function that was called, for the error.
@@ -117,7 +107,7 @@ def with_defaults(function: str, given: Mapping[str, Any], allowed: tuple[str, .
 
 
 def hint(name: str, allowed: Iterable[str]) -> str:
-    """What may have been meant by an unknown keyword."""
+    """Guesses what was meant by an unknown keyword."""
     if name in {field.name for field in fields(Objective)}:
         return f": it is an option of the objective, objective=Objective({name}=...)"
     if name in ("tau", "threshold", "entropy_threshold"):
@@ -130,7 +120,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def shown_with(allowed: tuple[str, ...]) -> Callable[[Function], Function]:
-    """A decorator: ``help`` and ``inspect.signature`` show the keywords that ``**keywords`` stands for."""
+    """Makes ``help`` and ``inspect.signature`` of a function show the keywords that its ``**keywords`` stand for."""
     types: dict[str, Any] = Keywords.__annotations__
 
     def decorated(function: Function) -> Function:

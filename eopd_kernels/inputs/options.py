@@ -1,4 +1,4 @@
-"""Checks of single options."""
+"""Checks of the options that say how the loss is computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def check_partial(partial: bool, parallel: bool, head: LMHead | None) -> None:
 
 
 def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_given: bool) -> str:
-    """ "auto": chunked where the upstream gradient is one number and a gate looks at its own row, else recompute."""
+    """Returns the schedule that "auto" stands for: chunked where the upstream gradient is one number and each gate
+    looks at its own row, else recompute."""
     if schedule not in ("auto", *SCHEDULES):
         raise ValueError(f"schedule must be 'auto' or one of {SCHEDULES}, got {quoted(schedule)}")
     waits_for_rows = needs_every_row(objective.gate) and not gate_given
@@ -41,7 +42,7 @@ def resolve_schedule(schedule: str, reduction: str, objective: Objective, gate_g
 
 
 def check_inplace(inplace: bool, student: Tensor, head: LMHead | None, schedule: str) -> bool:
-    """Whether the gradient may take the memory of the student's logits, where that is asked for."""
+    """Returns whether the gradient takes the memory of the student's logits; refuses where it cannot."""
     if not isinstance(inplace, bool):
         raise TypeError(f"inplace must be a bool, got {described(inplace)}")
     if not inplace:

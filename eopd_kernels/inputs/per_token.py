@@ -25,7 +25,7 @@ MASK_DTYPES = "bool, integer or floating"
 def token_weights(
     student: Tensor, mask: Tensor | None, labels: Tensor | None, ignore_index: int, dtype: torch.dtype
 ) -> Tensor:
-    """``[N]`` in the compute dtype: the mask's value, and 0 where the label is ``ignore_index``."""
+    """Returns the weights ``[N]`` in the compute dtype: the mask's value, 0 where the label is ``ignore_index``."""
     leading = student.shape[:-1]
     for name, tensor in (("mask", mask), ("labels", labels)):
         if tensor is None:
@@ -47,7 +47,7 @@ def token_weights(
 
 
 def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
-    """What the sum over tokens is divided by, 0-d: ``num_items``, else the count of valid tokens; 1 where that is 0."""
+    """Returns what the sum over tokens is divided by: ``num_items``, else the number of valid tokens; 1 if it is 0."""
     if reduction != "mean":
         if num_items is not None:
             raise ValueError(f"num_items replaces the count of reduction='mean', got reduction={reduction!r} with it")
@@ -73,8 +73,8 @@ def denominator(weights: Tensor, num_items: int | float | Tensor | None, reducti
 
 
 def check_count(count: Tensor) -> None:
-    """Refuses a number of items that is none: with a ValueError on a CPU; elsewhere, where looking would wait for the
-    device, with the device's own assertion."""
+    """Refuses a number of items below 0 or infinite: with a ValueError on a CPU, else with the device's own assertion,
+    because looking would wait for the device."""
     if tensors.readable(count):
         if not 0 <= count.item() < math.inf:
             raise ValueError("num_items must be finite and at least 0, got a tensor whose number is not")
@@ -83,14 +83,13 @@ def check_count(count: Tensor) -> None:
 
 
 def check_movable(count: Tensor, device: torch.device) -> None:
-    """A count may lie on another device where nothing has to wait for it to come: anywhere but on a GPU beside CPU
-    tensors, which torch does not take either."""
+    """Refuses a count on a GPU beside CPU tensors, which torch does not take either: the host would wait for it."""
     if tensors.on_host(device) and not tensors.on_host(count.device):
         raise ValueError(f"all tensors must be on one device, got student on {device} and num_items on {count.device}")
 
 
 def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:
-    """What a :class:`TopKTeacher` cannot be asked for is refused."""
+    """Refuses what a :class:`TopKTeacher` cannot be asked for."""
     if head is not None:
         raise ValueError(f"teacher_head must be None with a TopKTeacher, got {described(head)}")
     if not (objective.reverse == "none" or isinstance(objective.reverse, Sampled)):
@@ -119,7 +118,7 @@ def tokens_of(
     weights: Tensor,
     leading: torch.Size,
 ) -> Tokens:
-    """``[N, ...]``, numbers in the compute dtype; something harmless where the weight is 0.
+    """Returns what was said of each token, ``[N, ...]``: numbers in the compute dtype, harmless where the weight is 0.
 
     Args:
         given: ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights`` as they came.
@@ -143,7 +142,7 @@ def tokens_of(
     unused = weights == 0
 
     def numbers(tensor: Tensor | None) -> Tensor | None:
-        """``[N]`` in the compute dtype."""
+        """Returns numbers as ``[N]`` in the compute dtype."""
         return None if tensor is None else rows_of(tensor.detach().to(weights.dtype)).masked_fill(unused, 0.0)
 
     token_ids = given["token_ids"]
@@ -188,8 +187,7 @@ def check_vocabulary(tokens: Tokens, objective: Objective, vocab_size: int) -> N
 
 
 def within_vocabulary(name: str, ids: Tensor, vocab_size: int) -> None:
-    """Refuses entries outside the vocabulary: with a ValueError on a CPU; elsewhere, where looking would wait for the
-    device, with the device's own assertion."""
+    """Refuses entries outside the vocabulary: with a ValueError on a CPU, else with the device's own assertion."""
     if torch.compiler.is_compiling() or ids.numel() == 0:  # compiled.py asks when there are numbers to look at
         return
     if not tensors.readable(ids):

@@ -39,7 +39,7 @@ class Tokens:
     teacher_token_log_probs: Tensor | None = None
 
     def take(self, rows: Any) -> Tokens:
-        """What was said of some tokens: a slice or an index."""
+        """Returns what was said of some tokens: a slice or an index."""
         return Tokens(**{f.name: None if (t := getattr(self, f.name)) is None else t[rows] for f in fields(self)})
 
 
@@ -105,20 +105,20 @@ class Call:
         return self.student.shape[:-1]
 
     def differentiable(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What has a gradient: the student, the weight and the bias of its head."""
+        """Returns what may have a gradient: the student, the weight and the bias of its head."""
         return self.student, *tensors_of(self.student_head)
 
     def sides(self) -> Sides:
-        """Both sides: student, weight, bias, teacher, weight, bias."""
+        """Returns both sides: student, weight, bias, teacher, weight, bias."""
         return *self.differentiable(), self.teacher, *tensors_of(self.teacher_head)
 
     def without_sides(self) -> Call:
-        """The call without the memory of its sides, as a graph may hold it until :meth:`with_sides` brings them."""
+        """Returns the call without the memory of its sides, as a graph may hold it, for :meth:`with_sides`."""
         empty = [None if t is None else t.detach().new_empty([0] * t.dim()) for t in self.sides()]
         return replace(self.with_sides(empty), tokens=Tokens())
 
     def with_sides(self, sides: Any) -> Call:
-        """The same call of other tensors, in the order of :meth:`sides`; None where there are none."""
+        """Returns the same call of other tensors, in the order of :meth:`sides`; None where there are none."""
         student, weight, bias, teacher, teacher_weight, teacher_bias = sides
         student_head = self.student_head and self.student_head.with_tensors(weight, bias)
         teacher_head = self.teacher_head and self.teacher_head.with_tensors(teacher_weight, teacher_bias)

@@ -8,11 +8,10 @@ from torch import Tensor
 from ..arguments import check_floating, check_whole, described
 from ..distributed.data_parallel import check_not_partitioned, is_dtensor
 from ..heads.lm_head import LMHead, tensors_of
-from .record import Call
 
 
 def check_side(name: str, tensor: Tensor, head: LMHead | None, least: int = 1) -> None:
-    """Logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V is ``least`` or more."""
+    """Checks logits ``[..., V]`` or, with a head, hidden states ``[..., D]``; V must be ``least`` or more."""
     check_floating(
         name,
         tensor,
@@ -58,44 +57,52 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
 
 
 def width(tensor: Tensor, head: LMHead | None) -> int:
-    """V of a side."""
+    """Returns V of a side."""
     return tensor.shape[-1] if head is None else head.weight.shape[0]
 
 
-def common_vocabulary(call: Call, vocab_size: int | None) -> int:
-    """The number of leading vocabulary entries that are compared; a teacher without logits has the student's."""
-    student = teacher = width(call.student, call.student_head)
-    if call.teacher is not None:
-        teacher = width(call.teacher, call.teacher_head)
+def common_vocabulary(
+    student: Tensor,
+    student_head: LMHead | None,
+    teacher: Tensor | None,
+    teacher_head: LMHead | None,
+    vocab_size: int | None,
+) -> int:
+    """Returns how many leading vocabulary entries are compared; a teacher without logits has the student's."""
+    of_student = width(student, student_head)
+    of_teacher = of_student if teacher is None else width(teacher, teacher_head)
     if vocab_size is None:
-        if student != teacher:
-            heads = {"student": call.student_head, "teacher": call.teacher_head}
+        if of_student != of_teacher:
+            heads = {"student": student_head, "teacher": teacher_head}
             taken = "".join(
                 f"{side} was taken for logits, as it came without {side}_head: if it is hidden states, pass that; "
                 for side, head in heads.items()
                 if head is None
             )
             raise ValueError(
-                f"student and teacher have vocabularies of {student} and {teacher}; {taken}where the entries up to "
+                f"student and teacher have vocabularies of {of_student} and {of_teacher}; {taken}where entries up to "
                 "some size mean the same tokens in both, pass that size as vocab_size"
             )
-        return student
-    if not 1 <= vocab_size <= min(student, teacher):
+        return of_student
+    if not 1 <= vocab_size <= min(of_student, of_teacher):
         raise ValueError(
-            f"vocab_size must be between 1 and the smaller vocabulary (student {student}, teacher {teacher}), "
+            f"vocab_size must be between 1 and the smaller vocabulary (student {of_student}, teacher {of_teacher}), "
             f"got {vocab_size}"
         )
     return vocab_size
 
 
 def check_vocab_size(vocab_size: int | None) -> None:
-    """What can be said of it before the vocabularies are known."""
+    """Refuses what is no size of a vocabulary, whatever the vocabularies are."""
     if vocab_size is not None:
         check_whole("vocab_size", vocab_size, "an int or None")
 
 
 def needs_gradient(student: Tensor, head: LMHead | None) -> tuple[bool, bool, bool]:
-    """What autograd will ask for. Asked here because autograd.Function.forward always runs without gradients."""
+    """Returns which gradients autograd will ask for: those of the student, its weight and its bias.
+
+    autograd.Function.forward could not tell, because it runs without gradients.
+    """
     enabled = torch.is_grad_enabled()
     weight, bias = (enabled and t is not None and t.requires_grad for t in tensors_of(head))
     return enabled and student.requires_grad, weight, bias

@@ -68,7 +68,7 @@ class TopKTeacher:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What there is of it, by name."""
+        """The tensors that it has, by name."""
         names = ("ids", "log_probs", "entropy", "valid", "token_log_probs")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
@@ -77,7 +77,7 @@ class TopKTeacher:
 
 
 def present_entries(ids: Tensor, log_probs: Tensor, valid: Tensor | None) -> Tensor:
-    """Which of the entries ``[n, k]`` count: not marked as missing, and of a repeated one the first."""
+    """Returns which of the entries ``[n, k]`` count: not marked as missing, and of a repeated one the first."""
     present = (ids >= 0) & (log_probs != -torch.inf)  # a NaN is there, and is seen in the loss
     if valid is not None:
         present &= valid
@@ -90,8 +90,8 @@ def present_entries(ids: Tensor, log_probs: Tensor, valid: Tensor | None) -> Ten
 
 
 def entropy_lower_bound(log_probs: Tensor, present: Tensor) -> Tensor:
-    """The entropy in nats, ``[n]``, of the entries ``[n, k]`` and one class for the rest: what is lumped together has
-    at least the entropy of the lump."""
+    """Returns a lower bound of the entropy in nats, ``[n]``: that of the entries ``[n, k]`` and one class for the rest,
+    which has at least the entropy of one class."""
     q = torch.where(present, log_probs, -torch.inf).exp()
     rest = (1 - q.sum(1)).clamp_min(0)
     return -times_or_zero(q, log_probs).sum(1) - times_or_zero(rest, rest.log())

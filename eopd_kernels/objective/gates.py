@@ -45,11 +45,11 @@ class EntropyGate:
             object.__setattr__(self, "sharpness", finite("EntropyGate.sharpness", self.sharpness, above=0.0))
 
     def threshold_in_nats(self, vocab_size: int) -> float:
-        """τ for entropies over ``vocab_size`` entries."""
+        """Returns τ in nats, for entropies over ``vocab_size`` entries."""
         return self.threshold * math.log(vocab_size) if self.normalized else self.threshold
 
     def __call__(self, statistics: RowStatistics, vocab_size: int) -> Tensor:
-        """How far each row's gate is open, ``[n]`` in [0, 1]; NaN where the entropy is."""
+        """Returns how far each row's gate is open, ``[n]`` in [0, 1]; NaN where the entropy is."""
         h, threshold = entropy(statistics, self.of), self.threshold_in_nats(vocab_size)
         if self.sharpness is None:
             return exceeds(h, threshold)
@@ -87,7 +87,7 @@ class QuantileGate:
         one_of("QuantileGate.of", self.of, SIDES)
 
     def __call__(self, statistics: RowStatistics, vocab_size: int) -> Tensor:
-        """1 where a row's gate is open, ``[N]``; rows whose entropy is NaN do not count, and their gate is NaN."""
+        """Returns 1 where a row's gate is open, ``[N]``; rows whose entropy is NaN have gate NaN and do not count."""
         h = entropy(statistics, self.of)
         if len(h) == 0:
             return h
@@ -103,13 +103,15 @@ Gate = EntropyGate | QuantileGate | Literal["always", "never"] | CustomGate
 
 
 def entropy(statistics: RowStatistics, of: str) -> Tensor:
-    """The entropy of one side in nats, ``[n]``."""
+    """Returns the entropy of one side in nats, ``[n]``."""
     return statistics.teacher_entropy if of == "teacher" else statistics.student_entropy
 
 
 def nanquantile(values: Tensor, share: float) -> Tensor:
-    """``values.nanquantile(share)`` of one or more values in one dimension: that of torch 2.11 waits for a GPU,
-    and takes 16 million values at most."""
+    """Returns ``values.nanquantile(share)`` of one or more values in one dimension.
+
+    That of torch 2.11 waits for a GPU and takes 16 million values at most.
+    """
     ascending = values.sort().values  # NaN last
     rank = share * ((~values.isnan()).sum(dtype=values.dtype) - 1).clamp(min=0)
     below, above = (ascending.gather(0, r.long().view(1)) for r in (rank.floor(), rank.ceil()))
@@ -117,7 +119,9 @@ def nanquantile(values: Tensor, share: float) -> Tensor:
 
 
 def gate_values(gate: Gate, statistics: RowStatistics, vocab_size: int, weights: Tensor) -> Tensor:
-    """How far the gate of each row is open, ``[n]`` in the compute dtype, without a gradient; 0 where the weight is 0.
+    """Returns how far the gate of each row is open, ``[n]`` in the compute dtype; 0 where the weight is 0.
+
+    It has no gradient.
 
     Raises:
         TypeError, ValueError: a callable gate returned something else than one number per row.
@@ -141,10 +145,10 @@ def gate_values(gate: Gate, statistics: RowStatistics, vocab_size: int, weights:
 
 
 def needs_every_row(gate: Gate) -> bool:
-    """Whether a row's gate may depend on other rows, so that all statistics come before the first gradient."""
+    """Returns whether a row's gate may depend on other rows, so that all statistics come before the first gradient."""
     return not isinstance(gate, str | EntropyGate)
 
 
 def needs_student(gate: Gate) -> bool:
-    """Whether the gate may look at the student."""
+    """Returns whether the gate may look at the student."""
     return not isinstance(gate, str) and getattr(gate, "of", "student") == "student"

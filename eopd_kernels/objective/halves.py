@@ -28,6 +28,11 @@ class Sampled:
         object.__setattr__(self, "clip_low", finite("Sampled.clip_low", self.clip_low, least=0.0, most=1.0))
         object.__setattr__(self, "clip_high", finite("Sampled.clip_high", self.clip_high, least=0.0))
 
+    def formula(self) -> str:
+        """R as a formula, for people."""
+        clip = f"clip(r, {1 - self.clip_low:g}, {1 + self.clip_high:g})"
+        return f"max(−A·r, −A·{clip}), r = p(y)/p_old(y), A = log q(y) − log p_old(y)"
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -62,6 +67,13 @@ class TopK:
                 f"got teacher={self.teacher!r} and student={self.student!r}"
             )
 
+    def formula(self) -> str:
+        """F as a formula, for people."""
+        q, p = "q" if self.teacher == "raw" else "q̃", "p" if self.student == "full" else "p̃"
+        tail = " + (1 − q(S))·log((1 − q(S))/(1 − p(S)))" if self.tail else ""
+        text = f"Σ_S {q}·log({q}/{p}){tail}, S = the teacher's {self.k} likeliest"
+        return text + (", q̃ = q/q(S)" if q == "q̃" else "") + (", p̃ = p/p(S)" if p == "p̃" else "")
+
 
 @dataclass(frozen=True)
 class Skewed:
@@ -80,3 +92,7 @@ class Skewed:
         object.__setattr__(self, "skew", finite("Skewed.skew", self.skew, least=0.0))
         if self.skew >= 1:
             raise ValueError(f"Skewed.skew must be below 1, where the divergence is 0 everywhere, got {self.skew!r}")
+
+    def formula(self, own: str, other: str) -> str:
+        """The KL of ``own`` against the mixture, for people."""
+        return f"KL({own} ‖ {self.skew:g}·{own} + {1 - self.skew:g}·{other})"

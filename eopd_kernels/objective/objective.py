@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from ..arguments import finite, one_of, quoted
 from ..row_math.formulas import Combine
-from .formula import formula
 from .gates import EntropyGate, Gate, QuantileGate
 from .halves import Sampled, Skewed, TopK
 
@@ -88,14 +87,19 @@ class Objective:
 
     @classmethod
     def eopd(cls, temperature: float = 1.0) -> Objective:
-        """Entropy-aware on-policy distillation (arXiv 2603.07079, Eq. 9) with both KLs over the whole vocabulary: the
-        default of this package."""
+        """Entropy-aware on-policy distillation (arXiv 2603.07079, Eq. 9) with both KLs over the whole vocabulary.
+
+        An alias of the default, ``Objective()``.
+        """
         return cls(temperature=temperature)
 
     @classmethod
     def eopd_paper(cls, temperature: float = 1.0) -> Objective:
-        """The same as the paper's Alg. 1 trains it: the sampled, clipped reverse half and the teacher's top 16,
-        renormalised; τ = 0.8, α = 1. Needs ``token_ids=`` and ``old_log_probs=``."""
+        """Entropy-aware on-policy distillation as the paper's Alg. 1 trains it.
+
+        The sampled, clipped reverse half and the teacher's top 16, renormalised; τ = 0.8, α = 1. Needs ``token_ids=``
+        and ``old_log_probs=``.
+        """
         return cls(reverse=Sampled(), forward=TopK(16), temperature=temperature)
 
     @classmethod
@@ -115,7 +119,7 @@ class Objective:
 
     @classmethod
     def minillm_token(cls, temperature: float = 1.0) -> Objective:
-        """The single-step part of MiniLLM's gradient (arXiv 2306.08543): the full reverse KL at each token."""
+        """The single-step part of MiniLLM's gradient (arXiv 2306.08543), an alias of :meth:`reverse_kl`."""
         return cls.reverse_kl(temperature)
 
     @classmethod
@@ -178,7 +182,7 @@ class Objective:
 
     @property
     def skews(self) -> tuple[float, float] | None:
-        """Of the forward and of the reverse half, or None where neither is against a mixture."""
+        """The skews of the forward and the reverse half, or None where neither is against a mixture."""
         halves = (self.forward, self.reverse)
         if not any(isinstance(half, Skewed) for half in halves):
             return None
@@ -200,4 +204,37 @@ class Objective:
 
     def __str__(self) -> str:
         """The formula: ``print(Objective())``."""
-        return formula(self)
+        gated = self.gate not in ("always", "never")
+        terms, where = [], []
+        if (coefficient := self._reverse_coefficient(gated)) is not None:
+            terms.append(f"{coefficient}R")
+            full = self.reverse.formula("p", "q") if isinstance(self.reverse, Skewed) else "KL(p ‖ q)"
+            where.append(f"  R = {self.reverse.formula() if isinstance(self.reverse, Sampled) else full}")
+        if self.forward != "none" and self.alpha != 0 and self.gate != "never":
+            terms.append(f"{factor(self.alpha)}{'g·' if gated else ''}F")
+            full = self.forward.formula("q", "p") if isinstance(self.forward, Skewed) else "KL(q ‖ p)"
+            where.append(f"  F = {self.forward.formula() if isinstance(self.forward, TopK) else full}")
+        total = " + ".join(terms) or "0"
+        if gated and "g" in total:
+            custom = getattr(self.gate, "__name__", type(self.gate).__name__) + "(statistics)"
+            where.append(f"  g = {self.gate if isinstance(self.gate, EntropyGate | QuantileGate) else custom}")
+        over = ["" if temperature == 1 else f" / {temperature:g}" for temperature in self.temperatures]
+        where.append(f"  p = softmax(z_student{over[0]}), q = softmax(z_teacher{over[1]})")
+        if self.loss_factor != 1:
+            total = f"{self.loss_factor:g}·" + (f"({total})" if len(terms) > 1 else total)
+        return "\n".join([f"L = {total}", *where])
+
+    def _reverse_coefficient(self, gated: bool) -> str | None:
+        """What stands before R in the formula; None where the half is nowhere."""
+        if self.reverse == "none":
+            return None
+        opened = {"add": 1.0, "switch": 0.0, "blend": 1 - self.alpha}[self.combine]
+        if gated and opened != 1:
+            return f"{factor(self.reverse_weight)}(1 − {factor(1 - opened)}g)·"
+        constant = self.reverse_weight * (opened if self.gate == "always" else 1.0)
+        return None if constant == 0 else factor(constant)
+
+
+def factor(x: float) -> str:
+    """A number before a product, nothing where it is 1."""
+    return "" if x == 1 else f"{x:g}·"

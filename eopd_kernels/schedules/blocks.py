@@ -1,4 +1,4 @@
-"""Blocks of logits: memory for one block of each side, and the chunks of tokens they are taken of."""
+"""Blocks of logits: their memory, one for each side, and the chunks of tokens that they are computed for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sides import HiddenSide, Rows, Side
 
 
 class Buffer:
-    """Memory for one block of a side's logits, if its blocks need any."""
+    """Holds memory for one block of a side's logits, if its blocks need any."""
 
     def __init__(self, side: Side, block: int) -> None:
         self.side = side
@@ -21,7 +21,7 @@ class Buffer:
             self.memory = tensors.empty((block,), side.dtype, side.hidden.device)
 
     def logits(self, taken: Tensor, columns: slice) -> Tensor:
-        """The side's block of logits for the rows taken, ``[n, k]``."""
+        """Returns the side's block of logits ``[n, k]`` for the rows taken."""
         if self.memory is None:
             return self.side.logits(taken, columns, None)
         n, k = len(taken), columns.stop - columns.start
@@ -30,13 +30,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Both sides' blocks of one chunk of tokens after another; the student's own for a teacher without logits."""
+    """Computes the blocks of both sides for one chunk of tokens after another.
+
+    For a teacher without logits the student's block stands in.
+    """
 
     student: Buffer
     teacher: Buffer | None
 
     def take(self, rows: Rows) -> Chunk:
-        """The chunk of these tokens."""
+        """Returns the chunk of these tokens."""
         teacher = self.teacher
         return Chunk(self, rows, self.student.side.take(rows), None if teacher is None else teacher.side.take(rows))
 
@@ -50,7 +53,7 @@ class Chunk(NamedTuple):
     teacher: Tensor | None
 
     def logits(self, columns: slice) -> tuple[Tensor, Tensor]:
-        """A block of student and teacher logits ``[n, k]``."""
+        """Returns a block ``[n, k]`` of student logits and one of teacher logits."""
         student = self.blocks.student.logits(self.student, columns)
         if self.teacher is None or self.blocks.teacher is None:
             return student, student

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import tensors
 from ..row_math.statistics import RowStatistics
 from .blocks import Chunk
-from .first_visit import Figures, gate_of
+from .first_visit import FirstVisit, gate_of
 from .loss_terms import alive_rows, scaled, terms_of
 from .own_columns import block_gradient
 from .problem import Problem
@@ -31,8 +31,8 @@ from .student_gradient import StudentGradient
 COMPACT_BELOW = 0.75
 
 
-def visit_with_gradient(problem: Problem, gradient: StudentGradient) -> Seen:
-    """The chunked schedule: what is seen of every token, and the gradient of Σ w·L."""
+def chunked_forward(problem: Problem, gradient: StudentGradient) -> Seen:
+    """Runs the chunked schedule: returns what was seen of every token, adds the gradient of Σ w·L to ``gradient``."""
     seen = Seen.empty(problem)
     blocks = problem.blocks()
     columns = problem.columns
@@ -50,7 +50,7 @@ def chunk_gradient(
     gradient: StudentGradient,
     seen: Seen,
 ) -> None:
-    """A chunk from its logits to its part of the gradient."""
+    """Takes a chunk from its logits to its part of the gradient."""
     if not problem.fused:
         figures = first_figures(problem, chunk, student, teacher)
         general_gradient(problem, chunk, student, teacher, figures, gradient, seen)
@@ -73,17 +73,17 @@ def chunk_gradient(
 
 
 def with_losses(problem: Problem, seen: Seen) -> Seen:
-    """What was seen, with the halves and losses that the fused kernel leaves to be computed of all tokens at once."""
+    """Adds the halves and losses, which the fused kernel leaves to be computed for all tokens at once."""
     if not problem.fused:
         return seen
     terms = terms_of(problem.objective, RowStatistics(seen.packed), None, None, None, seen.gate, problem.tokens)
     return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss)
 
 
-def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> Figures:
-    """What one visit of a chunk's logits ``[n, V]`` leaves behind, before anything is known of its gates."""
+def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> FirstVisit:
+    """Visits a chunk's logits ``[n, V]`` once, before anything is known of its gates."""
     tokens, columns = problem.tokens.take(chunk.rows), problem.columns
-    figures = Figures.empty(problem, len(student))
+    figures = FirstVisit.empty(problem, len(student))
     figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
     return figures
 
@@ -93,11 +93,11 @@ def general_gradient(
     chunk: Chunk,
     student: Tensor,  # [n, V]
     teacher: Tensor,  # [n, V]
-    figures: Figures,
+    figures: FirstVisit,
     gradient: StudentGradient,
     seen: Seen,
 ) -> None:
-    """A chunk under any objective, from its first figures to its part of the gradient.
+    """Takes a chunk under any objective from its first visit to its part of the gradient.
 
     The logits are alive between the statistics and the gradient, so that whatever has to look at the numbers can.
     """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .blocks import Blocks, Chunk
 from .chunked import first_figures, general_gradient
-from .first_visit import Figures
+from .first_visit import FirstVisit
 from .problem import Problem
 from .seen import Seen
 from .sides import Rows
@@ -28,17 +28,17 @@ from .student_gradient import StudentGradient
 
 
 class Visited(NamedTuple):
-    """A chunk after its first visit, and its figures on their way to those of whole rows."""
+    """A chunk after its first visit, whose numbers are on their way to become those of whole rows."""
 
     chunk: Chunk
     student: Tensor  # [n, V of this rank]
     teacher: Tensor  # [n, V of this rank]
-    figures: Figures
+    figures: FirstVisit
     travelling: Iterator[None]
 
     @classmethod
     def begin(cls, problem: Problem, blocks: Blocks, rows: Rows) -> Visited:
-        """Visits a chunk, and sends its maxima."""
+        """Visits a chunk, and starts to send its maxima."""
         chunk = blocks.take(rows)
         student, teacher = chunk.logits(problem.columns)
         figures = first_figures(problem, chunk, student, teacher)
@@ -47,17 +47,17 @@ class Visited(NamedTuple):
         return visited
 
     def send_sums(self) -> None:
-        """Once the maxima have come."""
+        """Starts to send the sums, once the maxima have come."""
         next(self.travelling)
 
     def finish(self, problem: Problem, gradient: StudentGradient, seen: Seen) -> None:
-        """Once the sums have come: the gradient."""
+        """Takes the gradient, once the sums have come."""
         next(self.travelling, None)
         general_gradient(problem, self.chunk, self.student, self.teacher, self.figures, gradient, seen)
 
 
-def visit_across_ranks(problem: Problem, gradient: StudentGradient) -> Seen:
-    """What is seen of every token, and the gradient of Σ w·L with respect to this rank's entries."""
+def chunked_forward_across_ranks(problem: Problem, gradient: StudentGradient) -> Seen:
+    """Runs the chunked schedule for this rank's entries: returns what was seen, adds the gradient to ``gradient``."""
     seen = Seen.empty(problem)
     chunks = list(problem.chunks())
     blocks = [problem.blocks() for _ in chunks[:2]]

@@ -1,4 +1,4 @@
-"""Figures: what the first visit of some rows leaves behind, collected slice by slice."""
+"""FirstVisit: what the first visit of some rows leaves behind, collected slice by slice."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .problem import Problem
 
 
 @dataclass(eq=False)
-class Figures:
-    """Of n rows; z are transformed logits.
+class FirstVisit:
+    """What the first visit of n rows leaves behind. z are transformed logits.
 
     Args:
         packed: ``[n, 8]`` the statistics.
@@ -42,8 +42,8 @@ class Figures:
     top_teacher: Tensor | None = None
 
     @classmethod
-    def empty(cls, problem: Problem, n: int) -> Figures:
-        """Of rows of which nothing has been seen yet."""
+    def empty(cls, problem: Problem, n: int) -> FirstVisit:
+        """Returns the state of n rows of which nothing has been seen yet."""
         weights, objective = problem.weights, problem.objective
 
         def numbers(k: int, value: float) -> Tensor:
@@ -60,18 +60,18 @@ class Figures:
             figures.top_student, figures.top_teacher = numbers(k, -torch.inf), numbers(k, -torch.inf)
         return figures
 
-    def put(self, rows: Any, of_rows: Figures) -> None:
-        """Those of some of the rows."""
+    def put(self, rows: Any, of_rows: FirstVisit) -> None:
+        """Overwrites some of the rows."""
         for field in fields(self):
             mine, new = getattr(self, field.name), getattr(of_rows, field.name)
             if mine is not None:
                 mine[rows] = new
 
-    def take(self, rows: Any) -> Figures:
-        """Of some rows: a slice or an index."""
+    def take(self, rows: Any) -> FirstVisit:
+        """Returns some of the rows: a slice or an index."""
         of_rows: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         taken: dict[str, Any] = {name: None if t is None else t[rows] for name, t in of_rows.items()}
-        return Figures(**taken)
+        return FirstVisit(**taken)
 
     def see(
         self,
@@ -82,7 +82,7 @@ class Figures:
         teacher: Tensor,  # [n, k]
         with_top_k: bool,
     ) -> None:
-        """Takes up a block of logits. ``with_top_k``: look for the teacher's likeliest entries as well."""
+        """Takes up a block of logits, and with ``with_top_k`` looks for the teacher's likeliest entries as well."""
         part = RowStatistics(problem.functions.row_statistics(student, teacher, problem.transforms))
         whole = columns.stop - columns.start == problem.student.local_vocab_size
         self.packed = part.packed if whole else RowStatistics(self.packed).merge(part).packed
@@ -100,8 +100,10 @@ class Figures:
             self._merge_top(*likeliest(problem, student, teacher, self.top_student.shape[1], start))
 
     def across_ranks(self, problem: Problem, tokens: Tokens) -> Iterator[None]:
-        """Makes of every rank's columns those of whole rows, the same on each rank: the maxima over the ranks, then the
-        sums, recentred to them. Stops whenever something travels, so that a schedule can do something else meanwhile.
+        """Turns the numbers of this rank's columns into those of whole rows, the same on each rank.
+
+        The maxima over the ranks come first, then the sums, recentred to them. A generator: it yields whenever
+        something travels, so that a schedule can do something else meanwhile.
         """
         shard = problem.shard
         if shard is None:
@@ -126,12 +128,12 @@ class Figures:
             self.top_student = next(rest)
 
     def mixture_across_ranks(self, problem: Problem) -> None:
-        """The sum over the ranks of what each saw of the mixtures."""
+        """Sums over the ranks what each saw of the mixtures."""
         if problem.shard is not None and self.mixture is not None:
             problem.shard.sum(self.mixture).wait()
 
     def top_k_across_ranks(self, problem: Problem) -> None:
-        """Of the likeliest entries of every rank's columns those of whole rows: one message, ids in a number's bits."""
+        """Finds the likeliest entries of whole rows among those of each rank: one message, ids in numbers' bits."""
         if problem.shard is None or self.top_ids is None or problem.tokens.top_ids is not None:
             return
         assert self.top_student is not None and self.top_teacher is not None
@@ -145,14 +147,16 @@ class Figures:
         self.top_ids = ids.flatten(1).contiguous().view(as_ids).long().gather(1, best)
 
     def see_mixture(self, problem: Problem, student: Tensor, teacher: Tensor) -> None:
-        """Takes up a block of logits once more, when the statistics are those of whole rows."""
+        """Takes up a block of logits once more for the mixtures, when the statistics are those of whole rows."""
         assert self.mixture is not None and problem.objective.skews is not None
         skews = list(problem.objective.skews)
         self.mixture += problem.functions.row_mixture(student, teacher, self.packed, skews, problem.transforms)
 
     def see_top_k(self, problem: Problem, student: Tensor, teacher: Tensor, gate: Tensor) -> None:
-        """Looks for the teacher's likeliest entries in whole rows: on a CPU only where the gate is open. Elsewhere the
-        number of such rows would have to travel to the host first."""
+        """Looks for the teacher's likeliest entries in whole rows.
+
+        On a CPU only where the gate is open; elsewhere the number of such rows would have to travel to the host first.
+        """
         if self.top_student is None or problem.tokens.top_ids is not None:
             return
         k = self.top_student.shape[1]
@@ -170,7 +174,7 @@ class Figures:
             self.put(opened, of_open)
 
     def _merge_top(self, ids: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Keeps the k likeliest of those known and of those ``[n, j]`` of another slice."""
+        """Keeps the k likeliest of the entries known and of the entries ``[n, j]`` of another slice."""
         assert self.top_ids is not None and self.top_student is not None and self.top_teacher is not None
         all_ids = torch.cat([self.top_ids, ids], 1)
         all_student = torch.cat([self.top_student, student], 1)
@@ -178,8 +182,11 @@ class Figures:
         self.top_ids, self.top_student = all_ids.gather(1, best), all_student.gather(1, best)
 
     def known_statistics(self, tokens: Tokens) -> RowStatistics:
-        """The statistics of whole rows. Of a teacher without logits there is its entropy and nothing else: its fields
-        are those of a row with that entropy, and both KLs are NaN."""
+        """Returns the statistics of whole rows.
+
+        Of a teacher without logits its entropy is known and nothing else: its fields are those of a row with that
+        entropy, and both KLs are NaN.
+        """
         if tokens.teacher_entropy is None:
             return RowStatistics(self.packed)
         packed = self.packed.clone()
@@ -192,7 +199,7 @@ class Figures:
     def terms(
         self, problem: Problem, statistics: RowStatistics, gate: Tensor, tokens: Tokens, weights: Tensor
     ) -> Terms:
-        """The rows' loss and gradient, now that their gates are known."""
+        """Returns the rows' loss and the terms of its gradient, now that their gates are known."""
         mixture = None if self.mixture is None else MixtureStatistics(self.mixture)
         used = (weights != 0).unsqueeze(1)
         token = top = None
@@ -212,7 +219,7 @@ class Figures:
 
 
 def likeliest(problem: Problem, student: Tensor, teacher: Tensor, k: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The teacher's k likeliest entries in a block ``[n, w]``: their ids, and both sides' z there, −inf beyond w."""
+    """Finds the teacher's k likeliest entries in a block ``[n, w]``: ids and both sides' z there, −inf beyond w."""
     scale = problem.transforms[3]
     _, local = top_k(teacher if scale > 0 else -teacher, min(k, teacher.shape[1]))
     into = problem.weights.new_full(local.shape, -torch.inf)
@@ -226,7 +233,7 @@ def likeliest(problem: Problem, student: Tensor, teacher: Tensor, k: int, start:
 
 
 def gate_of(problem: Problem, statistics: RowStatistics, tokens: Tokens, weights: Tensor) -> Tensor:
-    """How far each row's gate is open, ``[n]``: as the caller said, else by the objective."""
+    """Returns how far each row's gate is open, ``[n]``: as the caller said, else by the objective."""
     if tokens.gate is not None:
         return torch.where(weights == 0, 0.0, tokens.gate)
     return gate_values(problem.objective.gate, statistics, problem.vocab_size, weights)

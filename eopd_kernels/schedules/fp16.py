@@ -15,7 +15,7 @@ FP16_WEIGHT = 16.0
 
 
 def within_fp16(factors: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
-    """The tokens' factors ``[N]`` as a product: what enters gradients in fp16, and what multiplies them later.
+    """Splits the tokens' factors ``[N]`` into what enters gradients in fp16 and what multiplies them later.
 
     A gradient of logits waits for its row's whole factor, ``[N]``, and is stored as that of one weight for all. A block
     that goes into products has one factor for all rows, their largest, 0-d: the sums over rows are in fp32.
@@ -28,7 +28,7 @@ def within_fp16(factors: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
 
 
 def outstanding(upstream: Tensor, later: Tensor | None, leading: torch.Size) -> Tensor:
-    """What stored gradients are multiplied by in backward: 0-d, or ``[..., 1]`` for those of logits in fp16."""
+    """Returns what backward multiplies stored gradients by: 0-d, or ``[..., 1]`` for those of logits in fp16."""
     if later is None:
         return upstream
     factor = upstream * later

@@ -28,8 +28,8 @@ from .teacher_first import of_teacher, without_student
 ROWS_LOST_PER_CHUNK = 45
 
 
-def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
-    """What is seen of every token, and the gradient of Σ w·L."""
+def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
+    """Runs the chunked schedule with the gates first; see :func:`eopd_kernels.schedules.chunked.chunked_forward`."""
     assert isinstance(problem.teacher, HiddenSide)
     seen = Seen.empty(problem)
     blocks, columns = problem.blocks(), problem.columns
@@ -52,7 +52,7 @@ def visit_gates_first(problem: Problem, gradient: StudentGradient) -> Seen:
 
 
 def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:
-    """Which of a chunk's rows are open, from the teacher's logits ``[n, V]``; puts the teacher's figures of all."""
+    """Returns which of a chunk's rows are open, and notes what the teacher's logits ``[n, V]`` say of all of them."""
     statistics = without_student(of_teacher(problem, teacher))
     gate = gate_of(problem, statistics, problem.tokens.take(rows), problem.weights[rows])
     seen.put(rows, statistics.packed, gate, None)
@@ -60,19 +60,19 @@ def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Ten
 
 
 def index_of(rows: Rows, part: Tensor) -> Tensor:
-    """The tokens that are ``part`` of a chunk's rows."""
+    """Returns the index of the tokens that are ``part`` of a chunk's rows."""
     return part + rows.start if isinstance(rows, slice) else rows[part]
 
 
 def worth_a_chunk(problem: Problem, alive: int, n: int) -> bool:
-    """Whether ``alive`` of a chunk's n rows cost less now than the teacher's logits of them a second time."""
+    """Returns whether taking ``alive`` of a chunk's n rows now costs less than their teacher's logits a second time."""
     assert isinstance(problem.student, HiddenSide) and isinstance(problem.teacher, HiddenSide)
     again = alive * problem.teacher.hidden.shape[1]
     return alive > 0 and again >= 3 * problem.student.hidden.shape[1] * min(ROWS_LOST_PER_CHUNK, n - alive)
 
 
 def moved_up(block: Tensor, rows: Tensor) -> Tensor:
-    """The ``rows`` of a block ``[n, V]``, ascending, moved to its first rows: no second block is allocated."""
+    """Moves the ``rows`` of a block ``[n, V]``, ascending, to its first rows; no second block is allocated."""
     for i, row in enumerate(rows.tolist()):
         if i != row:
             block[i].copy_(block[row])

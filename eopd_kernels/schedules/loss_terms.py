@@ -49,7 +49,7 @@ class Terms:
 
 
 class Own(NamedTuple):
-    """The columns whose gradient is not the row's form: there it is p·(a + b·…) − c·… + ``values``, with this ``a``.
+    """Columns with a gradient of their own: p·(a + b·…) − c·… + ``values``, with this ``a`` instead of the row's.
 
     What a sparse half has to say of its columns is computed at full precision and as a whole, p − q̃ and not p less q̃
     later: the row's form is often rounded to 16 bits before anything could be subtracted.
@@ -61,12 +61,12 @@ class Own(NamedTuple):
     values: Tensor  # [n, k]
 
     def take(self, rows: Any) -> Own:
-        """Of some rows: a slice or an index."""
+        """Returns those of some rows: a slice or an index."""
         return Own(*(part[rows] for part in self))
 
 
 def scaled(coefficients: Coefficients, own: Own | None, upstream: Tensor) -> tuple[Coefficients, Own | None]:
-    """The gradient of rows whose loss is multiplied by ``upstream`` [n]; exactly 0 where that is 0."""
+    """Multiplies the gradient of each row by ``upstream`` [n]; it is exactly 0 where that is 0."""
     coefficients = Coefficients(*(times_or_zero(upstream, k) for k in coefficients))
     if own is None:
         return coefficients, None
@@ -76,7 +76,7 @@ def scaled(coefficients: Coefficients, own: Own | None, upstream: Tensor) -> tup
 
 
 def alive_rows(coefficients: Coefficients, own: Own | None) -> Tensor:
-    """Which rows have a gradient, ``[n]`` bool."""
+    """Returns which rows have a gradient, ``[n]`` bool."""
     a, b, c = coefficients
     alive = (a != 0) | (b != 0) | (c != 0)
     return alive if own is None else alive | (own.values != 0).any(1)
@@ -99,7 +99,7 @@ def terms_of(
     gate: Tensor,  # [n]
     tokens: Tokens,
 ) -> Terms:
-    """The terms of rows with these figures."""
+    """Returns loss and gradient terms of rows with these numbers."""
     c_r, c_f = objective.combination(gate)
     c_r = c_r if tokens.reverse_weights is None else c_r * tokens.reverse_weights
     c_f = c_f if tokens.forward_weights is None else c_f * tokens.forward_weights
@@ -133,7 +133,7 @@ def reverse_half(
     token: Columns | None,
     tokens: Tokens,
 ) -> Half:
-    """R of every row."""
+    """Returns the reverse half R of every row, with its gradient."""
     if isinstance(half, Sampled):
         assert token is not None and tokens.old_log_probs is not None
         return sampled(half, token, tokens.old_log_probs)
@@ -146,7 +146,7 @@ def reverse_half(
 
 
 def forward_half(half: Any, statistics: RowStatistics, mixture: MixtureStatistics | None, top: Columns | None) -> Half:
-    """F of every row."""
+    """Returns the forward half F of every row, with its gradient."""
     if isinstance(half, TopK):
         assert top is not None
         return top_k_half(half, top)
@@ -159,7 +159,7 @@ def forward_half(half: Any, statistics: RowStatistics, mixture: MixtureStatistic
 
 
 def sampled(half: Sampled, token: Columns, old_log_probs: Tensor) -> Half:
-    """max(−A·r, −A·clip(r)) on the sampled token; where the clip is what counts there is no gradient."""
+    """Returns max(−A·r, −A·clip(r)) on the sampled token; where the clip decides, there is no gradient."""
     log_p, log_q = token.log_p[:, 0], token.log_q[:, 0]
     advantage = log_q - old_log_probs
     ratio = torch.exp(log_p - old_log_probs)
@@ -171,7 +171,7 @@ def sampled(half: Sampled, token: Columns, old_log_probs: Tensor) -> Half:
 
 
 def top_k_half(half: TopK, top: Columns) -> Half:
-    """Forward KL over the columns present; the four variants of :class:`TopK` are one formula."""
+    """Returns the forward KL over the columns present; the four variants of :class:`TopK` are one formula."""
     log_q = torch.where(top.present, top.log_q, -torch.inf)
     log_p = torch.where(top.present, top.log_p, -torch.inf)
     if half.teacher == "renormalized":
@@ -199,13 +199,13 @@ def top_k_half(half: TopK, top: Columns) -> Half:
 
 
 def total(log_mass: Tensor) -> Tensor:
-    """log Σ over the columns ``[n, k]``; 0 in a row that has none, where −inf would make NaN of it."""
+    """Returns log Σ exp over the columns ``[n, k]``; 0 in a row that has none, where −inf would make NaN of it."""
     whole = torch.logsumexp(log_mass, 1)
     return torch.where(whole == -torch.inf, 0.0, whole)
 
 
 def joined(parts: list[tuple[Columns, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """The columns of the sparse halves side by side: ids, presence and values ``[n, Σk]``.
+    """Puts the columns of the sparse halves side by side: ids, presence and values ``[n, Σk]``.
 
     Each part has its columns, its values there, and the ``a`` with which it acts outside of them: a column that is one
     half's own but not the other's has the other's p·a. A column of both appears twice with the same value.

@@ -1,4 +1,4 @@
-"""A few columns of a block by themselves: their logits out of it, their gradients into it."""
+"""Single columns of a block: reads their logits, writes their gradients."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from .problem import Problem
 
 
 def transformed_at(block: Tensor, ids: Tensor, start: int, transform: Sequence[float], into: Tensor) -> Tensor:
-    """Transformed logits ``[n, k]`` of the columns ``ids`` [n, k], in the dtype of ``into`` [n, k], whose values remain
-    for columns outside of ``block`` [n, w], the columns from ``start`` on."""
+    """Reads transformed logits of the columns ``ids`` [n, k] out of ``block`` [n, w], whose first column is ``start``.
+
+    The result has the dtype of ``into`` [n, k], whose values remain for columns outside of the block.
+    """
     local, inside = within(block, ids, start)
     return torch.where(inside, transformed(block.gather(1, local), transform, into.dtype), into)
 
 
 def within(block: Tensor, ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """The place of columns ``ids`` [n, k] in ``block`` [n, w], and whether they have one; some place if not."""
+    """Returns the places of columns ``ids`` [n, k] in ``block`` [n, w], any if none, and whether they have one."""
     local = ids - start
     inside = (local >= 0) & (local < block.shape[1])
     return local.clamp(0, block.shape[1] - 1), inside
@@ -31,7 +33,7 @@ def within(block: Tensor, ids: Tensor, start: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A block's gradient at columns of its own, taken before the kernel may overwrite the logits, written after."""
+    """A block's gradient at single columns, taken before the kernel may overwrite the logits, written afterwards."""
 
     local: Tensor  # [n, k]
     inside: Tensor  # [n, k] bool
@@ -49,7 +51,7 @@ class Patch:
         skews: tuple[float, float] | None,
         transforms: Sequence[float],
     ) -> Patch:
-        """Of rows with these statistics, coefficients and columns."""
+        """Takes the gradient at the columns of ``own``."""
         local, inside = within(student, own.ids, start)
         dtype = own.values.dtype
         z_s = transformed(student.gather(1, local), transforms[:3], dtype)
@@ -65,8 +67,11 @@ class Patch:
         return cls(local, inside & own.present, gradient)
 
     def write(self, out: Tensor) -> None:
-        """Into ``out`` [n, w]. Without asking which entries are inside, which would wait for a GPU: the others repeat
-        what the row's first one inside writes, or what stands there where it has none."""
+        """Writes the gradient into ``out`` [n, w].
+
+        Which entries are inside is not asked, because that would wait for a GPU: the others repeat what the row's first
+        one inside writes, or what stands there where it has none.
+        """
         first = self.inside.to(torch.uint8).argmax(1, keepdim=True)  # [n, 1]
         there = torch.where(self.inside.any(1, keepdim=True), self.gradient.gather(1, first), out[:, :1])
         column = torch.where(self.inside.any(1, keepdim=True), self.local.gather(1, first), 0)
@@ -87,8 +92,10 @@ def block_gradient(
     own: Own | None,
     out: Tensor,  # [n, k], may be the student's
 ) -> None:
-    """The gradient of the block that begins ``start`` columns into this rank's part: the row's form by the kernel,
-    single columns here."""
+    """Takes the gradient of a block that begins ``start`` columns into this rank's part.
+
+    The kernel writes the row's form, and then the columns of ``own`` are overwritten.
+    """
     skews, transforms = problem.objective.skews, problem.transforms
     patch = None
     if own is not None:

@@ -1,4 +1,4 @@
-"""Problem: one call of the loss as rows, and the blocks of logits that are taken of it."""
+"""Problem: one call of the loss as rows, in chunks of tokens and slices of the vocabulary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Problem:
 
     Args:
         student: N rows.
-        teacher: likewise, or None where ``tokens`` hold the teacher's likeliest entries and nothing else is known.
+        teacher: N rows, or None where ``tokens`` hold the teacher's likeliest entries and nothing else is known.
         weights: ``[N]`` in the compute dtype, 0 where masked.
         index: ``[M]`` the tokens that count, or None where all N are visited.
         objective: what is minimised.
@@ -52,12 +52,12 @@ class Problem:
 
     @property
     def offset(self) -> int:
-        """The entry of the vocabulary that the first column is."""
+        """The entry of the vocabulary that this rank's first column is."""
         return 0 if self.shard is None else self.shard.offset
 
     @property
     def columns(self) -> slice:
-        """All columns that are here."""
+        """All columns of this rank."""
         return slice(0, self.student.local_vocab_size)
 
     @property
@@ -68,7 +68,7 @@ class Problem:
         return [*transform(self.student.head, of_student), *transform(teacher.head, of_teacher)]
 
     def of_open_tokens(self, gate: Tensor) -> Problem:
-        """The problem where gates ``[N]`` have been found and shut tokens left out: nobody asks for gates again."""
+        """Returns the problem of tokens that were found open: their gates ``[N]`` are not asked for again."""
         if self.objective.hard_gate and self.tokens.gate is None:  # all that is left is open: fused kernels take that
             return replace(self, objective=replace(self.objective, gate="always"))
         return replace(self, tokens=replace(self.tokens, gate=gate))
@@ -83,7 +83,7 @@ class Problem:
         return plain and objective.hard_gate and whole_rows and all(t is None for t in given)
 
     def chunks(self) -> Iterator[Rows]:
-        """The chunks of tokens, none larger than the tiling says, all within one run of either side."""
+        """Yields the chunks of tokens, none larger than the tiling says, each within one run of either side."""
         if self.index is not None:
             yield from (part for part in self.index.split(self.tiling.tokens) if len(part))
             return
@@ -95,17 +95,17 @@ class Problem:
             start = min(ends)
 
     def slices(self) -> Iterator[slice]:
-        """The slices of the vocabulary."""
+        """Yields the slices of this rank's vocabulary."""
         size = self.student.local_vocab_size
         for start in range(0, size, self.tiling.columns):
             yield slice(start, min(start + self.tiling.columns, size))
 
     @property
     def block(self) -> int:
-        """The most logits of a block."""
+        """The number of logits in the largest block."""
         return min(self.tiling.tokens, len(self.weights)) * self.tiling.columns
 
     def blocks(self) -> Blocks:
-        """Memory for one block of each side."""
+        """Allocates memory for one block of each side."""
         teacher = None if self.teacher is None else Buffer(self.teacher, self.block)
         return Blocks(Buffer(self.student, self.block), teacher)

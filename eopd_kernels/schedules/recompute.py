@@ -1,11 +1,11 @@
-"""The schedule "recompute"."""
+"""The schedule "recompute": slices of the vocabulary are visited in forward, and again in backward."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ..row_math.formulas import Coefficients
-from .first_visit import Figures, gate_of
+from .first_visit import FirstVisit, gate_of
 from .loss_terms import Own, Terms
 from .own_columns import block_gradient
 from .problem import Problem
@@ -14,13 +14,13 @@ from .sides import Rows
 from .student_gradient import StudentGradient
 
 
-def visit(problem: Problem) -> tuple[Seen, Terms]:
-    """The first visit of the recompute schedule: every slice of every chunk; what is seen, and the gradient's terms."""
-    figures = Figures.empty(problem, len(problem.weights))
+def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
+    """Visits every slice of every chunk: returns what was seen, and the terms of the gradient."""
+    figures = FirstVisit.empty(problem, len(problem.weights))
     blocks = problem.blocks()
     for rows in problem.chunks():
         chunk, tokens = blocks.take(rows), problem.tokens.take(rows)
-        of_chunk = Figures.empty(problem, len(chunk.student))
+        of_chunk = FirstVisit.empty(problem, len(chunk.student))
         for columns in problem.slices():
             of_chunk.see(problem, tokens, columns, *chunk.logits(columns), with_top_k=True)
         figures.put(rows, of_chunk)
@@ -45,10 +45,10 @@ def visit(problem: Problem) -> tuple[Seen, Terms]:
     return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
 
 
-def gradient_of(
+def recompute_backward(
     problem: Problem, packed: Tensor, coefficients: Coefficients, own: Own | None, gradient: StudentGradient
 ) -> None:
-    """The second visit of the recompute schedule: the gradient of rows with these statistics and coefficients."""
+    """Visits every slice once more, and adds the gradient of rows with these statistics to ``gradient``."""
     blocks = problem.blocks()
     for rows in problem.chunks():
         chunk = blocks.take(rows)

@@ -37,7 +37,7 @@ class Seen:
         return cls(packed, *(torch.zeros_like(weights) for _ in range(4)))
 
     def put(self, rows: Rows, packed: Tensor, gate: Tensor, terms: Terms | None) -> None:
-        """Of one chunk; without terms, its halves are not known yet."""
+        """Notes what was seen of one chunk; without terms, its halves are not known yet."""
         self.packed[rows], self.gate[rows] = packed, gate
         if terms is not None:
             self.reverse[rows], self.forward[rows], self.loss[rows] = terms.reverse, terms.forward, terms.loss

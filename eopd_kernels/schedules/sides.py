@@ -1,4 +1,4 @@
-"""A side of the comparison, logits or hidden states with a head, seen as rows from which blocks of logits are taken."""
+"""One side of the comparison, logits or hidden states with a head, as rows from which blocks of logits are taken."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class LogitsSide:
         self.depth, self.run = uniform_rows(logits)
 
     def block_bytes(self, gathered: bool) -> int:
-        """Workspace per logit of a block; 0 where blocks are views."""
+        """Returns the bytes of workspace per logit of a block; 0 where blocks are views."""
         copied = gathered or (self.tensor.stride(-1) != 1 and self.local_vocab_size > 1)
         return self.tensor.itemsize if copied else 0
 
     def gradient_bytes(self) -> int:
-        """Workspace per logit for the gradient of a block, as the student; 0 where it goes elsewhere."""
+        """Returns the bytes of workspace per logit for the student's gradient; 0 where it goes elsewhere."""
         return 0
 
     def take(self, rows: Rows) -> Tensor:
-        """The rows of a chunk of tokens, once for all its blocks."""
+        """Returns the rows of a chunk of tokens, once for all its blocks."""
         if isinstance(rows, Tensor):
             return self.tensor[torch.unravel_index(rows, self.leading)]
         block = self.view(rows)
         return block if block.stride(1) == 1 else block.contiguous()
 
     def view(self, rows: slice) -> Tensor:
-        """Consecutive rows of one run, as a view ``[n, V]``."""
+        """Returns consecutive rows of one run as a view ``[n, V]``."""
         place, first = divmod(rows.start, max(self.run, 1))
         outer: list[int] = []
         for size in reversed(self.leading[: self.depth]):
@@ -55,7 +55,7 @@ class LogitsSide:
         return self.tensor[tuple(outer)].view(-1, self.local_vocab_size)[first : first + length(rows)]
 
     def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
-        """The block of logits ``[n, k]`` of the rows taken, in ``buffer`` if it has to be computed."""
+        """Returns the block of logits ``[n, k]`` of the rows taken, in ``buffer`` if it has to be computed."""
         return taken[:, columns]
 
 
@@ -104,8 +104,10 @@ Side = LogitsSide | HiddenSide
 
 
 def nothing_held(tensor: Tensor, head: LMHead | None, valid: Tensor | None, autocast: torch.dtype | None) -> Side:
-    """A side of which a rank holds no entry that is compared: one entry whose logit is −inf, which adds nothing to any
-    row and cannot be among its likeliest."""
+    """Returns a side for a rank that holds no entry that is compared: one entry whose logit is −inf.
+
+    It adds nothing to any row and cannot be among its likeliest.
+    """
     if head is None:
         side = LogitsSide(tensor.new_full((), -torch.inf).expand(*tensor.shape[:-1], 1), 1)
         side.run = uniform_rows(tensor)[1]  # chunks end where they do on the other ranks
@@ -116,5 +118,5 @@ def nothing_held(tensor: Tensor, head: LMHead | None, valid: Tensor | None, auto
 
 
 def length(rows: Rows) -> int:
-    """The number of tokens in a chunk."""
+    """Returns the number of tokens in a chunk."""
     return len(rows) if isinstance(rows, Tensor) else rows.stop - rows.start

@@ -15,23 +15,22 @@ from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
 from ..row_math.statistics import times_or_zero
 from ..rows import Logits, choose
+from ..second_derivative import Gradients
 from ..tensors import readable
-from .chunked import visit_with_gradient
-from .chunked_across_ranks import visit_across_ranks
+from .chunked import chunked_forward
+from .chunked_across_ranks import chunked_forward_across_ranks
 from .first_visit import gate_of
 from .fp16 import within_fp16
-from .gates_first import visit_gates_first
+from .gates_first import gates_first_forward
 from .gradient_filter import FilteredGradient
 from .loss_terms import Own, scaled
 from .problem import Problem
-from .recompute import gradient_of, visit
+from .recompute import recompute_backward, recompute_forward
 from .seen import Seen
 from .sides import HiddenSide, LogitsSide, Side, nothing_held
 from .student_gradient import HiddenGradient, LogitsGradient, NothingHeld, StudentGradient
 from .teacher_first import teacher_statistics
 from .workspace import tiling
-
-Gradients = tuple[Tensor | None, ...]  # of the student, its weight and its bias
 
 
 class Solved(NamedTuple):
@@ -49,7 +48,7 @@ class Solved(NamedTuple):
 
 
 def solve(call: Call) -> Solved:
-    """The forward pass."""
+    """Runs the forward pass, and under "chunked" takes the gradients."""
     options, denominator = call.options, call.denominator
     needs_gradient = any(options.needs_gradient)
     problem, known = planned(call)
@@ -63,11 +62,11 @@ def solve(call: Call) -> Solved:
             factors, later = within_fp16(factors, per_row=isinstance(problem.student, LogitsSide))
         problem = replace(problem, weights=factors)
         gradient = student_gradient(call, problem, factors)
-        visitor = visit_gates_first if problem.gates_first else visit_with_gradient
-        seen = (visitor if problem.shard is None else visit_across_ranks)(problem, gradient)
+        visitor = gates_first_forward if problem.gates_first else chunked_forward
+        seen = (visitor if problem.shard is None else chunked_forward_across_ranks)(problem, gradient)
         kept = (later, *gradient.tensors())
     else:
-        seen, terms = visit(problem)
+        seen, terms = recompute_forward(problem)
         if needs_gradient:
             own = (None,) * 4 if terms.own is None else terms.own
             kept = (problem.weights, *terms.coefficients, *own)
@@ -81,7 +80,7 @@ def solve(call: Call) -> Solved:
 
 
 def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any]) -> list[Tensor | None]:
-    """The backward pass of the recompute schedule: visits every block once more.
+    """Runs the backward pass of the recompute schedule: visits every block once more.
 
     Args:
         upstream: the incoming gradient, 0-d or of the leading shape.
@@ -97,18 +96,18 @@ def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any
     own = Own(*of_own) if of_own and of_own[0] is not None else None
     coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
     gradient = student_gradient(call, problem, per_token)
-    gradient_of(problem, packed, coefficients, own, gradient)
+    recompute_backward(problem, packed, coefficients, own, gradient)
     return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
 
 
 def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size] | None]) -> Gradients:
-    """The accumulated gradients in the dtypes and shapes of the inputs."""
+    """Returns the accumulated gradients in the dtypes and shapes of the inputs."""
     pairs = zip(gradients, forms, strict=True)
     return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
 def problem_of(call: Call, weights: Tensor) -> Problem:
-    """The call as the schedules see it; tokens of weight 0 count for nothing.
+    """Returns the call as the schedules see it; tokens of weight 0 count for nothing.
 
     On a CPU those of a hidden-state student are compacted away, so that they cost no products. Elsewhere that would
     have to wait for the device to count them; there they ride along with weight 0.
@@ -153,7 +152,7 @@ def problem_of(call: Call, weights: Tensor) -> Problem:
 
 
 def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGradient:
-    """Where the gradient of this kind of student goes.
+    """Returns the object that takes up the gradient of this kind of student.
 
     Args:
         weights: ``[N]`` what the gradient of each token's loss is multiplied by.
@@ -176,7 +175,7 @@ Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
 
 
 def planned(call: Call) -> tuple[Problem, Known | None]:
-    """The problem to solve, and where the gates were found first, what is known of every token.
+    """Returns the problem to solve, and where the gates were found first, what is known of every token.
 
     Without a reverse half a token whose gate is shut has no gradient. On a CPU, and where the gate does not look at the
     student, the teacher goes first then, and the student's products see the open tokens only: in each chunk where that
@@ -199,7 +198,7 @@ def planned(call: Call) -> tuple[Problem, Known | None]:
 
 
 def teacher_goes_first(call: Call) -> bool:
-    """Whether the gates are found before the student is looked at: see :func:`planned`."""
+    """Returns whether the gates are found before the student is looked at: see :func:`planned`."""
     objective = call.options.objective
     reverse, reverse_gate, _, _ = objective.combination
     looks_away = call.tokens.gate is not None or not needs_student(objective.gate)

@@ -1,9 +1,8 @@
-"""The student's gradient: where the kernels write that of a block, and the sums over blocks."""
+"""The gradient of the student and its head: summed up over the blocks of logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,25 +11,6 @@ from .. import tensors
 from ..distributed.vocabulary import Shard, Travelling
 from ..heads.lm_head import grad_weight
 from .sides import HiddenSide, LogitsSide, Rows
-
-
-class StudentGradient(Protocol):
-    """Where a schedule leaves the gradient of the student's blocks."""
-
-    def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
-        """Where the kernel writes the gradient of a block of the student's logits [n, k]."""
-
-    def begin(self, rows: Rows, taken: Tensor) -> None:
-        """A chunk of tokens begins."""
-
-    def add(self, columns: slice, gradient: Tensor) -> None:
-        """Takes up the gradient [n, k] of one block of the chunk."""
-
-    def end(self) -> None:
-        """The chunk is complete."""
-
-    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of student, weight and bias, None where not asked for."""
 
 
 class LogitsGradient:
@@ -50,16 +30,21 @@ class LogitsGradient:
         self.rows = LogitsSide(self.gradient, side.local_vocab_size)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
+        """Returns where the kernel is to write the gradient of a block of the student's logits [n, k]."""
         assert isinstance(rows, slice)
         return self.rows.view(rows)[:, columns]
 
-    def begin(self, rows: Rows, taken: Tensor) -> None: ...
+    def begin(self, rows: Rows, taken: Tensor) -> None:
+        """Begins a chunk of tokens."""
 
-    def add(self, columns: slice, gradient: Tensor) -> None: ...
+    def add(self, columns: slice, gradient: Tensor) -> None:
+        """Takes up the gradient [n, k] of one block of the chunk."""
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Completes the chunk."""
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the gradients of student, weight and bias, None where not asked for."""
         return self.gradient, None, None
 
 
@@ -137,7 +122,7 @@ class HiddenGradient:
 
 
 class NothingHeld:
-    """The gradients of a rank none of whose entries is compared: 0. Of its hidden states it takes part in the sum.
+    """The gradients of a rank none of whose entries is compared: zeros; it takes part in the sum of the hidden states'.
 
     Its sides are those of :func:`nothing_held`, one entry of no mass, and so is what ``of_entry`` collects.
     """
@@ -165,3 +150,6 @@ class NothingHeld:
             torch.zeros_like(t) if t is not None and n else None for t, n in zip(self.given, self.needs, strict=True)
         )
         return student if self.of_entry is None else self.of_entry.tensors()[0], weight, bias
+
+
+StudentGradient = LogitsGradient | HiddenGradient | NothingHeld  # where a schedule leaves the blocks' gradients

@@ -1,4 +1,4 @@
-"""The teacher before the student: its statistics by themselves."""
+"""The statistics of the teacher alone, for gates that are found before the student is projected."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from torch import Tensor
 from ..distributed.vocabulary import Shard
 from ..row_math.statistics import RowStatistics
 from .blocks import Buffer
-from .first_visit import Figures
+from .first_visit import FirstVisit
 from .problem import Problem
 from .sides import Rows
 
 
 def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
-    """The teacher's half of every token's statistics, ``[N, 8]``; NaN for the student's, and for tokens not visited.
-    Without a look at it there is what is known beforehand."""
+    """Returns every token's statistics ``[N, 8]`` of the teacher; NaN for the student's and for tokens not visited.
+
+    Without a ``look`` at its logits they hold what is known beforehand.
+    """
     packed = problem.weights.new_full((len(problem.weights), 8), torch.nan)
     teacher = problem.teacher
     if teacher is None or not look:
-        return Figures(packed).known_statistics(problem.tokens)
+        return FirstVisit(packed).known_statistics(problem.tokens)
     buffer = Buffer(teacher, problem.block)
     for rows in problem.chunks():
         taken = teacher.take(rows)
@@ -34,19 +36,19 @@ def teacher_statistics(problem: Problem, look: bool) -> RowStatistics:
 
 
 def of_teacher(problem: Problem, logits: Tensor) -> Tensor:
-    """The statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` beside themselves, in the call's compute dtype."""
+    """Returns the statistics ``[n, 8]`` of the teacher's logits ``[n, k]`` against themselves, in the compute dtype."""
     logits = logits.double() if problem.weights.dtype == torch.float64 else logits
     return problem.functions.row_statistics(logits, logits, problem.transforms[3:] * 2)
 
 
 def without_student(packed: Tensor) -> RowStatistics:
-    """Statistics ``[n, 8]`` of which only the teacher's are known; the student's become NaN."""
+    """Sets the student's part of statistics ``[n, 8]`` to NaN: only the teacher's is known."""
     packed[:, [0, 1, 5, 6, 7]] = torch.nan
     return RowStatistics(packed)
 
 
 def teacher_across_ranks(packed: Tensor, shard: Shard) -> Tensor:
-    """Statistics of which the teacher's maximum, sum and self are those of all ranks' columns, 12 bytes of each row."""
+    """Merges the teacher's maximum, sum and self over the ranks: 12 bytes of each row travel."""
     packed, maximum = packed.clone(), packed[:, 2].clone()
     shard.maximum(maximum).wait()
     sums = RowStatistics(packed).recentre(maximum, maximum)[:, 1:3].contiguous()  # Z_t and A

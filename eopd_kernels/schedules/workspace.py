@@ -30,7 +30,7 @@ MIN_COLUMNS = 512
 
 
 def usual_workspace(device: torch.device) -> tuple[int, int]:
-    """The budget in bytes and the fewest tokens of a chunk where none is asked for."""
+    """Returns the default budget in bytes, and the fewest tokens of a chunk under it."""
     if tensors.on_host(device):
         return WORKSPACE_BYTES, USUAL_MIN_TOKENS
     return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS
@@ -53,7 +53,7 @@ def tiling(
     device: torch.device = CPU,
     shard: Shard | None = None,
 ) -> Tiling:
-    """The shape of a block under a budget of ``workspace_bytes`` for the blocks of both sides.
+    """Returns the shape of a block under a budget of ``workspace_bytes`` for the blocks of both sides.
 
     Chunks of tokens are made equal in size; a side whose blocks are views of its logits needs no workspace. All ranks
     that share a vocabulary find the same chunks: from the widest shard, and with logits counted whatever their strides.

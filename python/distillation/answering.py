@@ -20,7 +20,7 @@ class Answering(Protocol):
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]: ...
 
 
-class Sampled:
+class SampledAnswers:
     """Completions by ``generate``, each with the numbers of its own draw.
 
     Args:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from eopd_kernels import LMHead, Objective, entropy_aware_kl
 
-from .answering import Sampled
+from .answering import SampledAnswers
 from .draws import seed_of
 from .errors import RunError, UsageError
 from .models import hidden_states
@@ -30,7 +30,7 @@ LARGEST_GAP = 0.3
 COMPARED = 64  # tokens of that completion: each costs a row of the vocabulary
 
 
-class SampledByVLLM(Sampled):
+class SampledByVLLM(SampledAnswers):
     """The student's completions by vLLM, the teacher's share by ``generate``.
 
     The engine samples from the weights as they are at the beginning of a step, at temperature 1, each draw with a seed

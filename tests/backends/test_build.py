@@ -57,6 +57,7 @@ def test_without_a_compiler_the_package_installs_and_says_why(project: Path, tmp
         record = json.loads(wheel.read("eopd_kernels/_build.json"))
     assert not [name for name in names if name.endswith(".so")]
     assert "eopd_kernels/backends/cpu.py" in names
+    assert not [name for name in names if name.startswith("eopd_kernels/testing/")]
     assert record["cpu"] == {"built": False, "reason": "no C++ compiler found (looked for /nonexistent)"}
 
 

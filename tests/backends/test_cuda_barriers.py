@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks.cuda import emulation
 from eopd_kernels.backends import cuda as backend
 from eopd_kernels.backends.cuda.plan import REGISTERS, SHARED
+from eopd_kernels.testing import emulation
 from tests.backends.test_cuda_rows import CUDA, planned, solve
 from tests.test_rows import IDENTITY, block
 

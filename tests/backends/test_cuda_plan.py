@@ -8,10 +8,10 @@ from itertools import product
 import pytest
 import torch
 
-from benchmarks.cuda.occupancy import DEVICES, VOCABULARIES
 from eopd_kernels.backends import cuda
 from eopd_kernels.backends.cuda.plan import NOTHING, PREFERENCES, REGISTERS, SHARED, Plan, Row, resident, streaming
 from eopd_kernels.backends.native import DTYPE_CODES
+from eopd_kernels.testing.data_sheets import DEVICES, VOCABULARIES
 
 A100, H100, B200, RTX = (DEVICES[name] for name in ("A100", "H100", "B200", "RTX 5090"))
 WIDTHS = {4: torch.float32, 2: torch.bfloat16}

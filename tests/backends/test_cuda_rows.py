@@ -16,18 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cuda import traffic
 from eopd_kernels.backends import cuda as backend
 from eopd_kernels.backends.cuda import plan as plans
 from eopd_kernels.backends.cuda.plan import KEPT, NOTHING, REGISTERS, SHARED, Plan
 from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import FUNCTIONS
+from eopd_kernels.testing.emulation import count_traffic
 from tests.canaries import Guarded
 from tests.conftest import relative_error
 from tests.test_rows import ADD, IDENTITY, TRANSFORMS, block, random_coefficients
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
 CUDA, TORCH = FUNCTIONS["cuda"], FUNCTIONS["torch"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLUSTERS = [1, 2, 4, 8]
 PLACES = [NOTHING, SHARED, REGISTERS]
 WEIGHTS = torch.tensor([0.3, 0.0, -1.2, 1.0, 2.5])
@@ -98,9 +99,7 @@ def assert_close(ours: Results, truth: Results, tolerance: float) -> None:
 def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str], transforms: list[float]) -> None:
     # 6,100 columns of a float32 teacher reach the last registers of 64 threads, whichever the student.
     for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 5003, 6100)):
-        student, teacher = (
-            x.to(traffic.DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True)
-        )
+        student, teacher = (x.to(DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True))
         truth = solve(TORCH, student, teacher, transforms, torch.float32)
         with planned(kept, cluster, seed):
             assert_close(solve(CUDA, student, teacher, transforms, torch.float32), truth, 3e-5)
@@ -113,9 +112,7 @@ def test_every_place_and_cluster(kept: int, cluster: int, dtypes: tuple[str, str
 @pytest.mark.parametrize("cluster", CLUSTERS)
 def test_mixtures_on_every_cluster(cluster: int, dtypes: tuple[str, str], transforms: list[float]) -> None:
     for seed, vocab_size in enumerate((1, 7, 8, 257, 2051, 6100)):
-        student, teacher = (
-            x.to(traffic.DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True)
-        )
+        student, teacher = (x.to(DTYPES[name]) for x, name in zip(block(5, vocab_size, seed=seed), dtypes, strict=True))
         truth = solve_mixture(TORCH, student, teacher, transforms, torch.float32)
         with planned(NOTHING, cluster, seed):
             ours = solve_mixture(CUDA, student, teacher, transforms, torch.float32)
@@ -246,9 +243,9 @@ def test_a_part_of_a_row_without_mass(kept: int, cluster: int) -> None:
 @pytest.mark.parametrize(("logits", "gradient"), [("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16")])
 def test_a_row_that_is_kept_is_read_once(vocab_size: int, logits: str, gradient: str) -> None:
     """The compulsory traffic, with the plans of an H100; and two visits read twice."""
-    itemsizes = traffic.DTYPES[logits].itemsize, traffic.DTYPES[gradient].itemsize
+    itemsizes = DTYPES[logits].itemsize, DTYPES[gradient].itemsize
     for keeps, visits in ((True, 1), (False, 2)):
-        counted = traffic.count(vocab_size, traffic.DTYPES[logits], traffic.DTYPES[gradient], "H100", keeps)
+        counted = count_traffic(vocab_size, DTYPES[logits], DTYPES[gradient], "H100", keeps)
         assert (counted.plan.kept == NOTHING) == (not keeps)
         assert counted.loads == visits * 2 * itemsizes[0] and counted.stores == itemsizes[1]
         assert counted.scalar_loads == 0
@@ -256,7 +253,7 @@ def test_a_row_that_is_kept_is_read_once(vocab_size: int, logits: str, gradient:
 
 def test_rows_of_an_odd_vocabulary_are_loaded_as_vectors_too() -> None:
     """V = 50,257 without padding: each row begins at another address, head and tail are all that is loaded singly."""
-    counted = traffic.count(50_257, torch.bfloat16, torch.bfloat16, "H100")
+    counted = count_traffic(50_257, torch.bfloat16, torch.bfloat16, "H100")
     assert 0 < counted.scalar_loads <= 2 * 2 * 2 * 14
 
 

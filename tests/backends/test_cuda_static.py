@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from benchmarks.cuda import emulation, machine_code
-from benchmarks.cuda.machine_code import KERNELS, Kernel
 from eopd_kernels.backends import native
 from eopd_kernels.backends.cuda.plan import NOTHING, REGISTERS, SHARED
+from eopd_kernels.testing import emulation, machine_code
+from eopd_kernels.testing.machine_code import KERNELS, Kernel
 
 PAIRS = {(student, teacher) for student in ("32", "16") for teacher in ("32", "16")}
 

@@ -38,13 +38,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     ``python -m benchmarks.static --all`` is all on all, a thousand compilations.
     """
-    found = []
-    for options in ((), ("--all", "--device", "sm_90")):
-        file = tmp_path_factory.mktemp("static") / "kernels.json"
-        result = run("benchmarks.static", "--only", "triton", *options, "--json", str(file))
-        assert file.exists(), result.stderr[-3000:]
-        found += json.loads(file.read_text())
-    return found
+    file = tmp_path_factory.mktemp("static") / "kernels.json"
+    result = run("tests.backends.triton_resources", str(file))
+    assert file.exists(), result.stderr[-3000:]
+    return json.loads(file.read_text())
 
 
 def test_every_kernel_is_compiled_for_every_gpu(kernels: list[dict[str, Any]]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.offline import DEVICES, compiling_for
 from eopd_kernels.rows import FUNCTIONS
+from eopd_kernels.testing.absent_gpu import DEVICES, compiling_for
 
 # Aligned rows; rows aligned in fp32 whose end is ragged; rows that begin anywhere.
 CASES = [(4096, torch.float32), (4096, torch.bfloat16), (4100, torch.float32), (4095, torch.bfloat16)]

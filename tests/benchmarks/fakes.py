@@ -1,4 +1,4 @@
-"""Implementations and problems for the tests of the harness: known memory, known failures, nothing computed."""
+"""Contenders and problems for the tests of the harness: known memory, known failures, nothing computed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case
-from benchmarks.implementations import Implementation
-from benchmarks.measure import MIB
-from benchmarks.problems import HiddenProblem, hidden_problem
+from benchmarks.contenders import Contender
+from benchmarks.problems import HiddenProblem, Shape, hidden_problem
+from benchmarks.records import Case
+from eopd_kernels.testing.processes import MIB
 
-TOKENS, VOCAB, DIM = 16, 64, 8
+SHAPE = Shape(tokens=16, vocab=64, student_dim=8, teacher_dim=8)
 HELD = 96 * MIB
 
 
 def problem() -> HiddenProblem:
-    return hidden_problem(TOKENS, VOCAB, DIM)
+    return hidden_problem(SHAPE)
 
 
 def small(problem: HiddenProblem) -> Tensor:
@@ -27,7 +27,7 @@ def small(problem: HiddenProblem) -> Tensor:
 
 
 def holding(problem: HiddenProblem) -> Tensor:
-    """The same, with HELD bytes in memory meanwhile."""
+    """A loss that keeps HELD bytes in memory meanwhile."""
     block = torch.ones(HELD, dtype=torch.uint8)
     return small(problem) + 0 * block[0]
 
@@ -54,7 +54,7 @@ def greedy(problem: HiddenProblem) -> Tensor:
 
 
 def sleeping(problem: HiddenProblem) -> Tensor:
-    if len(problem.student) == TOKENS:
+    if len(problem.student) == SHAPE.tokens:
         time.sleep(60)
     return small(problem)
 
@@ -64,7 +64,7 @@ def no_problem() -> HiddenProblem:
 
 
 FAKES = {
-    name: Implementation(name, "words", loss)
+    name: Contender(name, "words", loss)
     for name, loss in {
         "small": small,
         "holding": holding,
@@ -75,8 +75,8 @@ FAKES = {
         "sleeping": sleeping,
     }.items()
 }
-FAKES["missing"] = Implementation("missing", "words", small, package="no-such-package")
-FAKES["for GPUs"] = Implementation("for GPUs", "words", small, gpu_only=True)
+FAKES["missing"] = Contender("missing", "words", small, package="no-such-package")
+FAKES["for GPUs"] = Contender("for GPUs", "words", small, gpu_only=True)
 
 
 def case(*names: str, limit: float = 60.0) -> Case:
@@ -85,10 +85,7 @@ def case(*names: str, limit: float = 60.0) -> Case:
         "a case",
         problem,
         tuple(FAKES[name] for name in names),
-        TOKENS,
-        VOCAB,
-        DIM,
-        DIM,
+        SHAPE,
         error_tokens=4,
         seconds=0.0,
         limit=limit,

@@ -1,4 +1,4 @@
-"""The meters themselves: a known allocation is seen, rounds are interleaved, a sample prints what it holds."""
+"""The meters themselves: a known allocation is seen, and a sample prints what it holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from benchmarks.measure import LEAST_ROUNDS, MIB, Sample, fresh_process, interleaved, peak_memory
+from benchmarks.measure import Sample
+from eopd_kernels.testing.processes import MIB, fresh_process, peak_memory
 
 
 def peak_of(mebibytes: int) -> int:
@@ -29,15 +30,6 @@ def test_a_known_allocation_is_seen_in_a_fresh_process(function: object) -> None
 
 def test_fresh_processes_are_new() -> None:
     assert fresh_process(os.getpid) != os.getpid()
-
-
-def test_rounds_alternate_and_are_counted() -> None:
-    seen: list[str] = []
-    threads = torch.get_num_threads()
-    times = interleaved({name: lambda name=name: seen.append(name) for name in "ABC"}, seconds=0)  # type: ignore[misc]
-    torch.set_num_threads(threads)
-    assert "".join(seen) == "ABC" * (1 + LEAST_ROUNDS)
-    assert all(len(sample.values) == LEAST_ROUNDS for sample in times.values())
 
 
 def test_ratios_are_taken_within_a_round() -> None:

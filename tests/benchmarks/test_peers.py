@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.implementations import ALL_OURS, COMPILED, HIDDEN, LOGITS, Implementation
-from benchmarks.problems import Problem, hidden_problem, logits_problem
-from benchmarks.steps import gradients
+from benchmarks.contenders import ALL_OURS, COMPILED, HIDDEN, LOGITS, Contender
+from benchmarks.problems import LogitsProblem, Shape, gradients, hidden_problem, logits_problem
 from benchmarks.truth import OBJECTIVES, errors, truth
 
 # Under torch.compile the plain code would compute the same half a minute later.
@@ -16,24 +15,24 @@ ON_HIDDEN = [i for i in HIDDEN.values() if i.loss is not None and i.objective in
 ON_LOGITS = [i for i in LOGITS.values() if i.loss is not None and i.name != COMPILED]
 
 
-def agree(implementation: Implementation, problem: Problem) -> None:
+def agree(contender: Contender, problem: LogitsProblem) -> None:
     """Loss and gradients are the truth's."""
-    if why := implementation.refusal("cpu"):
+    if why := contender.refusal("cpu"):
         pytest.skip(why)
-    assert implementation.loss is not None
-    loss = implementation.loss(problem)
-    found = errors(loss, gradients(loss, *problem.leaves), truth(problem, implementation.objective))
+    assert contender.loss is not None
+    loss = contender.loss(problem)
+    found = errors(loss, gradients(loss, problem.leaves), truth(problem, contender.objective))
     assert max(e for e in found if e is not None) < 1e-4
 
 
-@pytest.mark.parametrize("implementation", ON_HIDDEN, ids=lambda i: i.name)
-def test_on_hidden_states(implementation: Implementation) -> None:
-    agree(implementation, hidden_problem(40, 300, 16, teacher_dim=24))
+@pytest.mark.parametrize("contender", ON_HIDDEN, ids=lambda i: i.name)
+def test_on_hidden_states(contender: Contender) -> None:
+    agree(contender, hidden_problem(Shape(40, 300, 16, 24)))
 
 
-@pytest.mark.parametrize("implementation", ON_LOGITS, ids=lambda i: i.name)
-def test_on_logits(implementation: Implementation) -> None:
-    agree(implementation, logits_problem(24, 300))
+@pytest.mark.parametrize("contender", ON_LOGITS, ids=lambda i: i.name)
+def test_on_logits(contender: Contender) -> None:
+    agree(contender, logits_problem(24, 300))
 
 
 def test_every_divergence_of_a_peer_has_a_truth_or_is_no_divergence() -> None:
@@ -48,7 +47,7 @@ def test_ours_is_there_under_each_of_the_names() -> None:
 def test_the_yardstick_is_cross_entropy() -> None:
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         pytest.skip("torch has no chunked linear_cross_entropy yet")
-    problem = hidden_problem(40, 300, 16)
+    problem = hidden_problem(Shape(40, 300, 16, 16))
     loss = HIDDEN["F.linear_cross_entropy, one head"].loss
     assert loss is not None
     logits = problem.student @ problem.student_weight.t()
@@ -56,10 +55,10 @@ def test_the_yardstick_is_cross_entropy() -> None:
 
 
 def test_a_student_nearer_to_its_teacher_has_a_smaller_kl() -> None:
-    far, near = (truth(hidden_problem(16, 200, 16, noise=noise), "reverse").loss for noise in (0.3, 0.03))
+    far, near = (truth(hidden_problem(Shape(16, 200, 16, 16), noise=noise), "reverse").loss for noise in (0.3, 0.03))
     assert 0 < near < far / 20
 
 
 def test_a_wider_teacher_has_logits_near_the_student_s() -> None:
-    narrow, wide = (truth(hidden_problem(16, 200, 16, teacher_dim=d), "reverse").loss for d in (16, 64))
+    narrow, wide = (truth(hidden_problem(Shape(16, 200, 16, d)), "reverse").loss for d in (16, 64))
     assert wide < 3 * narrow

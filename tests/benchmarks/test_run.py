@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.implementations import HIDDEN, OURS, PLAIN, PRODUCTS
-from benchmarks.measure import LEAST_ROUNDS, MIB, rounds
-from benchmarks.problems import HiddenProblem, hidden_problem, logits_problem
+from benchmarks.contenders import HIDDEN, OURS, PLAIN, PRODUCTS
+from benchmarks.measure import LEAST_ROUNDS, rounds
+from benchmarks.problems import LogitsProblem, Shape, hidden_problem, logits_problem
 from benchmarks.records import append, read
-from benchmarks.run import run
-from benchmarks.truth import errors, first_tokens, truth
-from benchmarks.worker import load, save, tiny
+from benchmarks.run import load, run, save, tiny
+from benchmarks.truth import errors, truth
+from eopd_kernels.testing.processes import MIB
 from tests.benchmarks import fakes
 from tests.benchmarks.fakes import FAKES, HELD, case
 
@@ -43,7 +43,7 @@ def test_whoever_fails_gets_a_line_and_the_others_their_figures(log: Path) -> No
     assert all(records[name].seconds == () and records[name].peak_bytes is None for name in failures)
     for name in ("small", "holding"):
         assert len(records[name].seconds) >= LEAST_ROUNDS and min(records[name].seconds) > 0
-    gradients = 4 * (fakes.TOKENS + fakes.VOCAB) * fakes.DIM
+    gradients = 4 * (fakes.SHAPE.tokens + fakes.SHAPE.vocab) * fakes.SHAPE.student_dim
     assert records["small"].gradient_bytes == gradients
     small, holding = records["small"].peak_bytes, records["holding"].peak_bytes
     assert small is not None and small < 16 * MIB
@@ -57,7 +57,7 @@ def test_without_inputs_every_line_says_so(log: Path) -> None:
 
 
 def test_ours_is_measured_beside_the_floor(log: Path) -> None:
-    given = replace(case("small"), implementations=tuple(HIDDEN[name] for name in (PRODUCTS, OURS, PLAIN)))
+    given = replace(case("small"), contenders=tuple(HIDDEN[name] for name in (PRODUCTS, OURS, PLAIN)))
     products, ours, plain = run(given, "cpu", log)
     assert products.seconds and products.peak_bytes is None and products.student_error is None
     for record in (ours, plain):
@@ -102,12 +102,14 @@ def test_quick_ones_go_on_where_slow_ones_do_not(patience: float, order: str, mo
     assert "".join(seen) == order
 
 
-@pytest.mark.parametrize("problem", [hidden_problem(6, 40, 8, torch.bfloat16), logits_problem(6, 40)], ids=["h", "l"])
-def test_a_problem_comes_back_from_its_file(problem: HiddenProblem, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "problem", [hidden_problem(Shape(6, 40, 8, 8), torch.bfloat16), logits_problem(6, 40)], ids=["h", "l"]
+)
+def test_a_problem_comes_back_from_its_file(problem: LogitsProblem, tmp_path: Path) -> None:
     save(problem, tmp_path / "problem.pt")
-    loaded = load(tmp_path / "problem.pt", torch.device("cpu"))
+    loaded = load(tmp_path / "problem.pt", "cpu")
     assert type(loaded) is type(problem) is type(tiny(loaded))
-    for name, side in vars(problem).items():
+    for name, side in problem.sides.items():
         assert torch.equal(getattr(loaded, name), side) and getattr(loaded, name).requires_grad == side.requires_grad
 
 
@@ -122,12 +124,9 @@ def test_records_come_back_from_the_csv(tmp_path: Path) -> None:
 
 
 def test_truth_is_that_of_autograd_and_errors_are_relative() -> None:
-    problem = first_tokens(hidden_problem(70, 40, 8), 50)
-    assert isinstance(problem, HiddenProblem)
+    problem = hidden_problem(Shape(70, 40, 8, 8)).first(50)
     exact = truth(problem, "reverse")
-    wide = HiddenProblem(*(side.detach().double() for side in vars(problem).values()))
-    for leaf in wide.leaves:
-        leaf.requires_grad_()
+    wide = problem.with_sides({name: side.double() for name, side in problem.sides.items()})
     log_p, log_q = (
         (x @ w.t()).log_softmax(-1)
         for x, w in ((wide.student, wide.student_weight), (wide.teacher, wide.teacher_weight))

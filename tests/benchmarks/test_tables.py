@@ -13,23 +13,22 @@ import pytest
 
 from benchmarks import report, tables
 from benchmarks.__main__ import main
-from benchmarks.case import Case
-from benchmarks.cli import parse
-from benchmarks.implementations import FILTERED, HIDDEN, OURS, OURS_REVERSE, PLAIN, PRODUCTS, TRL
+from benchmarks.contenders import FILTERED, HIDDEN, OURS, OURS_REVERSE, PLAIN, PRODUCTS, TRL
 from benchmarks.machine import ENVIRONMENTS, command
 from benchmarks.matrix import GROUPS, LEVELS, QUICK, REAL, TARGETS, cases
-from benchmarks.measure import MIB, Sample
+from benchmarks.measure import Sample
 from benchmarks.page import replace_block
-from benchmarks.records import Record, append, read, write_facts
-from benchmarks.results import Row, Target, compared, ratio_table
-from benchmarks.targets import goals, rows
+from benchmarks.records import Case, Record, append, read, write_facts
+from benchmarks.targets import Row, Target, compared, goals, ratio_table, rows
+from benchmarks.workspace import parse
+from eopd_kernels.testing.processes import MIB
 
 FACTS = {"command": "`python -m benchmarks --quick`", "date": "2026-01-02", "CPU": "a CPU", "level": "quick"}
 
 
 def record(case: Case, name: str, seconds: float, mebibytes: int, error: float) -> Record:
     return replace(
-        case.record(next(i for i in case.implementations if i.name == name)),
+        case.record(next(i for i in case.contenders if i.name == name)),
         seconds=(seconds, 2 * seconds, seconds),
         peak_bytes=mebibytes * MIB,
         student_error=error,
@@ -42,13 +41,13 @@ def record(case: Case, name: str, seconds: float, mebibytes: int, error: float) 
 
 @pytest.fixture
 def main_case() -> Case:
-    return next(case for case in cases(QUICK, "cpu") if case.tokens == QUICK.main_tokens)
+    return next(case for case in cases(QUICK, "cpu") if case.shape.tokens == QUICK.main_tokens)
 
 
 @pytest.fixture
 def records(main_case: Case) -> list[Record]:
     """Plain takes 3 times ours and 10 times its memory; trl is faster than ours and more exact; Liger failed."""
-    failed = next(i for i in main_case.implementations if i.name.startswith("Liger chunked"))
+    failed = next(i for i in main_case.contenders if i.name.startswith("Liger chunked"))
     return [
         replace(main_case.record(HIDDEN[PRODUCTS]), seconds=(0.9, 1.8, 0.9)),
         record(main_case, OURS, 1.0, 10, 1e-6),
@@ -165,7 +164,7 @@ def test_a_run_goes_on_where_it_stopped(
         ran.append(case.name)
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return [replace(case.record(i), seconds=(1.0,)) for i in case.implementations]
+        return [replace(case.record(i), seconds=(1.0,)) for i in case.contenders]
 
     monkeypatch.setattr("benchmarks.__main__.run", run)
     monkeypatch.setattr("benchmarks.__main__.draw", lambda file, stem: None)
@@ -195,8 +194,8 @@ def test_the_matrix(level: str, device: str) -> None:
     wanted = {(goal.case, goal.ours) for goal in goals(LEVELS[level])}
     wanted |= {(goal.case, goal.against) for goal in goals(LEVELS[level]) if goal.against}
     if device == "cpu":
-        assert wanted <= {(case.name, i.name) for case in made for i in case.implementations}
-    every = {i.name for case in made for i in case.implementations}
+        assert wanted <= {(case.name, i.name) for case in made for i in case.contenders}
+    every = {i.name for case in made for i in case.contenders}
     elsewhere = {name for name in HIDDEN if "product behind" in name} if device == "cuda" else set()
     if level == "quick":
         elsewhere |= {name for exponent, name in FILTERED.items() if exponent != 12}
@@ -214,21 +213,21 @@ def test_where_measurements_were_kept_is_no_part_of_the_command(monkeypatch: pyt
 def test_a_page_is_written_by_whole_runs_only(partial: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["workspace", *partial, "--write", "page.md"])
     with pytest.raises(SystemExit):
-        parse("benchmarks.workspace", "", ["small"])
+        parse()
 
 
 def test_a_capability_restarts_the_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda path, command, environment: started.append((command, environment)))
     monkeypatch.setattr(sys, "argv", ["workspace", "--capability", "avx2"])
-    parse("benchmarks.workspace", "", ["small"])
+    parse()
     (command, environment), *others = started
     assert command[1:] == ["-m", "benchmarks.workspace", "--capability", "avx2"] and not others
     assert environment.items() >= ENVIRONMENTS["avx2"].items()
 
     for name, value in ENVIRONMENTS["avx2"].items():
         monkeypatch.setenv(name, value)
-    parse("benchmarks.workspace", "", ["small"])
+    parse()
     assert len(started) == 1
 
 

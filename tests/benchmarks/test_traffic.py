@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
-from benchmarks.traffic.contenders import CONTENDERS, Contender, count, ours, problem
-from benchmarks.traffic.counter import Operations, Shape, Traffic, counting
+from benchmarks.contenders import Contender, ours
+from benchmarks.problems import Shape, hidden_problem
+from benchmarks.traffic.__main__ import bytes_table, kernels_table, model_table
+from benchmarks.traffic.contenders import CHUNKED, ENTRIES, Entry, count
+from benchmarks.traffic.counter import Operations, Traffic, counting
 from benchmarks.traffic.model import GPUS, PUBLISHED, l2_share, seconds
-from benchmarks.traffic.tables import bytes_table, kernels_table, model_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = Shape(tokens=8, vocab=1_300, student_dim=24, teacher_dim=40)
@@ -72,19 +74,11 @@ def test_operations_of_torch() -> None:
 
 @pytest.mark.parametrize(("schedule", "units"), [("chunked", (3, 1)), ("recompute", (4, 2))])
 def test_flops_are_those_that_torch_counts(schedule: str, units: tuple[float, float]) -> None:
-    from eopd_kernels import LMHead, entropy_aware_kl
-
-    given, traffic = problem(SHAPE, torch.float32), Traffic(SHAPE)
+    given = hidden_problem(SHAPE)
+    traffic = Traffic(SHAPE)
     unknown_to_torch = {torch.ops.aten.addmm_: lambda out, a, b, **rest: mm_flop(a, b)}
     with FlopCounterMode(display=False, custom_mapping=unknown_to_torch) as torch_counts, Operations(traffic):
-        entropy_aware_kl(
-            given.student,
-            given.teacher,
-            student_head=LMHead(given.student_weight),
-            teacher_head=LMHead(given.teacher_weight),
-            schedule=schedule,
-            workspace_bytes=2**16,
-        ).loss.backward()
+        ours(given, schedule=schedule, workspace_bytes=2**16).backward()
     assert traffic.units == units
     assert traffic.student_flops + traffic.teacher_flops == torch_counts.get_total_flops()
 
@@ -99,8 +93,8 @@ def test_flops_are_those_that_torch_counts(schedule: str, units: tuple[float, fl
     ],
 )
 def test_ours_keeps_to_the_target(name: str, bytes_per_logit: int, of_products: int) -> None:
-    (contender,) = (c for c in CONTENDERS if c.name == name)
-    traffic = count(contender, SHAPE)
+    (entry,) = (e for e in ENTRIES if e.name == name)
+    traffic = count(entry, SHAPE)
     assert isinstance(traffic, Traffic)
     assert traffic.per_logit(traffic.kernel_bytes) == bytes_per_logit
     assert traffic.torch_bytes == 0, "something between kernels and products touches whole blocks"
@@ -110,19 +104,17 @@ def test_ours_keeps_to_the_target(name: str, bytes_per_logit: int, of_products: 
 
 
 def test_a_peer_that_cannot_run_says_why() -> None:
-    from contextlib import nullcontext
-
     def broken(problem: object) -> torch.Tensor:
         raise RuntimeError("wants a GPU\nand more")
 
-    missing = Contender("missing", broken, nullcontext, version=None)
-    failing = Contender("failing", broken, nullcontext, version="1.0")
-    counts = {c: count(c, SHAPE) for c in (missing, failing)}
+    missing = Entry(Contender("missing", "words", broken, package="no-such-package"))
+    failing = Entry(Contender("failing", "words", broken, package="torch"))
+    counts = {entry: count(entry, SHAPE) for entry in (missing, failing)}
     assert list(counts.values()) == ["not installed", "RuntimeError: wants a GPU"]
     table = bytes_table(counts)
     assert "not counted: not installed" in table and "not counted: RuntimeError: wants a GPU" in table
     with pytest.raises(RuntimeError):
-        count(Contender("ours", broken, nullcontext), SHAPE)
+        count(Entry(Contender("ours", "words", broken)), SHAPE)
 
 
 def test_the_model() -> None:
@@ -134,7 +126,7 @@ def test_the_model() -> None:
     traffic = Traffic(SHAPE, student_flops=3 * unit * 24, teacher_flops=unit * 40)
     assert seconds(gpu, PUBLISHED, traffic) == pytest.approx(2 * logits * (3 * 1024 + 4096) / gpu.bf16)
     assert l2_share(gpu, 1_000, 1) == 1 and 0 < l2_share(gpu, 151_936, 8) < l2_share(gpu, 151_936, 1) < 0.5
-    counts: dict[Contender, Traffic | str] = {Contender("x", ours("chunked"), lambda: None): traffic}  # type: ignore[arg-type, return-value]
+    counts = {Entry(CHUNKED): traffic}
     assert "model, not measured" in model_table(counts) and kernels_table(counts)
 
 

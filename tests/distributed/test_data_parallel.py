@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from benchmarks import communication
 from eopd_kernels import LMHead, entropy_aware_kl, global_num_items
+from eopd_kernels.testing import messages
 from tests.conftest import relative_error
 from tests.distributed.processes import run_ranks
 from tests.distributed.traffic import Traffic
@@ -191,8 +191,8 @@ def test_each_tensor_is_gathered_once_whatever_the_chunks(found: list[dict[str, 
     for of_rank in found:
         for (_, bias, teacher), calls in of_rank["collectives"].items():
             sent = [(VOCAB_SIZE, D), *([(VOCAB_SIZE, 1)] if bias else []), *([(VOCAB_SIZE, D_T)] if teacher else [])]
-            gathers = sum(communication.gather_bytes(*shape, itemsize=4, ranks=2) for shape in sent)
-            scatters = sum(communication.scatter_bytes(*shape, itemsize=4, ranks=2) for shape in sent[: 1 + bias])
+            gathers = sum(messages.gather_bytes(*shape, itemsize=4, ranks=2) for shape in sent)
+            scatters = sum(messages.scatter_bytes(*shape, itemsize=4, ranks=2) for shape in sent[: 1 + bias])
             assert calls["all_gather_into_tensor"] == (1 + bias + teacher, gathers)
             assert calls["reduce_scatter_tensor"] == (1 + bias, scatters)
             assert "all_reduce" not in calls

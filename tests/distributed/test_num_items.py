@@ -12,8 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks import communication
 from eopd_kernels import global_num_items
+from eopd_kernels.testing import messages
 from tests.conftest import relative_error
 from tests.distributed.processes import run_ranks
 from tests.distributed.traffic import Traffic
@@ -177,7 +177,7 @@ def test_the_mean_of_means_is_another_number() -> None:
 
 def test_one_number_travels(found: list[dict[str, Any]]) -> None:
     for of_rank in found:
-        assert of_rank["count"] == (7.0, {"allreduce_": communication.COUNT_BYTES})
+        assert of_rank["count"] == (7.0, {"allreduce_": messages.COUNT_BYTES})
 
 
 def test_without_a_process_group_it_counts() -> None:

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import pretend
 from eopd_kernels import EntropyGate, LMHead, Objective, QuantileGate, Sampled, TopK, TopKTeacher, entropy_aware_kl
 from eopd_kernels.distributed.exchange import digest
 from eopd_kernels.row_math.statistics import RowStatistics
+from eopd_kernels.testing import pretend
 from tests.distributed.processes import run_ranks
 
 N, V_R, D = 6, 5, 4  # tokens, entries of a rank, hidden size
@@ -217,7 +217,7 @@ def refused_by_rank_1() -> dict[str, str]:
     return found
 
 
-def on_a_pretended_gpu() -> list[str]:
+def on_a_pretend() -> list[str]:
     """After a first call, whose numbers the host reads, the device's assertion is what is raised."""
     rank, given = dist.get_rank(), hidden()
     steps = [hidden(), hidden(mask=changed(given["mask"], 0)), given]
@@ -227,7 +227,7 @@ def on_a_pretended_gpu() -> list[str]:
 
 
 def everything() -> dict[str, Any]:
-    checks = (called_otherwise, called_alike, refused_by_rank_1, on_a_pretended_gpu)
+    checks = (called_otherwise, called_alike, refused_by_rank_1, on_a_pretend)
     return {check.__name__: check() for check in checks}
 
 
@@ -270,7 +270,7 @@ def test_a_rank_that_refuses_a_call_keeps_no_other_waiting(two_ranks: list[dict[
 
 def test_a_gpu_asserts_what_a_cpu_reads(two_ranks: list[dict[str, Any]]) -> None:
     for rank, of_rank in enumerate(two_ranks):
-        first, second, third, other, refused, last = of_rank["on_a_pretended_gpu"]
+        first, second, third, other, refused, last = of_rank["on_a_pretend"]
         assert first.startswith("loss ") and second.startswith("loss ") and first != second
         assert first == third == last
         assert other.startswith("RuntimeError: "), other

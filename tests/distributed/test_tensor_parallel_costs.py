@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks import communication as model
-from benchmarks import pretend
 from eopd_kernels import EntropyGate, LMHead, Objective, QuantileGate, Sampled, entropy_aware_kl
+from eopd_kernels.testing import messages, pretend
 from tests.conftest import Case
 from tests.distributed.processes import run_ranks
 from tests.distributed.shards import SMALL, halves_of, solved
@@ -54,15 +53,15 @@ def traffic_per_token() -> dict[str, float]:
 
 def test_bytes_per_token() -> None:
     for found in run_ranks(2, traffic_per_token):
-        default, sampled = model.vocabulary_forward_bytes(), model.vocabulary_forward_bytes(sampled=True)
+        default, sampled = messages.vocabulary_forward_bytes(), messages.vocabulary_forward_bytes(sampled=True)
         assert (default, sampled) == (32, 40)
         for schedule in ("chunked", "recompute"):
             assert found[f"default, {schedule}"] == default
             assert found[f"sampled, {schedule}"] == sampled
-            assert found[f"the paper's, {schedule}"] == sampled + model.vocabulary_top_k_bytes(16)
-            assert found[f"jsd, {schedule}"] == model.vocabulary_forward_bytes(skewed=True)
-            assert found[f"no reverse half, open, {schedule}"] == default + model.TEACHER_FIRST_BYTES
-        assert found["dX"] == pytest.approx(model.vocabulary_hidden_gradient_bytes(24))
+            assert found[f"the paper's, {schedule}"] == sampled + messages.vocabulary_top_k_bytes(16)
+            assert found[f"jsd, {schedule}"] == messages.vocabulary_forward_bytes(skewed=True)
+            assert found[f"no reverse half, open, {schedule}"] == default + messages.TEACHER_FIRST_BYTES
+        assert found["dX"] == pytest.approx(messages.vocabulary_hidden_gradient_bytes(24))
         assert found["twice the vocabulary"] == found["masked"] == default
 
 

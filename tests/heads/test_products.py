@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import pretend
 from eopd_kernels.heads import products
+from eopd_kernels.testing import pretend
 from tests.conftest import relative_error
 
 

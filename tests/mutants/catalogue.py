@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant("labels inverted", "token_weights", "labels.long() == ignore_index", "labels.long() != ignore_index"),
     Mutant("mask forgotten where there are labels", "token_weights", "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
     Mutant("num_items forgotten", "denominator", "if num_items is None:\n        count", "if True:\n        count"),
-    Mutant("vocabulary off by one", "common_vocabulary", "        return student\n    if not 1", "        return student - 1\n    if not 1"),
+    Mutant("vocabulary off by one", "common_vocabulary", "        return of_student\n    if not 1", "        return of_student - 1\n    if not 1"),
     Mutant("a gradient under no_grad", "needs_gradient", "enabled = torch.is_grad_enabled()", "enabled = True"),
     Mutant("teacher's grad accepted", "refuse_gradient", "if not tensor.requires_grad:", "if True:"),
     Mutant("gradient of the sum for the mean", "solve", "problem.weights if denominator is None else problem.weights / denominator", "problem.weights"),

@@ -182,11 +182,11 @@ SHARES = [
     ),
     Mutant(
         "gates first: rows stay where they were",
-        "visit_gates_first",
+        "gates_first_forward",
         "moved_up(teacher, alive)",
         "teacher[: len(alive)]",
     ),
-    Mutant("gates first: those put aside are forgotten", "visit_gates_first", "put_aside.append(there)", "pass"),
+    Mutant("gates first: those put aside are forgotten", "gates_first_forward", "put_aside.append(there)", "pass"),
     Mutant(
         "gates first: gates are asked for again",
         "of_open_tokens",

@@ -54,6 +54,7 @@ class Mutant(NamedTuple):
         places = [
             (file, first, last)
             for file in sorted((root / PACKAGE).rglob("*.py"))
+            if "testing" not in file.parts
             for name, first, last in definitions(
                 file.read_text(), ".".join(file.relative_to(root).with_suffix("").parts)
             )

@@ -77,7 +77,7 @@ MUTANTS = [
     Mutant("objectives: the gates found first are forgotten", "of_open_tokens", "tokens=replace(self.tokens, gate=gate)", "tokens=self.tokens"),
     Mutant("objectives: clipped rows reach the products", "COMPACT_BELOW", "COMPACT_BELOW = 0.75", "COMPACT_BELOW = -1.0"),
     Mutant("objectives: compacted rows lose their place", "general_gradient", "alive + rows.start if isinstance(rows, slice) else rows[alive]", "alive if isinstance(rows, slice) else rows[: len(alive)]"),
-    Mutant("objectives: the mixture sees one slice", "visit", "of_chunk.see_mixture(problem, *chunk.logits(columns))", "of_chunk.see_mixture(problem, *chunk.logits(next(iter(problem.slices()))))"),
+    Mutant("objectives: the mixture sees one slice", "recompute_forward", "of_chunk.see_mixture(problem, *chunk.logits(columns))", "of_chunk.see_mixture(problem, *chunk.logits(next(iter(problem.slices()))))"),
     Mutant("objectives: a given gate meets the fused kernel", "fused", "given = (tokens.gate, tokens.reverse_weights,", "given = (tokens.reverse_weights,"),
     Mutant("objectives: a repeated entry counts twice", "present_entries", "return present & torch.empty_like(first).scatter_(1, order, first)", "return present"),
     Mutant("objectives: a missing entry shadows its double", "present_entries", "torch.where(present, ids, -1 - torch.arange(ids.shape[1], device=ids.device))", "ids.clone()"),

@@ -27,7 +27,7 @@ MUTANTS = [
     Mutant("parallel: dX stays partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "None"),
     Mutant("parallel: dX is summed where it was to stay partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "shard"),
     Mutant("parallel: the last dX never arrives", "HiddenGradient.tensors", "        self.arrive()\n        return self.hidden", "        return self.hidden"),
-    Mutant("parallel: one block for two chunks", "visit_across_ranks", "blocks[i % 2]", "blocks[0]"),
+    Mutant("parallel: one block for two chunks", "chunked_forward_across_ranks", "blocks[i % 2]", "blocks[0]"),
     Mutant("parallel: the teacher goes first, alone", "teacher_statistics", "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
     Mutant("parallel: padding is compared", "cut_to", "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
     Mutant("parallel: shards that differ go on", "shard_of", "    if cut[0] != cut[1]:", "    if False:"),

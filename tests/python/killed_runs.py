@@ -20,13 +20,13 @@ from typing import Any
 import distill as program
 import torch
 from distillation import checkpoints, run_folder
-from distillation.answering import Sampled
+from distillation.answering import SampledAnswers
 from distillation.trainer import OnPolicyTrainer
 
 from .small_run import arguments
 
 MOMENTS: list[tuple[Any, str]] = [
-    (Sampled, "__call__"),
+    (SampledAnswers, "__call__"),
     (OnPolicyTrainer, "compute_loss"),
     (OnPolicyTrainer, "finish_step"),
     (torch.optim.AdamW, "step"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from distillation.answering import Given, Sampled
+from distillation.answering import Given, SampledAnswers
 from distillation.draws import DrawTokens
 from distillation.prompts import Prompt
 from distillation.rollouts import (
@@ -121,11 +121,11 @@ def draws(count: int) -> list[Draw]:
     return [Draw(i, Prompt([3 + i % 7] * (1 + i % 3), "")) for i in range(count)]
 
 
-def sampled(**options: Any) -> Sampled:
+def sampled(**options: Any) -> SampledAnswers:
     torch.manual_seed(0)
     student, teacher = tiny_model("llama"), tiny_model("gpt2")
     given = {"seed": 0, "max_new_tokens": 6, "vocab_size": VOCABULARY, **options}
-    return Sampled(student, teacher, tiny_tokenizer(tiny_words()), **given)
+    return SampledAnswers(student, teacher, tiny_tokenizer(tiny_words()), **given)
 
 
 def test_a_draw_is_answered_alike_in_any_company() -> None:

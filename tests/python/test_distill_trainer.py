@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from distillation.answering import Sampled
+from distillation.answering import SampledAnswers
 from distillation.errors import RunError
 from distillation.models import hidden_states
 from distillation.options import TrainingOptions
@@ -62,7 +62,9 @@ def trained(
         on_step=lambda *told: steps.append(told),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.answer = Sampled(student, teacher, tokenizer, seed=0, max_new_tokens=7, vocab_size=VOCABULARY, batch_size=3)
+    trainer.answer = SampledAnswers(
+        student, teacher, tokenizer, seed=0, max_new_tokens=7, vocab_size=VOCABULARY, batch_size=3
+    )
     vars(student)["zero_grad"] = lambda: None
     trainer.train()
     return trainer, steps

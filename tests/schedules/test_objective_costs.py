@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import pretend
 from eopd_kernels import (
     EntropyGate,
     Objective,
@@ -23,6 +22,7 @@ from eopd_kernels import (
     entropy_aware_kl,
     reference,
 )
+from eopd_kernels.testing import pretend
 from tests.conftest import Case, make_case, relative_error
 from tests.test_objectives import GATES, HALVES, case_of, entries_of
 

@@ -1,4 +1,4 @@
-"""How a row is cut: a table with its reasons, so that no first call has to search. It imports no torch, no Triton."""
+"""How a row is cut: a table with its reasons, so that no first call has to search. Knows neither torch nor Triton."""
 
 from __future__ import annotations
 

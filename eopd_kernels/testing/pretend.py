@@ -1,4 +1,4 @@
-"""A GPU that is not there: CPU tensors take the GPU's branches, and what only a GPU has is imitated exactly."""
+"""Makes CPU tensors take the branches of a GPU, and watches what would wait for the GPU and how much memory is used."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eopd_kernels import tensors
+from .. import tensors
 
 aten = torch.ops.aten
-# What waits for a device, or copies numbers from the host's pageable memory, which waits as well.
+# Operations that wait for the device, or copy from the host's pageable memory, which waits too.
 WAITING = {
     aten._local_scalar_dense,
     aten.nonzero,
@@ -31,7 +31,7 @@ PRODUCTS = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm}
 
 @contextmanager
 def gpu() -> Iterator[None]:
-    """Within it every tensor counts as one on a GPU, and CPU tensors have the products with an fp32 result."""
+    """Makes every tensor count as one on a GPU, and gives CPU tensors the products with an fp32 result."""
     library = torch.library.Library("aten", "IMPL")
 
     def mm(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
@@ -57,12 +57,13 @@ def gpu() -> Iterator[None]:
 
 
 def exact(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplies in ``dtype``."""
     with torch.autocast("cpu", enabled=False):
         return a.to(dtype) @ b.to(dtype)
 
 
 def check_widening(a: Tensor, b: Tensor, out_dtype: torch.dtype, out: Tensor) -> None:
-    """What CUDA's implementation asks for."""
+    """Asserts what CUDA's implementation requires."""
     assert a.dtype == b.dtype and a.dtype in (torch.bfloat16, torch.float16)
     assert out_dtype == out.dtype == torch.float32
 
@@ -76,9 +77,9 @@ class Product(NamedTuple):
 
 
 class Watch(TorchDispatchMode):
-    """Fails on everything that a GPU would have to be waited for, and remembers products and large copies.
+    """Fails on every operation that would wait for a GPU, and records products and copies from 16 bits to fp32.
 
-    A boolean or host index is such a wait; a copy between devices cannot happen where all tensors are on one.
+    Indexing with a mask is such a wait. Copies between devices cannot be seen, because all tensors are on one.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class Watch(TorchDispatchMode):
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that live at one time among the tensors made within it; meta tensors may be of any size."""
+    """Measures the most bytes alive at one time among the tensors made within it, meta tensors included."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Triton's interpreter for the tests: switched on where there is no GPU, and made quick enough for the whole suite."""
+"""Switches Triton's interpreter on where there is no GPU, and makes it faster and its bfloat16 rounding exact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def switch_on() -> None:
-    """Before Triton is imported, because ``triton.jit`` decides at each kernel's definition."""
+    """Switches the interpreter on. To be called before Triton is imported: ``triton.jit`` decides at definition."""
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     if os.environ.get("TRITON_INTERPRET") != "1":
@@ -23,8 +23,11 @@ def switch_on() -> None:
 
 
 def patch_once_per_launch(interpreter: Any) -> None:
-    """The interpreter patches triton.language again with every call of a device function, which takes two thirds of
-    its time (Triton 3.9: a row of 2,049 columns, loss and gradient, 170 ms; like this 50). Once per launch will do."""
+    """Patches triton.language once per launch, not with every call of a device function.
+
+    The repeated patching takes two thirds of the interpreter's time (Triton 3.9, loss and gradient of a row of 2,049
+    columns: 170 ms with it, 50 without).
+    """
     import triton.language as tl
 
     patched: set[int] = set()
@@ -46,7 +49,7 @@ def patch_once_per_launch(interpreter: Any) -> None:
 
 
 def round_bfloat16(interpreter: Any) -> None:
-    """The interpreter cuts float32 to bfloat16 where every device rounds to nearest."""
+    """Rounds float32 to the nearest bfloat16, as every device does; the interpreter truncates."""
     import triton.language as tl
 
     cast = interpreter.InterpreterBuilder.cast_impl

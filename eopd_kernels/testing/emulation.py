@@ -1,7 +1,6 @@
-"""Compiles csrc/cuda for a CPU: the same kernels on csrc/emulation's fibres, as a module that the backend can load.
+"""Compiles csrc/cuda for a CPU, where csrc/emulation runs the threads as fibres, and counts the bytes they move.
 
-``EOPD_CUDA_EMULATION`` names the module's file, and the CUDA backend then takes CPU tensors. For tests and counts only:
-setup.py neither builds it nor ships it.
+``EOPD_CUDA_EMULATION`` names the module's file, and the CUDA backend then takes CPU tensors.
 """
 
 from __future__ import annotations
@@ -14,11 +13,19 @@ import subprocess
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
+
+import torch
+
+from ..backends import cuda
+from ..backends.cuda.plan import Plan, Row, resident, streaming
+from ..rows import FUNCTIONS
+from .data_sheets import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / "build" / "emulation"
 VARIABLE = "EOPD_CUDA_EMULATION"
 # The kernels' own pragmas are nvcc's, and setjmp does not go with the checks of a hardened longjmp.
 FLAGS = (
@@ -33,7 +40,10 @@ class NoCompiler(Exception):
 
 
 def switch_on(flags: Sequence[str] = ()) -> str | None:
-    """Lets the backend load the emulated kernels, unless the environment names them; the reason where that fails."""
+    """Builds the emulated kernels and lets the backend load them, unless the environment names them already.
+
+    Returns the reason where that fails.
+    """
     if VARIABLE in os.environ:
         return None
     try:
@@ -46,7 +56,7 @@ def switch_on(flags: Sequence[str] = ()) -> str | None:
 def build(
     sources: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "emulation", flags: Sequence[str] = ()
 ) -> Path:
-    """The module's file; compiled where these sources and flags have not been compiled into ``folder`` before."""
+    """Compiles the module, unless ``folder`` has one of the same sources and flags, and returns its file."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise NoCompiler(f"no C++ compiler to emulate CUDA with (looked for {compiler})")
@@ -81,7 +91,7 @@ def compile_all(sources: Path, target: Path, command: Sequence[str]) -> None:
 
 
 def digest(sources: Path, command: tuple[str, ...]) -> str:
-    """Names what would be compiled. The emulation borrows headers of the CPU kernels."""
+    """Hashes the command and all sources, those of the CPU kernels too, whose headers the emulation includes."""
     files = sorted(path for path in sources.rglob("*.*") if path.is_file() and path.name != "kernels.cpp")
     state = hashlib.sha256(repr(command).encode())
     for path in files:
@@ -90,7 +100,7 @@ def digest(sources: Path, command: tuple[str, ...]) -> str:
 
 
 def variant(folder: Path, file: str, changed: str, flags: Sequence[str] = ()) -> Path:
-    """A module of sources in which ``file`` of csrc/cuda has become ``changed``, for float32 logits alone."""
+    """Compiles the kernels with ``changed`` as the text of ``file`` of csrc/cuda, for float32 logits only."""
     sources = folder / "csrc"
     shutil.copytree(ROOT / "csrc", sources)
     for path in (sources / "cuda").glob("launchers_*.cu"):
@@ -104,9 +114,40 @@ def variant(folder: Path, file: str, changed: str, flags: Sequence[str] = ()) ->
 
 
 def loaded(module: Path) -> ModuleType:
-    """A module beside the one that the backend uses; pybind11 hands out one of each full name."""
+    """Loads a module beside the backend's own, under a name of its own because pybind11 keeps one module per name."""
     spec = importlib.util.spec_from_file_location(f"{module.parent.name}._cuda", module)
     assert spec is not None and spec.loader is not None
     result = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(result)
     return result
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What loss and gradient of a row move: bytes loaded and stored per pair of logits, and the loads of one logit."""
+
+    plan: Plan
+    loads: float
+    stores: float
+    scalar_loads: int
+
+
+def count_traffic(
+    vocab_size: int, student: torch.dtype, out: torch.dtype, device: str, keeps: bool = True, rows: int = 2
+) -> Traffic:
+    """Counts the bytes of ``row_loss_and_gradient`` under the plan for ``device``; ``keeps=False``: for two visits."""
+    row = Row(vocab_size, student.itemsize, student.itemsize)
+    kept = resident(row, DEVICES[device]) if keeps else None
+    plan = kept or streaming(rows * DEVICES[device].multiprocessors, vocab_size, DEVICES[device])
+    blocks = [torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(i)).to(student) for i in range(2)]
+    transforms, combine = [1.0, 0.0, 1.0] * 2, [1.0, 0.0, 0.0, 1.0]
+    kernels = cuda.kernels()
+    kernels.reset_counters()
+    with mock.patch.object(cuda, "resident_or_streaming", lambda *blocks: plan):
+        gradient = torch.empty(rows, vocab_size, dtype=out)
+        FUNCTIONS["cuda"].row_loss_and_gradient(
+            blocks[0], blocks[1], torch.ones(rows), 0.8, combine, transforms, gradient
+        )
+    counted = kernels.counters()
+    pairs = rows * vocab_size
+    return Traffic(plan, counted["logit_bytes"] / pairs, counted["gradient_bytes"] / pairs, counted["scalar_loads"])
