@@ -23,8 +23,7 @@ template <typename Sides, Kept kept>
 __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, kept>::blocks_per_multiprocessor)
     row_loss_and_gradient_kernel(const Block<typename Sides::Real> block,
                                  const typename Sides::Real* weights,  // [n]
-                                 const typename Sides::Real gate_threshold,
-                                 const Combine<typename Sides::Real> combine,
+                                 const Gate<typename Sides::Real> gate_of, const Combine<typename Sides::Real> combine,
                                  typename Sides::Real* statistics,  // [n, 8], written
                                  typename Sides::Real* gate) {      // [n], written
   using Real = typename Sides::Real;
@@ -40,7 +39,7 @@ __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, ke
       Coefficients<Real> k{0, 0, 0};
       if (weight != 0) {
         numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice));
-        opened = open_gate(numbers, gate_threshold);
+        opened = gate_of(numbers);
         k = gated_coefficients(numbers, opened, weight, combine);
       }
       if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) {

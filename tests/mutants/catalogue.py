@@ -185,7 +185,7 @@ MUTANTS = [
     Mutant("C++: rows of weight 0 are read", KERNELS, "if (weight != 0) {", "{"),
     Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform,", "load_block(problem.teacher, problem.student_transform,"),
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
-    Mutant("CUDA: gate inverted", CUDA_KERNELS, "open_gate(numbers, gate_threshold)", "1 - open_gate(numbers, gate_threshold)"),
+    Mutant("CUDA: gate inverted", CUDA_NUMBERS, "return open_gate(row, threshold);", "return 1 - open_gate(row, threshold);"),
     Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (weight != 0) {", "{"),
     Mutant("CUDA: rows without a gradient are read", CUDA_VISITS, "if (row.zero) return slice.write_zeros();", ""),
     Mutant("CUDA: head and tail are not summed", CUDA_VISITS, "  slice.visit_edges(add);\n", ""),
