@@ -27,7 +27,7 @@ PYBIND11_MODULE(_native, module) {
   module.doc() =
       "The native kernels. A matrix is (address, dtype code, row stride in elements), dtype codes are 0 float32, "
       "1 bfloat16, 2 float16, 3 float64; all other arrays are contiguous, float64 where a side is, else float32.";
-  py::class_<Task>(module, "Task")
+  py::class_<Task>(module, "Task", py::module_local())
       .def(py::init([](const MatrixArgument& student, const MatrixArgument& teacher, const MatrixArgument& out,
                        const BlockShape& shape, const Transforms& transforms, int threads) {
              return Task{problem_of(student, teacher, out, shape, transforms), threads};

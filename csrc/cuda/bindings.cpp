@@ -45,7 +45,8 @@ PYBIND11_MODULE(_cuda, module) {
       "The CUDA kernels. A matrix is (address, dtype code, row stride in elements), dtype codes are 0 float32, "
       "1 bfloat16, 2 float16, 3 float64; all other arrays are contiguous, float64 where a side is, else float32. A plan "
       "is (where a row is kept, CTAs of a cluster, threads of a CTA, most clusters), a place (device, stream).";
-  py::class_<Task>(module, "Task")
+  // Local to the module: tests load emulated ones beside each other.
+  py::class_<Task>(module, "Task", py::module_local())
       .def(py::init(&task_of), py::arg("student"), py::arg("teacher"), py::arg("out"), py::arg("shape"),
            py::arg("transforms"), py::arg("plan"), py::arg("place"));
   offer_row_functions(module, &launchers_of);
