@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# Test processes: a test has one thread, and a gigabyte or two.
+# Test processes: a test has one thread, and a gigabyte or two. They take files, or classes, in tests/conftest.py's order.
 JOBS ?= 2
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Python compiles what it imports; pip would compile fifteen thousand files first, on one core.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 
 # Sets of versions beside that of constraints.txt: constraints/NAME.txt each.
 VERSIONS := versions-oldest versions-torch-2.11 versions-newest
@@ -38,7 +39,7 @@ demo-real: $(BIN)/installed ## distil SmolLM2-135M-Instruct into a student cut f
 
 test: $(BIN)/installed ## the whole test suite
 	$(BIN)/python -m eopd_kernels.info
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 
 # All of them build in place, each Python extensions of its own name. With -k one that fails does not stop the others.
 versions: test $(VERSIONS) ## the whole test suite with the oldest versions, torch 2.11, the default and the newest

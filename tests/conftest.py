@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +36,45 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+
+# What takes a core 20 seconds or more, the longest first: files, and classes of files that test processes share.
+LONGEST = [
+    "tests/test_compile.py",
+    "tests/python/test_distill_processes.py",
+    "tests/backends/test_triton_static.py::TestAllCallsApartOnOneGPU",
+    "tests/backends/test_triton_static.py::TestAllFusedCallsOnOneGPU",
+    "tests/backends/test_triton_static.py::TestAChoiceOnEveryGPU",
+    "tests/benchmarks/test_gpu_run.py",
+    "tests/test_function.py",
+    "tests/python/test_distill_resume.py",
+    "tests/python/test_distill_program.py",
+    "tests/backends/test_triton_static.py::TestAllMixturesOnOneGPU",
+    "tests/backends/test_cuda_static.py",
+    "tests/test_memory.py",
+    "tests/python/test_page.py",
+    "tests/test_opcheck.py",
+    "tests/distributed/test_tensor_parallel.py",
+    "tests/backends/test_cuda_barriers.py",
+]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Test processes begin with the longest, so that none of them still has minutes to go when the others are done."""
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.nodeid.rsplit("::", 1)[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: a garbage collection in a test need not look through all of torch."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Or libraries would report all of it as leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import torch
 
 from eopd_kernels import LMHead, entropy_aware_kl
 from eopd_kernels.schedules.workspace import WORKSPACE_BYTES
-from eopd_kernels.testing.processes import MIB, fresh_process, peak_memory
+from eopd_kernels.testing.processes import MIB, peak_memory
+from tests.processes import fresh_process
 
 VOCAB_SIZE, DIM = 32_768, 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

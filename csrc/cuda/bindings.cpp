@@ -45,8 +45,7 @@ PYBIND11_MODULE(_cuda, module) {
       "The CUDA kernels. A matrix is (address, dtype code, row stride in elements), dtype codes are 0 float32, "
       "1 bfloat16, 2 float16, 3 float64; all other arrays are contiguous, float64 where a side is, else float32. A plan "
       "is (where a row is kept, CTAs of a cluster, threads of a CTA, most clusters), a place (device, stream).";
-  // Local to the module: tests load emulated ones beside each other.
-  py::class_<Task>(module, "Task", py::module_local())
+  py::class_<Task>(module, "Task", py::module_local())  // the emulated twin may lie beside it in one process
       .def(py::init(&task_of), py::arg("student"), py::arg("teacher"), py::arg("out"), py::arg("shape"),
            py::arg("transforms"), py::arg("plan"), py::arg("place"));
   offer_row_functions(module, &launchers_of);

@@ -27,8 +27,7 @@ class ConfigFields(NamedTuple):
     scale: str | None = None
     divisor: str | None = None
     softcap: str | None = None
-    entries: str | None = None  # the rest of the output layer is padding, which the model cuts off
-    rows: str | None = None  # how many rows the output layer has where it has fewer than the vocabulary
+    entries: str | None = None  # any rest of the output layer is padding, which the model cuts off
     of_hidden: bool = False  # the factor is applied to the hidden states, before a bias is added
 
 
@@ -39,7 +38,7 @@ DIVIDED = ConfigFields(divisor="logits_scaling")
 MULTIPLIED = ConfigFields(scale="logits_scaling")
 MUSE = ConfigFields(scale="output_multiplier", softcap="final_logit_softcapping")
 INKLING = ConfigFields(divisor="logits_mup_width_multiplier", entries="unpadded_vocab_size", of_hidden=True)
-INKLING2 = ConfigFields(softcap="final_logit_softcapping", rows="unpadded_vocab_size")
+INKLING2 = ConfigFields(softcap="final_logit_softcapping", entries="unpadded_vocab_size")
 TRANSFORMS = {
     "BeamForCausalLM": SOFTCAP,
     "Gemma2ForCausalLM": SOFTCAP,
@@ -149,12 +148,12 @@ def parts_of(model: Any) -> Parts:
     def value(field: str | None) -> Any:
         return None if field is None else getattr(config, field, None)
 
-    check_rows(owner, len(weight), value("vocab_size"), value(transform.rows))
+    entries = value(transform.entries)
+    check_rows(owner, len(weight), value("vocab_size"), entries)
     multiplier, divisor = value(transform.scale), value(transform.divisor)
     scale = (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
     if transform.of_hidden and bias is not None and scale != 1:
         refuse(owner, "scales its hidden states and then adds a bias", "divide the bias by the scale: LMHead by hand")
-    entries = value(transform.entries)
     if entries is not None and entries < len(weight):
         weight, bias = weight[:entries], None if bias is None else bias[:entries]
     return Parts(weight, bias, scale, value(transform.softcap))
@@ -234,12 +233,12 @@ def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-def check_rows(model: Any, found: int, vocab_size: int | None, fewer: int | None) -> None:
-    """Refuse an output layer that has neither a row for each entry of the vocabulary nor as many as the class gives it.
+def check_rows(model: Any, found: int, vocab_size: int | None, entries: int | None) -> None:
+    """Refuses an output layer that has neither a row for each entry of the vocabulary nor for each that is no padding.
 
     transformers' tensor parallelism may leave a part of the rows here without a sign of it on the layer.
     """
-    if vocab_size is None or found in (vocab_size, fewer):
+    if vocab_size is None or found in (vocab_size, entries):
         return
     by_hand = "build an LMHead by hand of the rows that are tokens"
     remedy = f"set config.vocab_size to {found} if the layer was resized and all its rows are tokens, else {by_hand}"

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -32,37 +33,68 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Each kernel on each device for a covering choice of dtypes and options; in all that it can be called with on one.
-
-    ``python -m benchmarks.static --all`` is all on all, a thousand compilations.
-    """
+@pytest.fixture(scope="class")
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     file = tmp_path_factory.mktemp("static") / "kernels.json"
-    result = run("tests.backends.triton_resources", str(file))
+    result = run("tests.backends.triton_resources", request.cls.part, str(file))
     assert file.exists(), result.stderr[-3000:]
     return json.loads(file.read_text())
 
 
-def test_every_kernel_is_compiled_for_every_gpu(kernels: list[dict[str, Any]]) -> None:
-    assert {(k["kernel"], k["device"]) for k in kernels} == {(k, d) for k in KERNELS for d in DEVICES}
+class MachineCode:
+    """What holds for each kernel. Several classes, so that test processes share the compiling.
+
+    ``python -m benchmarks.static --all`` is all on all devices, a thousand compilations.
+    """
+
+    part: str
+    compiled: ClassVar[set[tuple[str, str]]]
+
+    def test_every_kernel_is_compiled_for_every_gpu(self, kernels: list[dict[str, Any]]) -> None:
+        assert {(k["kernel"], k["device"]) for k in kernels} == self.compiled
+
+    def test_nothing_spills(self, kernels: list[dict[str, Any]]) -> None:
+        assert not [k for k in kernels if k["stack"] != 0]
+
+    def test_shared_memory_suffices(self, kernels: list[dict[str, Any]]) -> None:
+        assert not [k for k in kernels if k["shared"] > k["shared_limit"]]
+
+    def test_logits_are_loaded_as_vectors(self, kernels: list[dict[str, Any]]) -> None:
+        assert not [k for k in kernels if k["narrow_loads"]]
+        # Where all three dtypes are as wide, a thread loads 16 bytes at once.
+        for kernel in kernels:
+            sides, _, out = kernel["problem"].split(",")[0].partition(" → ")
+            if set(sides.split()) == {out} and kernel["problem"].endswith("even") and kernel["kernel"] != "merge_parts":
+                assert max(kernel["load_bits"]) == 128, kernel
 
 
-def test_nothing_spills(kernels: list[dict[str, Any]]) -> None:
-    assert not [k for k in kernels if k["stack"] != 0]
+class TestAChoiceOnEveryGPU(MachineCode):
+    """A covering choice of dtypes and options."""
+
+    part = "choice"
+    compiled: ClassVar = set(product(KERNELS, DEVICES))
 
 
-def test_shared_memory_suffices(kernels: list[dict[str, Any]]) -> None:
-    assert not [k for k in kernels if k["shared"] > k["shared_limit"]]
+class TestAllFusedCallsOnOneGPU(MachineCode):
+    """The loss and its gradient in one launch, in all that it can be called with."""
+
+    part = "fused"
+    compiled: ClassVar = {("row_loss_and_gradient", "sm_90")}
 
 
-def test_logits_are_loaded_as_vectors(kernels: list[dict[str, Any]]) -> None:
-    assert not [k for k in kernels if k["narrow_loads"]]
-    # Where all three dtypes are as wide, a thread loads 16 bytes at once.
-    for kernel in kernels:
-        sides, _, out = kernel["problem"].split(",")[0].partition(" → ")
-        if set(sides.split()) == {out} and kernel["problem"].endswith("even") and kernel["kernel"] != "merge_parts":
-            assert max(kernel["load_bits"]) == 128, kernel
+class TestAllCallsApartOnOneGPU(MachineCode):
+    """Statistics and gradient by themselves, and the loss of few rows, which is made of them."""
+
+    part = "apart"
+    # A row of one column is not split.
+    compiled: ClassVar = set(
+        product({"row_statistics", "merge_parts", "row_gradient", "row_loss_and_gradient"}, {"sm_90"})
+    )
+
+
+class TestAllMixturesOnOneGPU(MachineCode):
+    part = "mixtures"
+    compiled: ClassVar = set(product({"row_mixture", "row_mixture_gradient"}, {"sm_90"}))
 
 
 def test_a_second_batch_size_compiles_nothing() -> None:

@@ -1,22 +1,58 @@
-"""``python -m tests.backends.triton_resources FILE``: writes what the Triton kernels take of each GPU, as JSON.
+"""``python -m tests.backends.triton_resources PART FILE``: writes what Triton kernels take of GPUs, as JSON.
 
-A covering choice of dtypes and options on every GPU, and every option on one. Not under ``TRITON_INTERPRET``.
+``choice`` is a covering choice of dtypes and options on every GPU; the other parts are every option on one. Not under
+``TRITON_INTERPRET``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from eopd_kernels.testing.absent_gpu import DEVICES
-from eopd_kernels.testing.kernel_resources import CHOICE, every_call, every_kernel
+from eopd_kernels.testing import machine_code
+from eopd_kernels.testing.absent_gpu import DEVICES, WHOLE_ROWS, call, compiling_for
+from eopd_kernels.testing.kernel_resources import CHOICE, READ, Call, Resources, every_call, every_kernel, resources
+from tests.backends import disassembly
+
+
+def part_of(one: Call) -> str:
+    """The part of a call; those that launch the same kernels are together."""
+    function, _, rows = one
+    if function.startswith("row_mixture"):
+        return "mixtures"
+    return "fused" if function == "row_loss_and_gradient" and rows == WHOLE_ROWS else "apart"
+
+
+def read_together(calls: Sequence[Call], devices: Sequence[str]) -> dict[Resources, None]:
+    """As ``every_kernel`` does in two processes, of NVIDIA's GPUs: in this process, because the suite keeps the other
+    cores busy, and with one start of the disassembler for all kernels of a GPU."""
+    found: dict[Resources, None] = {}
+    for device in devices:
+        cubins: dict[str, bytes] = {}
+        for function, variant, rows in calls:
+            with compiling_for(DEVICES[device]) as compiled:
+                call(function, variant, rows)
+            cubins |= {kernel.hash: kernel.asm["cubin"] for kernel in compiled}
+        codes = disassembly.codes(list(cubins.values()), DEVICES[device].target.arch)
+        READ.update(zip(cubins, codes, strict=True))
+        smallest = min(cubins, key=lambda name: len(cubins[name]))
+        assert READ[smallest] == machine_code.of_cubin(cubins[smallest]), "read with others a kernel is another"
+        for function, variant, rows in calls:
+            found |= dict.fromkeys(resources(function, variant, rows, device))
+    return found
 
 
 def main() -> None:
-    found = every_kernel(CHOICE, list(DEVICES), print) | every_kernel(list(every_call()), ["sm_90"], print)
-    Path(sys.argv[1]).write_text(json.dumps([asdict(kernel) for kernel in found]))
+    part, file = sys.argv[1:]
+    if part == "choice":
+        amd = [name for name, device in DEVICES.items() if device.target.backend == "hip"]
+        found = read_together(CHOICE, [name for name in DEVICES if name not in amd]) | every_kernel(CHOICE, amd, print)
+    else:
+        found = read_together([one for one in every_call() if part_of(one) == part], ["sm_90"])
+    Path(file).write_text(json.dumps([asdict(kernel) for kernel in found]))
 
 
 if __name__ == "__main__":

@@ -13,23 +13,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
+
+from tests.processes import start_server, with_environment
 
 # Longer than the slowest test on a busy machine, shorter than the suite's own limit per test.
 TIMEOUT = 120.0
 
 
-def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = TIMEOUT) -> list[Any]:
+def run_ranks(
+    ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = TIMEOUT, interpreters: bool = False
+) -> list[Any]:
     """``function(*arguments)`` on each of so many ranks of a new default group; what they return, by rank.
 
-    ``function`` is one of a module's own, so that a new process finds it; results travel through files.
+    ``function`` is one of a module's own, so that a new process finds it; results travel through files. With
+    ``interpreters`` each rank is an interpreter and has a seed of ``hash`` of its own, as ranks do in training.
 
     Raises:
         torch.multiprocessing.ProcessRaisedException: the first failure, with its traceback; the others are ended.
         TimeoutError: the ranks did not end in time; they are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = spawn(_rank, (ranks, free_port(), folder, timeout, function, arguments), nprocs=ranks, join=False)
+        context = start_ranks(ranks, folder, timeout, function, arguments, interpreters)
         try:
             if not _joined(context, timeout):
                 raise TimeoutError(f"{ranks} ranks of {function.__name__} did not end within {timeout:g} s")
@@ -41,6 +46,17 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
+def start_ranks(
+    ranks: int, folder: str, timeout: float, function: Any, arguments: tuple[Any, ...], interpreters: bool = False
+) -> Any:
+    """What :func:`run_ranks` waits for: the processes, started."""
+    start_server()
+    given = (ranks, free_port(), folder, timeout, dict(os.environ), function, arguments)
+    return start_processes(
+        _rank, given, nprocs=ranks, join=False, start_method="spawn" if interpreters else "forkserver"
+    )
+
+
 def _joined(context: Any, timeout: float) -> bool:
     """Whether all ranks ended within the time; raises what one of them raised."""
     deadline = time.monotonic() + timeout
@@ -50,7 +66,17 @@ def _joined(context: Any, timeout: float) -> bool:
     return False
 
 
-def _rank(rank: int, ranks: int, port: int, folder: str, timeout: float, function: Any, arguments: Any) -> None:
+def _rank(
+    rank: int,
+    ranks: int,
+    port: int,
+    folder: str,
+    timeout: float,
+    environment: dict[str, str],
+    function: Any,
+    arguments: tuple[Any, ...],
+) -> None:
+    with_environment(environment)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
     dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))

@@ -233,7 +233,7 @@ def everything() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_ranks() -> list[dict[str, Any]]:
-    return run_ranks(2, everything, timeout=TIMEOUT)
+    return run_ranks(2, everything, timeout=TIMEOUT, interpreters=True)
 
 
 def test_ranks_that_differ_in_anything_are_refused_on_every_rank(two_ranks: list[dict[str, Any]]) -> None:

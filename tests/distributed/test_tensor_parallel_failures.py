@@ -12,10 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.multiprocessing.spawn import spawn
 
 from eopd_kernels import Objective, Sampled, entropy_aware_kl
-from tests.distributed.processes import _rank, free_port, run_ranks
+from tests.distributed.processes import run_ranks, start_ranks
 from tests.distributed.shards import halves_of, solved
 from tests.test_objectives import case_of
 
@@ -104,9 +103,8 @@ def outlives_a_killed_rank(report: str) -> None:
 
 def test_a_killed_rank_is_the_groups_own_error(tmp_path: Path) -> None:
     report = tmp_path / "report"
-    arguments = (2, free_port(), str(tmp_path), 20.0, outlives_a_killed_rank, (str(report),))
     # Not run_ranks, which ends the survivor as soon as the other is gone.
-    survivor, killed = spawn(_rank, arguments, nprocs=2, join=False).processes
+    survivor, killed = start_ranks(2, str(tmp_path), 20.0, outlives_a_killed_rank, (str(report),)).processes
     try:
         survivor.join(100)
         assert survivor.exitcode == 0 and report.exists(), "the survivor hangs, or met no error"

@@ -97,7 +97,12 @@ def unpoisoned(poisoned_memory: None) -> None:
 def test_the_logits_are_the_models_own_or_it_is_refused(name: str) -> None:
     if name in SKIPPED:
         pytest.skip(SKIPPED[name])
-    model = built(name)
+    try:
+        model = built(name)
+    except ValueError as error:
+        if transformers.__version__.startswith(f"{VERIFIED}."):
+            raise
+        pytest.skip(f"cannot be made small in transformers {transformers.__version__}: {error}")
     says = "is an encoder-decoder" if model.config.is_encoder_decoder else REFUSED.get(name)
     if says is not None:
         with pytest.raises(ValueError, match=f"{name}: it {says}"):

@@ -67,21 +67,31 @@ def check_same(found: Path, expected: Path) -> None:
         torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
+    """A run of two processes that FSDP2 shares the student out to, in the folder ``fsdp2``."""
+    return launched(FSDP2, *arguments(alone, *TWO, "--output-dir", str(alone / "fsdp2")))
+
+
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN, FSDP2], ids=["accelerate", "torchrun", "fsdp2"])
 def test_two_processes_equal_one(launcher: tuple[str, ...], alone: Path, request: pytest.FixtureRequest) -> None:
     run = alone / request.node.callspec.id
-    result = launched(launcher, *arguments(alone, *TWO, "--output-dir", str(run)))
+    if launcher is FSDP2:
+        result = request.getfixturevalue("shared_out")
+    else:
+        result = launched(launcher, *arguments(alone, *TWO, "--output-dir", str(run)))
     assert result.returncode == 0, result.stderr
     check_same(run, alone / "alone")
     assert (run / "results.json").exists()
     assert result.stdout.count("distilling with") == 1  # one process speaks
 
 
-def test_a_shared_out_student_goes_on_where_it_stopped(alone: Path) -> None:
-    run = alone / "resumed"
-    result = launched(FSDP2, *arguments(alone, *TWO, "--save-steps=2", "--output-dir", str(run)))
-    assert result.returncode == 0, result.stderr
-    # As if it had been killed in its third step.
+def test_a_shared_out_student_goes_on_where_it_stopped(
+    alone: Path, shared_out: subprocess.CompletedProcess[str]
+) -> None:
+    assert shared_out.returncode == 0, shared_out.stderr
+    run = alone / "fsdp2"
+    # As if it had been killed in its third step, with a checkpoint of every second one.
     for late in ("student-entropy-aware", "checkpoints/entropy-aware/checkpoint-3"):
         shutil.rmtree(run / late)
     (run / "results.json").unlink()
