@@ -20,7 +20,7 @@ SUITE = [
     *(f"tests/test_{room}.py" for room in "rows rows_mixture oracle function".split()),
 ]
 # What is broken, the file of csrc/cuda, what it says and what it says then.
-SHAPE = "plan.cluster, plan.threads, bytes"
+SHAPE = "task.plan.threads, bytes"
 BROKEN = [
     ("16 bytes of shared memory too few", "launchers.cuh", f"{SHAPE}}}", f"{SHAPE} - 16}}"),
     (
