@@ -15,17 +15,18 @@ using namespace eopd::cuda;
 using PlanArgument = std::tuple<int, int, int, int>;  // kept, cluster, threads, clusters
 using PlaceArgument = std::tuple<int, uintptr_t>;     // device, stream
 
-Task task_of(const MatrixArgument& student, const MatrixArgument& teacher, const MatrixArgument& out,
-             const BlockShape& shape, const Transforms& transforms, const PlanArgument& plan,
-             const PlaceArgument& place) {
+using TaskArgument = std::tuple<Matrices, BlockShape, Transforms, PlanArgument, PlaceArgument>;
+
+Task task_of(const TaskArgument& argument) {
+  const auto& [matrices, shape, transforms, plan, place] = argument;
   const auto [kept, cluster, threads, clusters] = plan;
   const auto [device, stream] = place;
-  return {problem_of(student, teacher, out, shape, transforms), {kept, cluster, threads, clusters}, {device, stream}};
+  return {problem_of(matrices, shape, transforms), {kept, cluster, threads, clusters}, {device, stream}};
 }
 
 int64_t shared_bytes_of(int student_dtype, int teacher_dtype, int64_t columns, const PlanArgument& plan) {
   const MatrixArgument student{0, student_dtype, 0}, teacher{0, teacher_dtype, 0};
-  const Task task = task_of(student, teacher, student, {1, columns}, {1, 0, 1, 1, 0, 1}, plan, {0, 0});
+  const Task task = task_of({{student, teacher, student}, {1, columns}, {1, 0, 1, 1, 0, 1}, plan, {0, 0}});
   return launchers_of(task).shared_bytes(task);
 }
 
@@ -44,11 +45,9 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() =
       "The CUDA kernels. A matrix is (address, dtype code, row stride in elements), dtype codes are 0 float32, "
       "1 bfloat16, 2 float16, 3 float64; all other arrays are contiguous, float64 where a side is, else float32. A plan "
-      "is (where a row is kept, CTAs of a cluster, threads of a CTA, most clusters), a place (device, stream).";
-  py::class_<Task>(module, "Task", py::module_local())  // the emulated twin may lie beside it in one process
-      .def(py::init(&task_of), py::arg("student"), py::arg("teacher"), py::arg("out"), py::arg("shape"),
-           py::arg("transforms"), py::arg("plan"), py::arg("place"));
-  offer_row_functions(module, &launchers_of);
+      "is (where a row is kept, CTAs of a cluster, threads of a CTA, most clusters), a place (device, stream), a task "
+      "((student, teacher, out), (rows, columns), transforms, plan, place).";
+  offer_row_functions(module, &task_of, &launchers_of);
   module.def("shared_bytes", &shared_bytes_of, py::arg("student_dtype"), py::arg("teacher_dtype"), py::arg("columns"),
              py::arg("plan"), "Shared memory that row_loss_and_gradient takes per CTA.");
   module.def("device_count", &device_count, "How many devices the driver has; raises RuntimeError where it has none.");

@@ -49,14 +49,7 @@ def kernels() -> ModuleType:
     return importlib.import_module("eopd_kernels._native")
 
 
-def problem(block: Block) -> Any:
+def problem(block: Block) -> tuple[Any, ...]:
     """The block as the extension takes it, for as many threads as torch has."""
     student, teacher, transforms, out, _ = block
-    return kernels().Task(
-        student=matrix(student),
-        teacher=matrix(teacher),
-        out=matrix(out),
-        shape=student.shape,
-        transforms=transforms,
-        threads=torch.get_num_threads(),
-    )
+    return (matrix(student), matrix(teacher), matrix(out)), student.shape, transforms, torch.get_num_threads()

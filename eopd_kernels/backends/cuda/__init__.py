@@ -112,16 +112,9 @@ def one_visit(student: Tensor) -> Plan:
     return streaming(student.shape[0], student.shape[1], device_on(index_of(student.device)))
 
 
-def problem(block: Block) -> Any:
+def problem(block: Block) -> tuple[Any, ...]:
     """The block as the extension takes it, with the plan, the device and the stream."""
     student, teacher, transforms, out, visits = block
     plan = one_visit(student) if visits == 1 else resident_or_streaming(student, teacher)
-    return kernels().Task(
-        student=matrix(student),
-        teacher=matrix(teacher),
-        out=matrix(out),
-        shape=student.shape,
-        transforms=transforms,
-        plan=plan.arguments,
-        place=place_of(student),
-    )
+    matrices = (matrix(student), matrix(teacher), matrix(out))
+    return matrices, student.shape, transforms, plan.arguments, place_of(student)
