@@ -402,12 +402,12 @@ BELOW = ("eopd_kernels.backends", "eopd_kernels.row_math", "eopd_kernels.tensors
 
 
 def test_the_seam_does_not_leak() -> None:
-    """Only rows.py knows the backends, and they know nothing above them."""
+    """Only rows.py, and what emulates devices, knows the backends, and they know nothing above them."""
     for file in PACKAGE.rglob("*.py"):
         names, folder = imported_by(file), file.relative_to(PACKAGE).parts[0]
         if folder in ("backends", "row_math"):
             assert all(name.startswith(BELOW) for name in names), file
-        elif folder not in ("rows.py", "testing"):  # testing/ takes the place of hardware
+        elif folder not in ("rows.py", "testing"):
             assert not [name for name in names if name.startswith("eopd_kernels.backends")], file
 
 

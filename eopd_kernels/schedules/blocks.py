@@ -44,6 +44,13 @@ class Blocks:
         return Chunk(self, rows, self.student.side.take(rows), None if teacher is None else teacher.side.take(rows))
 
 
+class Block(NamedTuple):
+    """The logits of some tokens and columns, of both sides."""
+
+    student: Tensor  # [n, k]
+    teacher: Tensor  # [n, k]
+
+
 class Chunk(NamedTuple):
     """The rows of one chunk of tokens."""
 
@@ -52,9 +59,9 @@ class Chunk(NamedTuple):
     student: Tensor
     teacher: Tensor | None
 
-    def logits(self, columns: slice) -> tuple[Tensor, Tensor]:
-        """Returns a block ``[n, k]`` of student logits and one of teacher logits."""
+    def logits(self, columns: slice) -> Block:
+        """Returns a block of logits ``[n, k]``."""
         student = self.blocks.student.logits(self.student, columns)
         if self.teacher is None or self.blocks.teacher is None:
-            return student, student
-        return student, self.blocks.teacher.logits(self.teacher, columns)
+            return Block(student, student)
+        return Block(student, self.blocks.teacher.logits(self.teacher, columns))

@@ -13,13 +13,13 @@ chunk's logits are alive                    again in backward
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
 
 from .. import tensors
 from ..row_math.statistics import RowStatistics
-from .blocks import Chunk
+from .blocks import Block, Chunk
 from .first_visit import FirstVisit, gate_of
-from .loss_terms import alive_rows, scaled, terms_of
+from .loss_terms import RowGradient, terms_of
 from .own_columns import block_gradient
 from .problem import Problem
 from .seen import Seen
@@ -35,31 +35,20 @@ def chunked_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     """Runs the chunked schedule: returns what was seen of every token, adds the gradient of Σ w·L to ``gradient``."""
     seen = Seen.empty(problem)
     blocks = problem.blocks()
-    columns = problem.columns
     for rows in problem.chunks():
         chunk = blocks.take(rows)
-        chunk_gradient(problem, chunk, *chunk.logits(columns), gradient, seen)
+        chunk_gradient(problem, chunk, chunk.logits(problem.columns), gradient, seen)
     return with_losses(problem, seen)
 
 
-def chunk_gradient(
-    problem: Problem,
-    chunk: Chunk,
-    student: Tensor,  # [n, V]
-    teacher: Tensor,  # [n, V]
-    gradient: StudentGradient,
-    seen: Seen,
-) -> None:
-    """Takes a chunk from its logits to its part of the gradient."""
+def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: StudentGradient, seen: Seen) -> None:
+    """Takes a chunk from its logits, a block of whole rows, to its part of the gradient."""
     if not problem.fused:
-        figures = first_figures(problem, chunk, student, teacher)
-        general_gradient(problem, chunk, student, teacher, figures, gradient, seen)
+        general_gradient(problem, chunk, block, first_visit(problem, chunk, block), gradient, seen)
         return
-    columns = problem.columns
-    out = gradient.target(chunk.rows, columns, student)
+    out = gradient.target(chunk.rows, problem.columns, block.student)
     packed, gate = problem.functions.row_loss_and_gradient(
-        student,
-        teacher,
+        *block,
         problem.weights[chunk.rows],
         problem.objective.gate_threshold(problem.vocab_size),
         list(problem.objective.combination),
@@ -68,7 +57,7 @@ def chunk_gradient(
     )
     seen.put(chunk.rows, packed, gate, None)
     gradient.begin(chunk.rows, chunk.student)
-    gradient.add(columns, out)
+    gradient.add(problem.columns, out)
     gradient.end()
 
 
@@ -76,53 +65,45 @@ def with_losses(problem: Problem, seen: Seen) -> Seen:
     """Adds the halves and losses, which the fused kernel leaves to be computed for all tokens at once."""
     if not problem.fused:
         return seen
-    terms = terms_of(problem.objective, RowStatistics(seen.packed), None, None, None, seen.gate, problem.tokens)
-    return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss)
+    terms = terms_of(problem.objective, RowStatistics(seen.packed), seen.gate, problem.tokens)
+    return replace(seen, reverse=terms.reverse, forward=terms.forward, loss=terms.loss)
 
 
-def first_figures(problem: Problem, chunk: Chunk, student: Tensor, teacher: Tensor) -> FirstVisit:
-    """Visits a chunk's logits ``[n, V]`` once, before anything is known of its gates."""
-    tokens, columns = problem.tokens.take(chunk.rows), problem.columns
-    figures = FirstVisit.empty(problem, len(student))
-    figures.see(problem, tokens, columns, student, teacher, with_top_k=False)
-    return figures
+def first_visit(problem: Problem, chunk: Chunk, block: Block) -> FirstVisit:
+    """Visits a chunk's logits once, before anything is known of its gates."""
+    visited = FirstVisit.empty(problem, len(block.student))
+    visited.see(problem, problem.tokens.take(chunk.rows), problem.columns, block, with_top_k=False)
+    return visited
 
 
 def general_gradient(
-    problem: Problem,
-    chunk: Chunk,
-    student: Tensor,  # [n, V]
-    teacher: Tensor,  # [n, V]
-    figures: FirstVisit,
-    gradient: StudentGradient,
-    seen: Seen,
+    problem: Problem, chunk: Chunk, block: Block, visited: FirstVisit, gradient: StudentGradient, seen: Seen
 ) -> None:
     """Takes a chunk under any objective from its first visit to its part of the gradient.
 
     The logits are alive between the statistics and the gradient, so that whatever has to look at the numbers can.
     """
-    rows, columns = chunk.rows, problem.columns
+    rows = chunk.rows
     tokens, weights = problem.tokens.take(rows), problem.weights[rows]
     if problem.objective.skews is not None:
-        figures.see_mixture(problem, student, teacher)
-        figures.mixture_across_ranks(problem)
-    statistics = figures.known_statistics(tokens)
+        visited.see_mixture(problem, block)
+        visited.mixture_across_ranks(problem)
+    statistics = visited.known_statistics(tokens)
     gate = gate_of(problem, statistics, tokens, weights)
-    figures.see_top_k(problem, student, teacher, gate)
-    terms = figures.terms(problem, statistics, gate, tokens, weights)
+    visited.see_top_k(problem, block, gate)
+    terms = visited.terms(problem, statistics, gate, tokens, weights)
     seen.put(rows, statistics.packed, gate, terms)
 
-    coefficients, own = scaled(terms.coefficients, terms.own, weights)
-    packed, taken = statistics.packed, chunk.student
+    of_rows = RowGradient(statistics.packed, terms.coefficients, terms.own).times(weights)
+    taken = chunk.student
     if isinstance(problem.student, HiddenSide) and tensors.readable(weights):
         # Rows without a gradient, such as clipped ones, are left out of the products.
-        alive = alive_rows(coefficients, own).nonzero().squeeze(1)
+        alive = of_rows.alive().nonzero().squeeze(1)
         if len(alive) <= COMPACT_BELOW * len(weights):
             rows = alive + rows.start if isinstance(rows, slice) else rows[alive]
-            student, teacher, packed, taken = student[alive], teacher[alive], packed[alive], taken[alive]
-            coefficients, own = coefficients.take(alive), None if own is None else own.take(alive)
-    out = gradient.target(rows, columns, student)
-    block_gradient(problem, student, teacher, 0, packed, coefficients, own, out)
+            block, taken, of_rows = Block(*(side[alive] for side in block)), taken[alive], of_rows.take(alive)
+    out = gradient.target(rows, problem.columns, block.student)
+    block_gradient(problem, block, 0, of_rows, out)
     gradient.begin(rows, taken)
-    gradient.add(columns, out)
+    gradient.add(problem.columns, out)
     gradient.end()

@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import Tensor
-
-from .blocks import Blocks, Chunk
-from .chunked import first_figures, general_gradient
+from .blocks import Block, Blocks, Chunk
+from .chunked import first_visit, general_gradient
 from .first_visit import FirstVisit
 from .problem import Problem
 from .seen import Seen
@@ -31,18 +29,17 @@ class Visited(NamedTuple):
     """A chunk after its first visit, whose numbers are on their way to become those of whole rows."""
 
     chunk: Chunk
-    student: Tensor  # [n, V of this rank]
-    teacher: Tensor  # [n, V of this rank]
-    figures: FirstVisit
+    block: Block  # of all columns of this rank
+    seen: FirstVisit
     travelling: Iterator[None]
 
     @classmethod
     def begin(cls, problem: Problem, blocks: Blocks, rows: Rows) -> Visited:
         """Visits a chunk, and starts to send its maxima."""
         chunk = blocks.take(rows)
-        student, teacher = chunk.logits(problem.columns)
-        figures = first_figures(problem, chunk, student, teacher)
-        visited = cls(chunk, student, teacher, figures, figures.across_ranks(problem, problem.tokens.take(rows)))
+        block = chunk.logits(problem.columns)
+        seen = first_visit(problem, chunk, block)
+        visited = cls(chunk, block, seen, seen.across_ranks(problem, problem.tokens.take(rows)))
         next(visited.travelling)
         return visited
 
@@ -53,7 +50,7 @@ class Visited(NamedTuple):
     def finish(self, problem: Problem, gradient: StudentGradient, seen: Seen) -> None:
         """Takes the gradient, once the sums have come."""
         next(self.travelling, None)
-        general_gradient(problem, self.chunk, self.student, self.teacher, self.figures, gradient, seen)
+        general_gradient(problem, self.chunk, self.block, self.seen, gradient, seen)
 
 
 def chunked_forward_across_ranks(problem: Problem, gradient: StudentGradient) -> Seen:

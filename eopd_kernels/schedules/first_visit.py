@@ -17,6 +17,7 @@ from ..objective.halves import Sampled, TopK
 from ..row_math.mixture import MixtureStatistics
 from ..row_math.statistics import RowStatistics
 from ..row_math.top_k import top_k
+from .blocks import Block
 from .loss_terms import Columns, Terms, terms_of
 from .own_columns import transformed_at
 from .problem import Problem
@@ -73,17 +74,9 @@ class FirstVisit:
         taken: dict[str, Any] = {name: None if t is None else t[rows] for name, t in of_rows.items()}
         return FirstVisit(**taken)
 
-    def see(
-        self,
-        problem: Problem,
-        tokens: Tokens,
-        columns: slice,
-        student: Tensor,  # [n, k]
-        teacher: Tensor,  # [n, k]
-        with_top_k: bool,
-    ) -> None:
+    def see(self, problem: Problem, tokens: Tokens, columns: slice, block: Block, *, with_top_k: bool) -> None:
         """Takes up a block of logits, and with ``with_top_k`` looks for the teacher's likeliest entries as well."""
-        part = RowStatistics(problem.functions.row_statistics(student, teacher, problem.transforms))
+        part = RowStatistics(problem.functions.row_statistics(*block, problem.transforms))
         whole = columns.stop - columns.start == problem.student.local_vocab_size
         self.packed = part.packed if whole else RowStatistics(self.packed).merge(part).packed
         of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]
@@ -91,13 +84,13 @@ class FirstVisit:
         if self.token_student is not None and self.token_teacher is not None:
             assert tokens.token_ids is not None
             ids = tokens.token_ids.unsqueeze(1)
-            self.token_student = transformed_at(student, ids, start, of_student, self.token_student)
-            self.token_teacher = transformed_at(teacher, ids, start, of_teacher, self.token_teacher)
+            self.token_student = transformed_at(block.student, ids, start, of_student, self.token_student)
+            self.token_teacher = transformed_at(block.teacher, ids, start, of_teacher, self.token_teacher)
         if self.top_student is not None and tokens.top_ids is not None:
             self.top_ids = tokens.top_ids
-            self.top_student = transformed_at(student, self.top_ids, start, of_student, self.top_student)
+            self.top_student = transformed_at(block.student, self.top_ids, start, of_student, self.top_student)
         elif self.top_student is not None and with_top_k:
-            self._merge_top(*likeliest(problem, student, teacher, self.top_student.shape[1], start))
+            self._merge_top(*likeliest(problem, block, self.top_student.shape[1], start))
 
     def across_ranks(self, problem: Problem, tokens: Tokens) -> Iterator[None]:
         """Turns the numbers of this rank's columns into those of whole rows, the same on each rank.
@@ -146,13 +139,13 @@ class FirstVisit:
         self.top_student = student.flatten(1).gather(1, best)
         self.top_ids = ids.flatten(1).contiguous().view(as_ids).long().gather(1, best)
 
-    def see_mixture(self, problem: Problem, student: Tensor, teacher: Tensor) -> None:
+    def see_mixture(self, problem: Problem, block: Block) -> None:
         """Takes up a block of logits once more for the mixtures, when the statistics are those of whole rows."""
         assert self.mixture is not None and problem.objective.skews is not None
         skews = list(problem.objective.skews)
-        self.mixture += problem.functions.row_mixture(student, teacher, self.packed, skews, problem.transforms)
+        self.mixture += problem.functions.row_mixture(*block, self.packed, skews, problem.transforms)
 
-    def see_top_k(self, problem: Problem, student: Tensor, teacher: Tensor, gate: Tensor) -> None:
+    def see_top_k(self, problem: Problem, block: Block, gate: Tensor) -> None:
         """Looks for the teacher's likeliest entries in whole rows.
 
         On a CPU only where the gate is open; elsewhere the number of such rows would have to travel to the host first.
@@ -164,10 +157,10 @@ class FirstVisit:
         if isinstance(opened, Tensor) and len(opened) < len(gate):
             for row in opened.tolist():
                 one = slice(row, row + 1)
-                ids, z_s, z_t = likeliest(problem, student[one], teacher[one], k, problem.offset)
+                ids, z_s, z_t = likeliest(problem, Block(*(side[one] for side in block)), k, problem.offset)
                 self.top_ids[one], self.top_student[one], self.top_teacher[one] = ids, z_s, z_t  # type: ignore[index]
         else:
-            self.top_ids, self.top_student, self.top_teacher = likeliest(problem, student, teacher, k, problem.offset)
+            self.top_ids, self.top_student, self.top_teacher = likeliest(problem, block, k, problem.offset)
         if problem.shard is not None:
             of_open = self.take(opened)
             of_open.top_k_across_ranks(problem)
@@ -215,17 +208,17 @@ class FirstVisit:
             log_q = statistics.teacher_log_probs(self.top_teacher) if given is None else given
             present = log_q != -torch.inf if tokens.top_present is None else tokens.top_present
             top = Columns(self.top_ids, present & used, statistics.student_log_probs(self.top_student), log_q)
-        return terms_of(problem.objective, statistics, mixture, token, top, gate, tokens)
+        return terms_of(problem.objective, statistics, gate, tokens, mixture=mixture, token=token, top=top)
 
 
-def likeliest(problem: Problem, student: Tensor, teacher: Tensor, k: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
+def likeliest(problem: Problem, block: Block, k: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
     """Finds the teacher's k likeliest entries in a block ``[n, w]``: ids and both sides' z there, −inf beyond w."""
     scale = problem.transforms[3]
-    _, local = top_k(teacher if scale > 0 else -teacher, min(k, teacher.shape[1]))
+    _, local = top_k(block.teacher if scale > 0 else -block.teacher, min(k, block.teacher.shape[1]))
     into = problem.weights.new_full(local.shape, -torch.inf)
     found = (
-        transformed_at(student, local, 0, problem.transforms[:3], into),
-        transformed_at(teacher, local, 0, problem.transforms[3:], into),
+        transformed_at(block.student, local, 0, problem.transforms[:3], into),
+        transformed_at(block.teacher, local, 0, problem.transforms[3:], into),
     )
     missing = (0, k - local.shape[1])
     z_s, z_t = (pad(z, missing, value=-torch.inf) for z in found)

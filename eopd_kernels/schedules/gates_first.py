@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import Chunk
+from .blocks import Block, Chunk
 from .chunked import chunk_gradient, with_losses
 from .first_visit import gate_of
 from .problem import Problem
@@ -42,12 +42,12 @@ def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
         if worth_a_chunk(problem, len(alive), len(teacher)):
             chunk = Chunk(blocks, there, problem.student.take(there), None)  # its logits are here
             student = blocks.student.logits(chunk.student, columns)
-            chunk_gradient(opened, chunk, student, moved_up(teacher, alive), gradient, seen)
+            chunk_gradient(opened, chunk, Block(student, moved_up(teacher, alive)), gradient, seen)
         elif len(alive):
             put_aside.append(there)
     for rows in torch.cat(put_aside).split(problem.tiling.tokens) if put_aside else ():
         chunk = blocks.take(rows)
-        chunk_gradient(opened, chunk, *chunk.logits(columns), gradient, seen)
+        chunk_gradient(opened, chunk, chunk.logits(columns), gradient, seen)
     return with_losses(opened, seen)
 
 

@@ -65,21 +65,32 @@ class Own(NamedTuple):
         return Own(*(part[rows] for part in self))
 
 
-def scaled(coefficients: Coefficients, own: Own | None, upstream: Tensor) -> tuple[Coefficients, Own | None]:
-    """Multiplies the gradient of each row by ``upstream`` [n]; it is exactly 0 where that is 0."""
-    coefficients = Coefficients(*(times_or_zero(upstream, k) for k in coefficients))
-    if own is None:
-        return coefficients, None
-    used = (upstream != 0).unsqueeze(1)
-    values = times_or_zero(upstream.unsqueeze(1), own.values)
-    return coefficients, Own(own.ids, own.present & used, times_or_zero(upstream, own.a), values)
+class RowGradient(NamedTuple):
+    """What the gradient of n rows is made of: statistics, coefficients, and columns with a gradient of their own."""
 
+    packed: Tensor  # [n, 8]
+    coefficients: Coefficients
+    own: Own | None
 
-def alive_rows(coefficients: Coefficients, own: Own | None) -> Tensor:
-    """Returns which rows have a gradient, ``[n]`` bool."""
-    a, b, c = coefficients
-    alive = (a != 0) | (b != 0) | (c != 0)
-    return alive if own is None else alive | (own.values != 0).any(1)
+    def take(self, rows: Any) -> RowGradient:
+        """Returns that of some rows: a slice or an index."""
+        own = None if self.own is None else self.own.take(rows)
+        return RowGradient(self.packed[rows], self.coefficients.take(rows), own)
+
+    def times(self, upstream: Tensor) -> RowGradient:
+        """Multiplies the gradient of each row by ``upstream`` [n]; it is exactly 0 where that is 0."""
+        coefficients, own = Coefficients(*(times_or_zero(upstream, k) for k in self.coefficients)), self.own
+        if own is not None:
+            present = own.present & (upstream != 0).unsqueeze(1)
+            values = times_or_zero(upstream.unsqueeze(1), own.values)
+            own = Own(own.ids, present, times_or_zero(upstream, own.a), values)
+        return RowGradient(self.packed, coefficients, own)
+
+    def alive(self) -> Tensor:
+        """Returns which rows have a gradient, ``[n]`` bool."""
+        a, b, c = self.coefficients
+        alive = (a != 0) | (b != 0) | (c != 0)
+        return alive if self.own is None else alive | (self.own.values != 0).any(1)
 
 
 class Half(NamedTuple):
@@ -93,11 +104,12 @@ class Half(NamedTuple):
 def terms_of(
     objective: Objective,
     statistics: RowStatistics,
-    mixture: MixtureStatistics | None,
-    token: Columns | None,  # the sampled token, k = 1
-    top: Columns | None,  # the teacher's top k
     gate: Tensor,  # [n]
     tokens: Tokens,
+    *,
+    mixture: MixtureStatistics | None = None,
+    token: Columns | None = None,  # the sampled token, k = 1
+    top: Columns | None = None,  # the teacher's top k
 ) -> Terms:
     """Returns loss and gradient terms of rows with these numbers."""
     c_r, c_f = objective.combination(gate)

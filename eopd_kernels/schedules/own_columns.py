@@ -11,7 +11,8 @@ from torch import Tensor
 from ..row_math.formulas import Coefficients, column_gradient, mixture_column_gradient, transform_slope, transformed
 from ..row_math.mixture import Skews
 from ..row_math.statistics import RowStatistics
-from .loss_terms import Own
+from .blocks import Block
+from .loss_terms import Own, RowGradient
 from .problem import Problem
 
 
@@ -40,24 +41,15 @@ class Patch:
     gradient: Tensor  # [n, k]
 
     @classmethod
-    def of(
-        cls,
-        student: Tensor,  # [n, w]
-        teacher: Tensor,  # [n, w]
-        start: int,
-        statistics: RowStatistics,
-        coefficients: Coefficients,
-        own: Own,
-        skews: tuple[float, float] | None,
-        transforms: Sequence[float],
-    ) -> Patch:
+    def of(cls, problem: Problem, block: Block, start: int, rows: RowGradient, own: Own) -> Patch:
         """Takes the gradient at the columns of ``own``."""
-        local, inside = within(student, own.ids, start)
+        transforms, skews = problem.transforms, problem.objective.skews
+        local, inside = within(block.student, own.ids, problem.offset + start)
         dtype = own.values.dtype
-        z_s = transformed(student.gather(1, local), transforms[:3], dtype)
-        z_t = transformed(teacher.gather(1, local), transforms[3:], dtype)
-        per_row = Coefficients(*(k.unsqueeze(1) for k in (own.a, coefficients.b, coefficients.c)))
-        at_columns = statistics.probabilities(z_s, z_t)
+        z_s = transformed(block.student.gather(1, local), transforms[:3], dtype)
+        z_t = transformed(block.teacher.gather(1, local), transforms[3:], dtype)
+        per_row = Coefficients(*(k.unsqueeze(1) for k in (own.a, rows.coefficients.b, rows.coefficients.c)))
+        at_columns = RowStatistics(rows.packed).probabilities(z_s, z_t)
         if skews is None:
             common = column_gradient(*at_columns, per_row)
         else:
@@ -82,29 +74,17 @@ class Patch:
         )
 
 
-def block_gradient(
-    problem: Problem,
-    student: Tensor,  # [n, k]
-    teacher: Tensor,  # [n, k]
-    start: int,
-    packed: Tensor,  # [n, 8]
-    coefficients: Coefficients,
-    own: Own | None,
-    out: Tensor,  # [n, k], may be the student's
-) -> None:
-    """Takes the gradient of a block that begins ``start`` columns into this rank's part.
+def block_gradient(problem: Problem, block: Block, start: int, rows: RowGradient, out: Tensor) -> None:
+    """Takes the gradient of a block that begins ``start`` columns into this rank's part, into ``out`` [n, k].
 
-    The kernel writes the row's form, and then the columns of ``own`` are overwritten.
+    The kernel writes the row's form, and then the columns of ``own`` are overwritten. ``out`` may be the student's
+    logits.
     """
-    skews, transforms = problem.objective.skews, problem.transforms
-    patch = None
-    if own is not None:
-        statistics = RowStatistics(packed)
-        first = problem.offset + start
-        patch = Patch.of(student, teacher, first, statistics, coefficients, own, skews, transforms)
+    functions, transforms, skews = problem.functions, problem.transforms, problem.objective.skews
+    patch = None if rows.own is None else Patch.of(problem, block, start, rows, rows.own)
     if skews is None:
-        problem.functions.row_gradient(student, teacher, packed, *coefficients, transforms, out)
+        functions.row_gradient(*block, rows.packed, *rows.coefficients, transforms, out)
     else:
-        problem.functions.row_mixture_gradient(student, teacher, packed, *coefficients, list(skews), transforms, out)
+        functions.row_mixture_gradient(*block, rows.packed, *rows.coefficients, list(skews), transforms, out)
     if patch is not None:
         patch.write(out)

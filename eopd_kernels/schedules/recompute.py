@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from ..row_math.formulas import Coefficients
 from .first_visit import FirstVisit, gate_of
-from .loss_terms import Own, Terms
+from .loss_terms import RowGradient, Terms
 from .own_columns import block_gradient
 from .problem import Problem
 from .seen import Seen
@@ -22,7 +19,7 @@ def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
         chunk, tokens = blocks.take(rows), problem.tokens.take(rows)
         of_chunk = FirstVisit.empty(problem, len(chunk.student))
         for columns in problem.slices():
-            of_chunk.see(problem, tokens, columns, *chunk.logits(columns), with_top_k=True)
+            of_chunk.see(problem, tokens, columns, chunk.logits(columns), with_top_k=True)
         figures.put(rows, of_chunk)
     visited: Rows = slice(None) if problem.index is None else problem.index
     whole = figures.take(visited)
@@ -34,7 +31,7 @@ def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
         for rows in problem.chunks():
             chunk, of_chunk = blocks.take(rows), figures.take(rows)
             for columns in problem.slices():
-                of_chunk.see_mixture(problem, *chunk.logits(columns))
+                of_chunk.see_mixture(problem, chunk.logits(columns))
             figures.put(rows, of_chunk)
         whole = figures.take(visited)
         whole.mixture_across_ranks(problem)
@@ -45,18 +42,16 @@ def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
     return Seen(statistics.packed, gate, terms.reverse, terms.forward, terms.loss), terms
 
 
-def recompute_backward(
-    problem: Problem, packed: Tensor, coefficients: Coefficients, own: Own | None, gradient: StudentGradient
-) -> None:
-    """Visits every slice once more, and adds the gradient of rows with these statistics to ``gradient``."""
+def recompute_backward(problem: Problem, of_rows: RowGradient, gradient: StudentGradient) -> None:
+    """Visits every slice once more, and adds the gradient ``of_rows``, of all tokens, to ``gradient``."""
     blocks = problem.blocks()
     for rows in problem.chunks():
         chunk = blocks.take(rows)
         gradient.begin(rows, chunk.student)
-        of_rows = packed[rows], coefficients.take(rows), None if own is None else own.take(rows)
+        of_chunk = of_rows.take(rows)
         for columns in problem.slices():
-            student, teacher = chunk.logits(columns)
-            out = gradient.target(rows, columns, student)
-            block_gradient(problem, student, teacher, columns.start, *of_rows, out)
+            block = chunk.logits(columns)
+            out = gradient.target(rows, columns, block.student)
+            block_gradient(problem, block, columns.start, of_chunk, out)
             gradient.add(columns, out)
         gradient.end()

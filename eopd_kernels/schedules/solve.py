@@ -23,7 +23,7 @@ from .first_visit import gate_of
 from .fp16 import within_fp16
 from .gates_first import gates_first_forward
 from .gradient_filter import FilteredGradient
-from .loss_terms import Own, scaled
+from .loss_terms import Own, RowGradient
 from .problem import Problem
 from .recompute import recompute_backward, recompute_forward
 from .seen import Seen
@@ -94,9 +94,8 @@ def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any
     if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
         per_token, later = within_fp16(per_token, per_row=False)
     own = Own(*of_own) if of_own and of_own[0] is not None else None
-    coefficients, own = scaled(Coefficients(a, b, c), own, per_token)
     gradient = student_gradient(call, problem, per_token)
-    recompute_backward(problem, packed, coefficients, own, gradient)
+    recompute_backward(problem, RowGradient(packed, Coefficients(a, b, c), own).times(per_token), gradient)
     return [g if g is None or later is None else g.mul_(later) for g in gradient.tensors()]
 
 

@@ -58,7 +58,7 @@ def test_weights_of_the_halves(
             c_r, c_f = objective.combination(torch.tensor([value]))
             assert (float(c_r), float(c_f)) == expected
             gates = torch.full((6,), value, dtype=torch.float64)
-            loss = terms_of(objective, statistics, None, None, None, gates, Tokens()).loss
+            loss = terms_of(objective, statistics, gates, Tokens()).loss
             torch.testing.assert_close(loss, expected[0] * statistics.reverse_kl + expected[1] * statistics.forward_kl)
 
 
@@ -69,7 +69,7 @@ def test_a_half_of_weight_zero_is_left_out_even_where_it_is_infinite() -> None:
     objective = Objective.forward_kl()
     gate, upstream = torch.ones(3, dtype=torch.float64), torch.full((3,), 0.3, dtype=torch.float64)
     assert (statistics.reverse_kl == math.inf).all()
-    loss = terms_of(objective, statistics, None, None, None, gate, Tokens()).loss
+    loss = terms_of(objective, statistics, gate, Tokens()).loss
     torch.testing.assert_close(loss, statistics.forward_kl)
     a, b, c = gated_coefficients(statistics, gate, objective.combination, upstream)
     assert (a == 0.3).all() and (b == 0).all() and (c == 0.3).all()
