@@ -7,6 +7,7 @@ in the transformers of :data:`VERIFIED`, and a class that is not listed but has 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -28,6 +29,9 @@ class ConfigFields(NamedTuple):
     divisor: str | None = None
     softcap: str | None = None
     entries: str | None = None  # any rest of the output layer is padding, which the model cuts off
+    rows: str | None = (
+        None  # where the output layer may have fewer rows; if it has them all, the model may cut some off
+    )
     of_hidden: bool = False  # the factor is applied to the hidden states, before a bias is added
 
 
@@ -38,7 +42,7 @@ DIVIDED = ConfigFields(divisor="logits_scaling")
 MULTIPLIED = ConfigFields(scale="logits_scaling")
 MUSE = ConfigFields(scale="output_multiplier", softcap="final_logit_softcapping")
 INKLING = ConfigFields(divisor="logits_mup_width_multiplier", entries="unpadded_vocab_size", of_hidden=True)
-INKLING2 = ConfigFields(softcap="final_logit_softcapping", entries="unpadded_vocab_size")
+INKLING2 = ConfigFields(softcap="final_logit_softcapping", rows="unpadded_vocab_size")
 TRANSFORMS = {
     "BeamForCausalLM": SOFTCAP,
     "Gemma2ForCausalLM": SOFTCAP,
@@ -148,8 +152,10 @@ def parts_of(model: Any) -> Parts:
     def value(field: str | None) -> Any:
         return None if field is None else getattr(config, field, None)
 
-    entries = value(transform.entries)
-    check_rows(owner, len(weight), value("vocab_size"), entries)
+    check_rows(owner, len(weight), value("vocab_size"), value(transform.rows))
+    # Inkling 2 of transformers 5.23 cuts its padding off in forward, that of 5.24 has none.
+    cut = transform.entries or (transform.rows if reads(owner, transform.rows) else None)
+    entries = value(cut)
     multiplier, divisor = value(transform.scale), value(transform.divisor)
     scale = (1.0 if multiplier is None else multiplier) / (1.0 if divisor is None else divisor)
     if transform.of_hidden and bias is not None and scale != 1:
@@ -233,12 +239,18 @@ def checked_layer(layer: Any, owner: Any) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
-def check_rows(model: Any, found: int, vocab_size: int | None, entries: int | None) -> None:
-    """Refuses an output layer that has neither a row for each entry of the vocabulary nor for each that is no padding.
+def reads(model: Any, field: str | None) -> bool:
+    """Returns whether the forward of a model's class reads a field of its config."""
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    return code is not None and field in code.co_names
+
+
+def check_rows(model: Any, found: int, vocab_size: int | None, fewer: int | None) -> None:
+    """Refuses an output layer that has neither a row for each entry of the vocabulary nor as many as its class has.
 
     transformers' tensor parallelism may leave a part of the rows here without a sign of it on the layer.
     """
-    if vocab_size is None or found in (vocab_size, entries):
+    if vocab_size is None or found in (vocab_size, fewer):
         return
     by_hand = "build an LMHead by hand of the rows that are tokens"
     remedy = f"set config.vocab_size to {found} if the layer was resized and all its rows are tokens, else {by_hand}"

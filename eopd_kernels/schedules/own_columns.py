@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..row_math.formulas import Coefficients, column_gradient, mixture_column_gradient, transform_slope, transformed
+from ..row_math.formulas import (
+    Coefficients,
+    column_gradient,
+    mixture_column_gradient,
+    transform_slope,
+    transformed,
+    unused,
+)
 from ..row_math.mixture import Skews
 from ..row_math.statistics import RowStatistics
 from .blocks import Block
@@ -54,8 +61,7 @@ class Patch:
             common = column_gradient(*at_columns, per_row)
         else:
             common = mixture_column_gradient(*at_columns, per_row, Skews(*skews))
-        unused = (per_row.a == 0) & (per_row.b == 0) & (per_row.c == 0)
-        gradient = (torch.where(unused, 0.0, common) + own.values) * transform_slope(z_s, transforms[:3])
+        gradient = (torch.where(unused(per_row), 0.0, common) + own.values) * transform_slope(z_s, transforms[:3])
         return cls(local, inside & own.present, gradient)
 
     def write(self, out: Tensor) -> None:
