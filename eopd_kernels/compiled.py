@@ -104,9 +104,8 @@ TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: 
 SCHEMA = ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(Arguments).items())
 TOKENS = tuple(field.name for field in fields(Tokens))
 SEEN = tuple(field.name for field in fields(Seen))
-RECORDS: dict[str, Any] = {
-    record.__name__: record for record in (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK)
-}
+RECORD_TYPES = (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK)
+RECORDS: dict[str, Any] = {record.__name__: record for record in RECORD_TYPES}
 SIZES = ("local_vocab_size", "workspace_bytes")
 
 
@@ -116,10 +115,9 @@ def spelt(value: Any) -> Any:
     Raises:
         TypeError: it holds something that a text cannot say, such as a callable gate.
     """
-    kind = type(value).__name__
-    if RECORDS.get(kind) is type(value):
+    if type(value) in RECORD_TYPES:
         names = [field.name for field in fields(value)]
-        return (kind, *[None if name in SIZES else spelt(getattr(value, name)) for name in names])
+        return (type(value).__name__, *[None if name in SIZES else spelt(getattr(value, name)) for name in names])
     if isinstance(value, tuple):
         return ("tuple", *[spelt(part) for part in value])
     if isinstance(value, torch.dtype):
