@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
 import re
 import sys
+import traceback
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from eopd_kernels import entropy_aware_kl
+from eopd_kernels.rows import BACKENDS, FUNCTIONS
+from tests.test_rows import ADD, IDENTITY, block
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "eopd_kernels"
@@ -88,6 +93,13 @@ def test_only_the_seam_knows_backends() -> None:
             assert not any(imported.startswith("backends") for imported in imports(module)), module
 
 
+def test_backends_know_nothing_above_them() -> None:
+    for module in MODULES:
+        if module.split(".")[0] in ("backends", "row_math"):
+            known = {imported.split(".")[0] for imported in imports(module)}
+            assert known <= {"backends", "row_math", "tensors"}, module
+
+
 def test_tests_import_no_benchmark() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         if path.parent.name != "benchmarks":
@@ -137,3 +149,35 @@ def test_a_call_takes_the_way_that_the_page_shows(backend: str, most: int, monke
     assert seen and seen[0] == in_python
     for name, file in expected[len(in_python) :]:  # of C++ it is enough that it is there
         assert re.search(rf"\b{name.split('<')[0]}\b", (ROOT / file).read_text()), (name, file)
+
+
+def frames_of_the_package() -> list[str]:
+    """Who is being called, from the outside in, as ``file: function``."""
+    inside = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
+    return [f"{Path(frame.filename).name}: {frame.name}" for frame in inside]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("cpu", 5), ("cuda", 5), ("triton", 1), ("triton", 5)])
+def test_a_kernel_is_a_few_frames_below_the_seam(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python adds to a launch: the seam, and in Triton the function that launches."""
+    if BACKENDS[name].unavailable() is not None or (name == "triton" and os.environ.get("TRITON_INTERPRET") != "1"):
+        pytest.skip(f"backend {name!r} is not available")
+    seen = []
+    if name == "triton":
+        executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
+        launch = executor.__call__
+
+        def launched(self: object, *arguments: object, **options: object) -> None:
+            seen.append(frames_of_the_package())
+            launch(self, *arguments, **options)
+
+        monkeypatch.setattr(executor, "__call__", launched)
+        expected = ["rows.py: row_loss_and_gradient", "launch.py: row_loss_and_gradient"]
+    else:
+        kernels = BACKENDS[name].kernels()
+        functions = {"row_loss_and_gradient": lambda task, **arguments: seen.append(frames_of_the_package())}
+        monkeypatch.setattr(BACKENDS[name], "kernels", lambda: SimpleNamespace(**{**vars(kernels), **functions}))
+        expected = ["rows.py: row_loss_and_gradient"]
+    student, teacher = block(rows, 3000)
+    FUNCTIONS[name].row_loss_and_gradient(student, teacher, torch.ones(rows), 0.8, list(ADD), IDENTITY, student)
+    assert seen == [expected] * (3 if (name, rows) == ("triton", 1) else 1)

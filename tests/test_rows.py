@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import math
-import os
-import subprocess
-import sys
-import traceback
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-import eopd_kernels
-from eopd_kernels import LMHead, entropy_aware_kl
 from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
-from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
-from eopd_kernels.testing.data_sheets import DEVICES
+from eopd_kernels.rows import FUNCTIONS, RowFunctions
 from tests.conftest import logits_like, relative_error
 
 IDENTITY = [1.0, 0.0, 1.0] * 2
@@ -285,159 +274,3 @@ def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:
     ]
     for function, arguments in calls:
         torch.library.opcheck(function, arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["gpu", "", None, "CPU"])
-def test_an_unknown_backend_is_refused(name: str) -> None:
-    known = r"\('cpu', 'cuda', 'triton', 'torch'\)"
-    with pytest.raises(ValueError, match=rf"backend must be 'auto' or one of {known}, got"):
-        choose(name, torch.device("cpu"))
-
-
-def test_the_native_backend_takes_cpu_tensors_only() -> None:
-    with pytest.raises(ValueError, match="backend='cpu'"):
-        choose("cpu", torch.device("meta"))
-    assert choose("auto", torch.device("meta")) is FUNCTIONS["torch"]
-
-
-def test_triton_takes_cpu_tensors_under_its_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose("triton", torch.device("cpu")) is FUNCTIONS["triton"]
-    with pytest.raises(ValueError, match="backend='triton' takes CUDA and ROCm tensors"):
-        choose("triton", torch.device("meta"))
-    monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ValueError, match="CPU tensors under TRITON_INTERPRET=1 only, got tensors on cpu"):
-        choose("triton", torch.device("cpu"))
-    assert choose("triton", torch.device("cuda")) is FUNCTIONS["triton"]
-
-
-def test_auto_takes_triton_on_a_gpu_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for reason, expected in ((None, "triton"), ("triton is not installed", "torch")):
-        monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda reason=reason: reason)
-        assert choose("auto", torch.device("cuda")) is FUNCTIONS[expected]
-
-
-BF16_ROW = Logits(151_936, torch.bfloat16, torch.bfloat16)
-
-
-@pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA and Triton kernels are there, and the device is an H100."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("EOPD_CUDA_EMULATION", raising=False)
-    monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
-    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: None)
-    monkeypatch.setattr(BACKENDS["cuda"], "index_of", lambda device: 0)
-    monkeypatch.setattr(BACKENDS["cuda"], "device_on", lambda index: DEVICES["H100"])
-
-
-def test_auto_takes_cuda_where_a_row_is_read_once(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda")
-    assert choose("auto", gpu, BF16_ROW) is FUNCTIONS["cuda"]
-    assert choose("auto", gpu, Logits(151_936, torch.float32, torch.bfloat16)) is FUNCTIONS["cuda"]
-    for logits in (None, BF16_ROW._replace(vocab_size=2_000_000), BF16_ROW._replace(teacher=torch.float64)):
-        assert choose("auto", gpu, logits) is FUNCTIONS["triton"]
-    assert choose("auto", torch.device("meta"), BF16_ROW) is FUNCTIONS["torch"]
-    monkeypatch.setattr(BACKENDS["cuda"], "device_on", lambda index: DEVICES["A100"])
-    assert choose("auto", gpu, BF16_ROW) is FUNCTIONS["triton"]
-
-
-def test_auto_takes_triton_where_there_is_no_cuda(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: "no nvcc found")
-    assert choose("auto", torch.device("cuda"), BF16_ROW) is FUNCTIONS["triton"]
-    monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: None)
-    monkeypatch.setattr(torch.version, "hip", "6.2")
-    assert choose("auto", torch.device("cuda"), BF16_ROW) is FUNCTIONS["triton"]
-    with pytest.raises(ValueError, match="backend='cuda' takes CUDA tensors, not ROCm's, got tensors on cuda"):
-        choose("cuda", torch.device("cuda"))
-
-
-def test_every_choice_can_be_forced(hopper: None) -> None:
-    for name in ("cuda", "triton", "torch"):
-        assert choose(name, torch.device("cuda"), BF16_ROW) is FUNCTIONS[name]
-    with pytest.raises(ValueError, match="backend='cuda' takes CUDA tensors"):
-        choose("cuda", torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("head", "expected"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_auto_is_told_what_the_kernels_will_be_given(
-    monkeypatch: pytest.MonkeyPatch, head: bool, expected: torch.dtype
-) -> None:
-    """Hidden states become blocks of fp32 logits, logits stay what they are; the width is the common vocabulary's."""
-    seen = []
-
-    def choose_torch(*arguments: object) -> RowFunctions:
-        seen.append(arguments)
-        return FUNCTIONS["torch"]
-
-    monkeypatch.setattr("eopd_kernels.schedules.solve.choose", choose_torch)
-    student = torch.zeros(2, 30, dtype=torch.bfloat16)
-    heads = LMHead(torch.zeros(30, 30, dtype=torch.bfloat16)) if head else None
-    entropy_aware_kl(student, torch.zeros(2, 40), student_head=heads, vocab_size=20)
-    assert seen == [("auto", student.device, Logits(20, expected, torch.float32))]
-
-
-def test_importing_the_package_does_not_import_triton() -> None:
-    check = "import sys, eopd_kernels; sys.exit('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
-
-
-def imported_by(file: Path) -> set[str]:
-    """The modules of the package that a file of it imports, by their full names."""
-    package = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            found |= {f"{module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {getattr(node, "module", None) or alias.name for alias in node.names}
-    return {name for name in found if name.startswith("eopd_kernels")}
-
-
-PACKAGE = Path(eopd_kernels.__file__).parent
-BELOW = ("eopd_kernels.backends", "eopd_kernels.row_math", "eopd_kernels.tensors")
-
-
-def test_the_seam_does_not_leak() -> None:
-    """Only rows.py, and what emulates devices, knows the backends, and they know nothing above them."""
-    for file in PACKAGE.rglob("*.py"):
-        names, folder = imported_by(file), file.relative_to(PACKAGE).parts[0]
-        if folder in ("backends", "row_math"):
-            assert all(name.startswith(BELOW) for name in names), file
-        elif folder not in ("rows.py", "testing"):
-            assert not [name for name in names if name.startswith("eopd_kernels.backends")], file
-
-
-def frames_of_the_package() -> list[str]:
-    """Who is being called, from the outside in, as ``file: function``."""
-    inside = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
-    return [f"{Path(frame.filename).name}: {frame.name}" for frame in inside]
-
-
-@pytest.mark.parametrize(("name", "rows"), [("cpu", 5), ("cuda", 5), ("triton", 1), ("triton", 5)])
-def test_a_kernel_is_a_few_frames_away(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python adds to a launch: the seam, and in Triton the function that launches."""
-    if BACKENDS[name].unavailable() is not None or (name == "triton" and os.environ.get("TRITON_INTERPRET") != "1"):
-        pytest.skip(f"backend {name!r} is not available")
-    seen = []
-    if name == "triton":
-        executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
-        launch = executor.__call__
-
-        def launched(self: object, *arguments: object, **options: object) -> None:
-            seen.append(frames_of_the_package())
-            launch(self, *arguments, **options)
-
-        monkeypatch.setattr(executor, "__call__", launched)
-        expected = ["rows.py: row_loss_and_gradient", "launch.py: row_loss_and_gradient"]
-    else:
-        kernels = BACKENDS[name].kernels()
-        functions = {"row_loss_and_gradient": lambda task, **arguments: seen.append(frames_of_the_package())}
-        monkeypatch.setattr(BACKENDS[name], "kernels", lambda: SimpleNamespace(**{**vars(kernels), **functions}))
-        expected = ["rows.py: row_loss_and_gradient"]
-    student, teacher = block(rows, 3000)
-    FUNCTIONS[name].row_loss_and_gradient(student, teacher, torch.ones(rows), 0.8, list(ADD), IDENTITY, student)
-    assert seen == [expected] * (3 if (name, rows) == ("triton", 1) else 1)

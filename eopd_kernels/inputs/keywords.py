@@ -48,7 +48,7 @@ class LossKeywords(TypedDict, total=False):
 
 
 class ScheduleKeywords(TypedDict, total=False):
-    """How the loss is computed; without influence on its value, but for rounding and ``gradient_filter``."""
+    """How the loss is computed: its value stays the same up to rounding, and so do exact gradients."""
 
     schedule: str
     backend: str
