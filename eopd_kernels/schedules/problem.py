@@ -69,7 +69,7 @@ class Problem:
 
     def of_open_tokens(self, gate: Tensor) -> Problem:
         """Returns the problem of tokens that were found open: their gates ``[N]`` are not asked for again."""
-        if self.objective.hard_gate and self.tokens.gate is None:  # all that is left is open: fused kernels take that
+        if self.objective.hard_gate:  # all that is left is open, which the fused kernel can be told
             return replace(self, objective=replace(self.objective, gate="always"))
         return replace(self, tokens=replace(self.tokens, gate=gate))
 

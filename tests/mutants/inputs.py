@@ -187,12 +187,6 @@ SHARES = [
         "teacher[: len(alive)]",
     ),
     Mutant("gates first: those put aside are forgotten", "gates_first_forward", "put_aside.append(there)", "pass"),
-    Mutant(
-        "gates first: gates are asked for again",
-        "of_open_tokens",
-        'objective=replace(self.objective, gate="always")',
-        "objective=self.objective",
-    ),
 ]
 TRACED = [
     Mutant(
