@@ -94,13 +94,13 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         student_bias: Tensor | None,  # [V]
         call: Call,
     ) -> tuple[Tensor, ...]:
-        loss, seen, kept = solve(call)
+        loss, seen, kept, visited = solve(call)
         anchor = loss.new_empty(0)
         ctx.schedule = call.options.schedule
         if any(call.options.needs_gradient):
             if ctx.schedule == "recompute":
                 kept = (*call.sides(), seen.packed, *kept)
-                ctx.call = call.without_sides()
+                ctx.call, ctx.visited = call.without_sides(), visited
             ctx.save_for_backward(*kept, anchor)
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
         outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
@@ -131,15 +131,25 @@ def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradie
     last = not torch._C._autograd._get_current_graph_task_keep_graph()
     if last and later is None and tensors.readable(factor) and factor == 1:  # elsewhere this waits for the device
         return as_inputs(stored, ctx.forms)
-    # Into a tensor of its dtype: fp16 times fp32 would be another N × V in fp32.
-    scaled = [g if g is None else torch.mul(g, factor, out=g if last else torch.empty_like(g)) for g in stored]
-    return as_inputs(scaled, ctx.forms)
+    pairs = zip(stored, ctx.forms, strict=True)
+    return as_inputs([None if g is None else scaled(g, factor, form[0], last) for g, form in pairs], ctx.forms)
+
+
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    """Multiplies a stored gradient; the ``last`` time its memory may be used.
+
+    A GPU's kernel rounds to the input's ``dtype`` on its way, one pass instead of two. On a CPU torch would allocate
+    the product in the wider dtype first: there it goes into a tensor of the gradient's own.
+    """
+    if gradient.dtype != dtype and not tensors.on_host(gradient.device):
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    return torch.mul(gradient, factor, out=gradient if last else torch.empty_like(gradient))
 
 
 def backward_recompute(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
     """Visits every block once more, now that the upstream gradient of each token is known."""
     sides, packed, kept = saved[:6], saved[6], saved[7:]
-    return as_inputs(solve_again(ctx.call.with_sides(sides), upstream, packed, kept), ctx.forms)
+    return as_inputs(solve_again(ctx.call.with_sides(sides), upstream, packed, kept, ctx.visited), ctx.forms)
 
 
 BACKWARD = {"chunked": backward_chunked, "recompute": backward_recompute}

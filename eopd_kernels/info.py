@@ -27,8 +27,15 @@ def lines() -> list[str]:
         "",
         f"backend='auto' takes {on_cpu!r} for CPU tensors, {gpu_choice(on_gpu)} for CUDA and ROCm tensors "
         "and 'torch' for tensors on other devices.",
+        f"fp32 heads on a GPU: products in {fp32_products()}; 16-bit heads give exact products in fp32 whatever it is.",
     ]
     return report
+
+
+def fp32_products() -> str:
+    """What CUDA's products of fp32 operands compute in, which is the user's to set, in words."""
+    rounded = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "TF32, as torch.backends.cuda.matmul says: logits have 10 bits" if rounded else "fp32"
 
 
 def gpu_choice(otherwise: str) -> str:

@@ -91,7 +91,7 @@ def entropy_aware_kl(
             from the teacher's. If something else needs them for its backward, autograd says so. Without effect where no
             gradient is taken.
         workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU
-            or what 128 tokens of the whole vocabulary need, on a GPU 1 GiB or what 1,024 tokens need. A budget of one's
+            or what 128 tokens of the whole vocabulary need, on a GPU 3 GiB or what 1,024 tokens need. A budget of one's
             own is kept to down to 32 tokens (512 entries of all tokens under "recompute"), below which the products
             would cost a multiple.
         gradient_filter: ε in (0, 1]: with a student_head, leave out of the products behind its gradients the entries of
@@ -99,6 +99,10 @@ def entropy_aware_kl(
             weight; the hidden states get an estimate of what they lose. The loss stays exact. Default None: exact
             gradients. 2^-12 to 2^-16 are of use; docs/math.md has errors on real hidden states. On a GPU
             each block waits for the number of such entries.
+        wait_free: never wait for the device (default False). With hidden states and a ``mask`` or ``labels`` a call
+            otherwise asks a GPU once how many tokens count, and leaves the masked ones out of all products; wait-free
+            they cost as much as the others. So it is, whatever is said here, while a CUDA graph is captured. Without
+            effect on a CPU. Not to be had with a ``gradient_filter``.
         tensor_parallel_group: the ranks over which both vocabularies are spread, a ``ProcessGroup`` or a ``DeviceMesh``
             of one dimension; default None: all of them is here. Each rank passes its shard of consecutive entries of
             either side, in rank order: logits ``[..., V_r]`` or a head with a weight ``[V_r, D]`` and its part of the

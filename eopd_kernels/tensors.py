@@ -27,6 +27,13 @@ def readable(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and on_host(tensor.device) and has_numbers(tensor)
 
 
+def may_wait(tensor: Tensor) -> bool:
+    """Returns whether Python may look at a tensor's numbers by waiting for its device: they exist, and no CUDA graph is
+    being captured."""
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or capturing) and has_numbers(tensor)
+
+
 def has_numbers(tensor: Tensor) -> bool:
     """Returns whether a tensor has numbers: meta and fake tensors, which tracers send through, have none."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")  # whoever has such a tensor has imported it

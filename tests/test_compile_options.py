@@ -59,6 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "workspace_bytes": {"workspace_bytes": 2**14},
     **{f"backend={name}": {"backend": name} for name in BACKENDS},
     "gradient_filter": {"gradient_filter": 2**-10},
+    "wait_free": {"wait_free": True},
 }
 
 

@@ -6,15 +6,17 @@ does the same on real hardware.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eopd_kernels import LMHead, entropy_aware_kl, reference, tensors
+from eopd_kernels.backends.torch import row_groups
 from eopd_kernels.heads import products
 from eopd_kernels.schedules.sides import HiddenSide, LogitsSide, Side
 from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
@@ -84,6 +86,7 @@ def test_products_take_16_bits_and_give_32_without_a_wait(dtype: torch.dtype, sc
             schedule=schedule,
             backend=backend,
             workspace_bytes=2**17,
+            wait_free=True,
         )
         out.loss.backward(upstream)
     assert watch.products and {p.operands for p in watch.products} == {dtype}
@@ -97,7 +100,7 @@ def test_masked_tokens_ride_along_as_zeros() -> None:
     with torch.no_grad():
         case.student[~case.mask] = torch.nan
         case.teacher[~case.mask] = torch.nan
-    loss, grad_hidden, grad_weight = solve(entropy_aware_kl, case)
+    loss, grad_hidden, grad_weight = solve(entropy_aware_kl, case, wait_free=True)
     assert loss.isfinite() and grad_weight.isfinite().all()
     assert (grad_hidden[~case.mask] == 0).all() and (grad_hidden[case.mask] != 0).any()
 
@@ -147,6 +150,7 @@ def test_fp16_gradients_do_not_underflow_in_a_large_mean(schedule: str) -> None:
 
 def test_a_device_without_the_products_upcasts_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "kind", lambda device: "xpu")
+    monkeypatch.setattr(products, "found_widening", lambda kind: False)
     case = make_case(dtype=torch.bfloat16)
     truth = solve(reference.entropy_aware_kl, case.to(torch.float64))
     with pretend.Watch() as watch:
@@ -198,12 +202,114 @@ def test_a_gradient_block_of_its_own_is_in_the_budget() -> None:
         return tiling("recompute", 8192, student, teacher, gathered=False, workspace_bytes=2**28, device=CUDA).columns
 
     assert columns(*fp32) == 2**28 // 8192 // 8
-    assert columns(*bf16) == 2**28 // 8192 // 10
+    assert columns(*bf16) == 2**28 // 8192 // 10 // 128 * 128
     logits = LogitsSide(torch.empty(1, 50_000, dtype=torch.bfloat16).expand(8192, -1), 50_000)
     assert columns(logits, bf16[1]) == 2**28 // 8192 // 4
 
 
-def test_everything_at_full_size_on_meta_tensors() -> None:
+class Alone(NamedTuple):
+    """A step without its row kernel, on meta tensors: its products."""
+
+    vocab_size: int
+    compared: int | None
+    schedule: str
+    workspace_bytes: int | None
+
+    def products(self) -> list[pretend.Product]:
+        n, d_s, d_t = 1500, 64, 96
+
+        def empty(*shape: int, grad: bool = False) -> Tensor:
+            return torch.empty(*shape, device="meta", dtype=torch.bfloat16, requires_grad=grad)
+
+        case = Case(
+            empty(n, d_s, grad=True),
+            empty(n, d_t),
+            LMHead(empty(self.vocab_size, d_s, grad=True)),
+            LMHead(empty(self.vocab_size, d_t)),
+        )
+        options: dict[str, Any] = {
+            "schedule": self.schedule,
+            "vocab_size": self.compared,
+            "workspace_bytes": self.workspace_bytes,
+        }
+        with pretend.Watch() as watch:
+            entropy_aware_kl(case.student, case.teacher, **case.arguments, **options, backend="torch").loss.backward()
+        return watch.products
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("workspace_bytes", [None, 2**24])
+@pytest.mark.parametrize(
+    ("vocab_size", "compared"), [(50_257, None), (32_001, None), (151_936, None), (50_304, 50_257), (32_001, 31_999)]
+)
+def test_rows_begin_at_multiples_of_16_bytes(
+    vocab_size: int, compared: int | None, workspace_bytes: int | None, schedule: str
+) -> None:
+    products = Alone(vocab_size, compared, schedule, workspace_bytes).products()
+    assert products and {product.alignment for product in products} == {16}
+
+
+def test_alignment_is_that_of_the_rows() -> None:
+    whole = torch.zeros(6, 24, dtype=torch.bfloat16)
+    assert pretend.alignment(whole) == pretend.alignment(whole.t()) == pretend.alignment(whole[:, 8:]) == 16
+    assert pretend.alignment(whole[:, 4:]) == pretend.alignment(torch.zeros(6, 20, dtype=torch.bfloat16)) == 8
+    assert pretend.alignment(torch.zeros(6, 25, dtype=torch.bfloat16).t()) == 2
+    assert pretend.alignment(torch.zeros(1, 25, dtype=torch.bfloat16)) == 16
+
+
+def big_operations(step: Callable[[], None], elements: int) -> list[str]:
+    """The operations of a step that write a tensor of so many elements, other than products."""
+
+    class Writes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            allocates = func._overloadpacket in (torch.ops.aten.empty, torch.ops.aten.empty_like)
+            written = isinstance(result, Tensor) and result.numel() >= elements and not func.is_view
+            if written and not allocates and func._overloadpacket not in pretend.PRODUCTS:
+                names.append(func._overloadpacket.__name__)
+            return result
+
+    names: list[str] = []
+    with Writes():
+        step()
+    return names
+
+
+def test_the_gradient_of_a_head_is_written_once_more_than_by_products() -> None:
+    """The first chunk writes it, the others add to it, and the last pass scales and rounds it: nothing fills it with
+    zeros, and nothing copies it."""
+    case = make_case(dtype=torch.bfloat16, leading=(2, 8), vocab_size=2000)
+    out = []
+
+    def step() -> None:
+        out.append(entropy_aware_kl(case.student, case.teacher, **case.arguments, workspace_bytes=1))
+        out[0].loss.backward(torch.tensor(1.3))
+
+    assert case.student_head is not None
+    names = big_operations(step, case.student_head.weight.numel())
+    assert [name for name in names if name != "fill_"] == ["mul"]  # fill_: poisoned memory, see conftest.py
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("gradient_filter", [None, 0.1])
+def test_every_row_of_a_heads_gradient_is_written(gradient_filter: float | None, schedule: str) -> None:
+    """Also those of entries that are not compared, and all of them where no token counts."""
+    case = make_case(dtype=torch.bfloat16, masked=True)
+    assert case.mask is not None and case.student_head is not None
+    for mask in (case.mask, torch.zeros_like(case.mask)):
+        for waits in [False, True] if gradient_filter is None else [False]:
+            options: dict[str, Any] = {"schedule": schedule, "gradient_filter": gradient_filter, "wait_free": waits}
+            _, _, weight = solve(entropy_aware_kl, replace(case, mask=mask), vocab_size=600, **options)
+            assert weight.isfinite().all() and (weight[600:] == 0).all()
+            assert bool((weight[:600] != 0).any()) == bool(mask.any())
+
+
+def test_plain_torch_visits_a_gpus_logits_in_few_tiles() -> None:
+    logits = torch.empty(8192, 128_256, device="meta")
+    assert sum(len(tiles) for _, tiles in row_groups(logits)) <= 64
+
+
+def test_everything_at_full_size_on_meta_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """N = 8192, Qwen3's vocabulary, heads of 1024 and 4096: products, memory, and that nobody asks for a number."""
     n, vocab_size, d_s, d_t = 8192, 151_936, 1024, 4096
 
@@ -213,11 +319,13 @@ def test_everything_at_full_size_on_meta_tensors() -> None:
     student, weight, teacher = empty(n, d_s, grad=True), empty(vocab_size, d_s, grad=True), empty(n, d_t)
     mask = torch.empty(n, dtype=torch.bool, device="meta")
     case = Case(student, teacher, LMHead(weight), LMHead(empty(vocab_size, d_t)), mask)
+    tile = 2**20
+    monkeypatch.setattr("eopd_kernels.backends.torch.GPU_TILE_ELEMENTS", tile)  # its temporaries are not what is asked
     with pretend.PeakMemory() as memory, pretend.Watch() as watch:
         out = entropy_aware_kl(student, teacher, **case.arguments, backend="torch")
         out.loss.backward()
     flops = sum(2 * m * k * v for (m, k, v), *_ in watch.products)
     assert flops == 2 * n * vocab_size * (3 * d_s + d_t)
-    assert len(watch.products) == 4 * 8, "eight chunks of 1024 tokens"
-    blocks, accumulators = 10 * 1024 * vocab_size, 4 * (vocab_size + n) * d_s
+    assert len(watch.products) == 4 * 4, "four chunks of 2048 tokens"
+    blocks, accumulators = 10 * 2048 * vocab_size, 4 * (vocab_size + n) * d_s
     assert blocks + accumulators < memory.peak < 1.02 * (blocks + accumulators)

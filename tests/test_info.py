@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import eopd_kernels
 from eopd_kernels import info
@@ -32,7 +34,13 @@ def test_it_explains_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     for reason, expected in (("no nvcc found", "'torch'"), (None, "'cuda' where a row fits on the chip")):
         monkeypatch.setattr(cuda, "unavailable", lambda reason=reason: reason)
         monkeypatch.setattr(cuda, "takes", lambda device: True)
-        assert f"CPU tensors, {expected}" in info.lines()[-1]
+        assert f"CPU tensors, {expected}" in info.lines()[-2]
+
+
+def test_it_says_what_fp32_products_on_a_gpu_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, expected in (("tf32", "TF32"), ("ieee", "fp32;")):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
+        assert f"products in {expected}" in info.lines()[-1]
 
 
 def test_every_public_name_has_a_docstring() -> None:

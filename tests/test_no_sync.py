@@ -55,10 +55,30 @@ def test_no_objective_waits(objective: Objective, teacher: str, kind: str, sched
         arguments["teacher_head"] = None
     upstream = torch.tensor(1.3)
     with pretend.gpu(), pretend.Watch() as watch:
-        out = entropy_aware_kl(case.student, given, **arguments)
+        out = entropy_aware_kl(case.student, given, **arguments, wait_free=True)
         out.loss.backward(upstream)
     assert bool(watch.products) == (kind == "hidden")
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in case.leaves)
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_masked_tokens_are_counted_once(name: str, schedule: str) -> None:
+    objective = OBJECTIVES[name]
+    schedule = "auto" if isinstance(objective.gate, QuantileGate) else schedule
+    case = make_case(leading=(3, 20), masked=True)
+    shape = case.student.shape[:-1]
+    arguments = case.arguments | {
+        "objective": objective,
+        "schedule": schedule,
+        "token_ids": torch.arange(60).view(shape),
+        "old_log_probs": torch.full(shape, -2.0),
+        "num_items": torch.tensor(50),
+    }
+    upstream = torch.tensor(1.3)
+    with pretend.gpu(), pretend.Watch(waits=1) as watch:
+        entropy_aware_kl(case.student, case.teacher, **arguments).loss.backward(upstream)
+    assert watch.waits == 0 and watch.products
 
 
 def test_the_watch_sees_a_wait() -> None:

@@ -26,6 +26,7 @@ from ..row_math.formulas import (
 )
 from ..row_math.mixture import MixtureStatistics, Skews
 from ..row_math.statistics import RowStatistics
+from ..tensors import on_host
 from . import Block
 from . import unchanged as at
 from . import unchanged as problem
@@ -35,6 +36,9 @@ TENSORS = "all tensors"
 # Elements of a tile: some twenty fp32 temporaries of it live at a time, 20 MiB. Loss and gradient of 256 × 49,152 on
 # two cores: 0.45 s in tiles of 2^17, 0.38 of 2^18, 0.45 of 2^19, 0.36 of 2^20.
 TILE_ELEMENTS = 2**18
+# Elsewhere a tile is some thirty launches in each of two visits. 8,192 × 128,256 logits are 63 tiles, whose temporaries
+# take 1.3 GiB; in tiles of 2^18 they would be 270,000 launches, 1.6 s at 6 µs each. Arithmetic, not measured.
+GPU_TILE_ELEMENTS = 2**24
 TILE_COLUMNS = 2**14
 
 
@@ -144,6 +148,6 @@ def row_groups(logits: Tensor) -> Iterator[tuple[slice, list[slice]]]:
     n, vocab_size = logits.shape
     columns = min(vocab_size, TILE_COLUMNS)
     slices = [slice(i, min(i + columns, vocab_size)) for i in range(0, vocab_size, columns)]
-    step = max(1, TILE_ELEMENTS // columns)
+    step = max(1, (TILE_ELEMENTS if on_host(logits.device) else GPU_TILE_ELEMENTS) // columns)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n)), slices

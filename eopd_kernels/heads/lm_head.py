@@ -132,7 +132,8 @@ class LMHead:
             yield slice(0, len(weight)), weight
             return
         panel_bytes = PANEL_BYTES if tensors.on_host(weight.device) else GPU_PANEL_BYTES
-        panel_rows = max(1, panel_bytes // (weight.shape[1] * dtype.itemsize or 1))
+        # In sixteens, so that a panel's columns of the logits begin at a multiple of 16 bytes.
+        panel_rows = max(1, panel_bytes // (weight.shape[1] * dtype.itemsize or 1) // 16) * 16
         buffer = torch.empty(min(panel_rows, len(weight)), weight.shape[1], dtype=dtype, device=weight.device)
         for start in range(0, len(weight), panel_rows):
             part = slice(start, min(start + panel_rows, len(weight)))
@@ -150,9 +151,13 @@ def transform(head: LMHead | None, temperature: float) -> tuple[float, float, fl
     return (1.0, 0.0, temperature) if head is None else (head.scale, head.softcap or 0.0, temperature)
 
 
-def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor) -> None:
-    """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision."""
-    products.add_mm(grad_logits.t(), hidden, out=out)
+def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor, add: bool = True) -> None:
+    """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision.
+
+    Without ``add`` it is written, whatever was there.
+    """
+    product = products.add_mm if add else products.mm
+    product(grad_logits.t(), hidden, out=out)
 
 
 def local_head(name: str, head: Any, group: Any) -> Any:

@@ -3,9 +3,14 @@
 A GPU multiplies 16-bit operands exactly and sums the products in fp32; ``out_dtype=`` hands that sum out as it is. A
 CPU has no such product: there the operands are brought to the result's precision first, the head a panel at a time
 (:class:`eopd_kernels.LMHead`). All functions write into ``out`` and allocate nothing.
+
+Products of fp32 operands follow torch's switch on a GPU (``torch.set_float32_matmul_precision``,
+``torch.backends.cuda.matmul``), as the model's own head does: whoever allows TF32 has logits of 10 bits.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -24,10 +29,26 @@ HOST_COLUMNS = 1024
 def widening(device: torch.device) -> bool:
     """Returns whether products of 16-bit operands with an fp32 result exist on this device.
 
-    They need torch 2.10: mm(out_dtype=) is there since 2.8, but addmm takes an fp32 accumulator
-    since 2.10 only (pytorch #167931).
+    CUDA has them since torch 2.10 (pytorch #167931). Other devices, ROCm's among them, are asked once.
     """
-    return tensors.kind(device) == "cuda"
+    kind = tensors.kind(device)
+    if kind == "cuda" and torch.version.hip is None:
+        return True
+    return kind not in ("cpu", "meta") and found_widening(device.type)
+
+
+@functools.cache
+def found_widening(kind: str) -> bool:
+    """Tries both products on a device of this kind."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        a = torch.ones(16, 16, dtype=torch.bfloat16, device=kind)
+        out = torch.ones(16, 16, dtype=torch.float32, device=kind)
+        try:
+            mm(a, a, out)
+            add_mm(a, a, out)
+        except (RuntimeError, NotImplementedError):
+            return False
+    return True
 
 
 def operand_dtype(

@@ -59,6 +59,7 @@ def alike(call: Call) -> dict[str, Any]:
         "differentiated": [any(options.needs_gradient), call.student_head is not None and options.needs_gradient[0]],
         "gradient_filter": options.gradient_filter,
         "inplace": options.inplace,
+        "wait_free": options.wait_free,
         "workspace_bytes": options.workspace_bytes,
         "autocast": options.autocast,
     }

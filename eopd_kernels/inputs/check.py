@@ -17,7 +17,15 @@ from ..objective.objective import Objective
 from ..rows import choose
 from .agreement import among_ranks
 from .keywords import PER_TOKEN, Keywords
-from .options import REDUCTIONS, check_gradient_filter, check_inplace, check_partial, check_workspace, resolve_schedule
+from .options import (
+    REDUCTIONS,
+    check_gradient_filter,
+    check_inplace,
+    check_partial,
+    check_wait_free,
+    check_workspace,
+    resolve_schedule,
+)
 from .per_token import check_sparse_teacher, check_vocabulary, denominator, token_weights, tokens_of
 from .record import Call, Options
 from .sides import check_side, check_vocab_size, common_vocabulary, needs_gradient, refuse_gradient
@@ -104,6 +112,7 @@ def checked_here(
         workspace_bytes=check_workspace(given["workspace_bytes"]),
         gradient_filter=check_gradient_filter(given["gradient_filter"], student_head),
         some_weigh_nothing=given["mask"] is not None or given["labels"] is not None,
+        wait_free=check_wait_free(given["wait_free"], given["gradient_filter"]),
         needs_gradient=needs_gradient(student, student_head),
         autocast=tensors.autocast_dtype(student.device),
     )

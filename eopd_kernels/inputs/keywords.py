@@ -55,6 +55,7 @@ class ScheduleKeywords(TypedDict, total=False):
     inplace: bool
     workspace_bytes: int | None
     gradient_filter: float | None
+    wait_free: bool
     tensor_parallel_group: ProcessGroup | DeviceMesh | None
     partial_hidden_gradient: bool
 
@@ -81,6 +82,7 @@ DEFAULTS = cast(
         "schedule": "auto",
         "backend": "auto",
         "inplace": False,
+        "wait_free": False,
         "partial_hidden_gradient": False,
     },
 )

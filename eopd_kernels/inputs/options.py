@@ -82,6 +82,14 @@ def check_workspace(workspace_bytes: int | None) -> int | None:
     return workspace_bytes
 
 
+def check_wait_free(wait_free: bool, gradient_filter: float | None) -> bool:
+    if not isinstance(wait_free, bool):
+        raise TypeError(f"wait_free must be a bool, got {described(wait_free)}")
+    if wait_free and gradient_filter is not None:
+        raise ValueError("wait_free=True cannot be had with a gradient_filter, which asks how many columns it leaves")
+    return wait_free
+
+
 def check_gradient_filter(gradient_filter: float | None, head: LMHead | None) -> float | None:
     if gradient_filter is None:
         return None

@@ -54,6 +54,7 @@ class Options:
         workspace_bytes: the budget for blocks of logits, or None for the default.
         gradient_filter: ε, or None for exact products.
         some_weigh_nothing: whether there may be tokens of weight 0.
+        wait_free: whether nothing may wait for the device.
         needs_gradient: whether autograd will ask for the gradient of student, student weight, student bias.
         autocast: the dtype of torch.autocast where the loss was called, or None.
         shard: this rank's part of a vocabulary that is spread over ranks, or None.
@@ -68,6 +69,7 @@ class Options:
     workspace_bytes: int | None
     gradient_filter: float | None
     some_weigh_nothing: bool
+    wait_free: bool
     needs_gradient: tuple[bool, bool, bool]
     autocast: torch.dtype | None
     shard: Shard | None = None

@@ -20,15 +20,12 @@ from ..row_math.statistics import RowStatistics
 from .blocks import Block, Chunk
 from .first_visit import FirstVisit, gate_of
 from .loss_terms import RowGradient, terms_of
+from .masked import COMPACT_BELOW
 from .own_columns import block_gradient
 from .problem import Problem
 from .seen import Seen
 from .sides import HiddenSide
 from .student_gradient import StudentGradient
-
-# A chunk of hidden states leaves rows without a gradient out of its products where at most this share is left: copying
-# the others' logits together costs 16 bytes each, the products 4·D flops.
-COMPACT_BELOW = 0.75
 
 
 def chunked_forward(problem: Problem, gradient: StudentGradient) -> Seen:

@@ -7,11 +7,13 @@ definition and what is lost on real hidden states.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import tensors
 from ..distributed.vocabulary import Shard
 from ..heads import products
+from .blocks import block_in, pitch
 from .sides import HiddenSide
 from .student_gradient import HiddenGradient
 
@@ -41,6 +43,9 @@ class FilteredGradient(HiddenGradient):
     ) -> None:
         super().__init__(side, needs, block, shard)
         self.threshold = threshold
+        if self.unwritten and self.weight is not None:  # only some of its rows will be written
+            self.weight.zero_()
+            self.unwritten = False
         self.weight_sums: dict[int, Tensor] = {}  # of the head's rows of a slice of the vocabulary, by its start
 
     def add(self, columns: slice, gradient: Tensor) -> None:
@@ -57,7 +62,7 @@ class FilteredGradient(HiddenGradient):
             self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
         left_out_weight = None if self.hidden is None else self._weight_sum(columns)
         for part in kept.split(PANEL_COLUMNS):
-            ids, panel = columns.start + part, gradient.index_select(1, part)  # [k], [n, k]
+            ids, panel = columns.start + part, columns_of(gradient, part)  # [k], [n, k]
             if left_out_weight is not None:
                 weight = self.head.weight.index_select(0, ids).to(panel.dtype)
                 products.add_mm(panel, weight, out=self.chunk)
@@ -77,6 +82,13 @@ class FilteredGradient(HiddenGradient):
         if columns.start not in self.weight_sums:
             self.weight_sums[columns.start] = self.head.weight[columns].sum(0, dtype=self.chunk.dtype)
         return self.weight_sums[columns.start]
+
+
+def columns_of(gradient: Tensor, places: Tensor) -> Tensor:
+    """Copies the columns of ``gradient`` [n, V] at ``places`` [k] into a block [n, k]."""
+    n, k = len(gradient), len(places)
+    panel = block_in(gradient.new_empty(n * pitch(k, gradient.device)), n, k)
+    return torch.index_select(gradient, 1, places, out=panel)
 
 
 def significant_columns(gradient: Tensor, threshold: Tensor) -> Tensor:

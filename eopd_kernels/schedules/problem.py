@@ -12,7 +12,7 @@ from ..heads.lm_head import transform
 from ..inputs.record import Tokens
 from ..objective.objective import Objective
 from ..rows import RowFunctions
-from .blocks import Blocks, Buffer
+from .blocks import Blocks, Buffer, pitch
 from .sides import Rows, Side
 from .workspace import Tiling
 
@@ -102,8 +102,8 @@ class Problem:
 
     @property
     def block(self) -> int:
-        """The number of logits in the largest block."""
-        return min(self.tiling.tokens, len(self.weights)) * self.tiling.columns
+        """The number of elements in the largest block."""
+        return min(self.tiling.tokens, len(self.weights)) * pitch(self.tiling.columns, self.weights.device)
 
     def blocks(self) -> Blocks:
         """Allocates memory for one block of each side."""

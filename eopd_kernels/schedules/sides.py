@@ -41,7 +41,11 @@ class LogitsSide:
     def take(self, rows: Rows) -> Tensor:
         """Returns the rows of a chunk of tokens, once for all its blocks."""
         if isinstance(rows, Tensor):
-            return self.tensor[torch.unravel_index(rows, self.leading)]
+            places: list[Tensor] = []
+            for size in reversed(self.leading):  # not torch.unravel_index, which waits for a GPU
+                places.insert(0, rows % size)
+                rows = rows // size
+            return self.tensor[tuple(places)]
         block = self.view(rows)
         return block if block.stride(1) == 1 else block.contiguous()
 

@@ -24,6 +24,7 @@ from .fp16 import within_fp16
 from .gates_first import gates_first_forward
 from .gradient_filter import FilteredGradient
 from .loss_terms import Own, RowGradient
+from .masked import visited
 from .problem import Problem
 from .recompute import recompute_backward, recompute_forward
 from .seen import Seen
@@ -40,11 +41,13 @@ class Solved(NamedTuple):
         kept: "chunked": what the gradients are still to be multiplied by, 0-d or ``[N]``, or None, then the gradients.
             "recompute": the tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient
             nothing.
+        visited: the tokens that were, for backward under "recompute"; None for all, or not counted.
     """
 
     loss: Tensor
     seen: Seen
     kept: tuple[Tensor | None, ...]
+    visited: Tensor | None
 
 
 def solve(call: Call) -> Solved:
@@ -76,20 +79,23 @@ def solve(call: Call) -> Solved:
         loss = losses.view(call.leading)
     else:
         loss = losses.sum() if denominator is None else losses.sum() / denominator
-    return Solved(loss, seen, kept)
+    return Solved(loss, seen, kept, problem.index)
 
 
-def solve_again(call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any]) -> list[Tensor | None]:
+def solve_again(
+    call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any], seen_before: Tensor | None = None
+) -> list[Tensor | None]:
     """Runs the backward pass of the recompute schedule: visits every block once more.
 
     Args:
         upstream: the incoming gradient, 0-d or of the leading shape.
         packed: ``[N, 8]`` the statistics that forward saw.
         kept: what forward kept, see :class:`Solved`.
+        seen_before: the tokens that forward visited, likewise.
     """
     weights, a, b, c, *of_own = kept
     factor = upstream if call.denominator is None else upstream / call.denominator
-    problem = problem_of(call, weights)
+    problem = problem_of(call, weights, seen_before)
     per_token, later = weights * factor.reshape(-1), None
     if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
         per_token, later = within_fp16(per_token, per_row=False)
@@ -105,19 +111,14 @@ def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dt
     return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
-def problem_of(call: Call, weights: Tensor) -> Problem:
+def problem_of(call: Call, weights: Tensor, seen_before: Tensor | None = None) -> Problem:
     """Returns the call as the schedules see it; tokens of weight 0 count for nothing.
 
-    On a CPU those of a hidden-state student are compacted away, so that they cost no products. Elsewhere that would
-    have to wait for the device to count them; there they ride along with weight 0.
+    Args:
+        seen_before: the tokens to visit, where they were counted before.
     """
     options, size = call.options, call.options.local_vocab_size
-    valid = index = None
-    if call.student_head is not None and (options.some_weigh_nothing or readable(weights)):
-        valid = weights != 0
-        if readable(weights):
-            index = valid.nonzero().squeeze(1)
-            index, valid = (None if len(index) == len(valid) else index), None
+    index, valid = visited(call, weights, seen_before)
 
     def side(tensor: Tensor, head: LMHead | None) -> Side:
         if size == 0:

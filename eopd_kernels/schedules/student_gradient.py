@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import tensors
 from ..distributed.vocabulary import Shard, Travelling
 from ..heads.lm_head import grad_weight
+from .blocks import block_in
 from .sides import HiddenSide, LogitsSide, Rows
 
 
@@ -63,15 +64,19 @@ class HiddenGradient:
     def __init__(
         self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int, shard: Shard | None = None
     ) -> None:
-        def zeros(shape: torch.Size, needed: bool) -> Tensor | None:
-            return tensors.zeros(shape, side.dtype, side.hidden.device) if needed else None
+        def new(make: Callable[..., Tensor], shape: torch.Size, needed: bool) -> Tensor | None:
+            return make(shape, side.dtype, side.hidden.device) if needed else None
 
-        # Zeroed although the first chunk could write the weight's gradient: then its fresh pages fault within the
-        # product. That took 1.00, 1.03 and 1.18 times as long for 128 tokens of V = 49,152, 151,936 and 262,144.
-        self.head = side.head
-        self.hidden = zeros(side.hidden.shape, needs[0])  # [N, D]
-        self.weight = zeros(side.head.weight.shape, needs[1])  # [V, D]
-        self.bias = zeros(side.head.weight.shape[:1], needs[2])  # [V]
+        # The first chunk writes the weight's gradient, and the others add to it. Not on a CPU, where its fresh pages
+        # would fault within the product. That took 1.00, 1.03 and 1.18 times as long for 128 tokens of V = 49,152,
+        # 151,936 and 262,144.
+        self.unwritten = not tensors.on_host(side.hidden.device)
+        self.head, weight = side.head, side.head.weight
+        self.hidden = new(tensors.zeros, side.hidden.shape, needs[0])  # [N, D]
+        self.weight = new(tensors.empty if self.unwritten else tensors.zeros, weight.shape, needs[1])  # [V, D]
+        self.bias = new(tensors.zeros, weight.shape[:1], needs[2])  # [V]
+        if self.weight is not None and self.unwritten:
+            self.weight[side.local_vocab_size :].zero_()
         self.shard = shard if shard is not None and shard.sums_hidden_gradient else None
         self.travelling: tuple[Rows, Tensor, Travelling] | None = None
         self.block: Tensor | None = None
@@ -79,7 +84,7 @@ class HiddenGradient:
             self.block = tensors.empty((block,), side.gradient_dtype, side.hidden.device)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
-        return student if self.block is None else self.block[: student.numel()].view_as(student)
+        return student if self.block is None else block_in(self.block, *student.shape)
 
     def begin(self, rows: Rows, taken: Tensor) -> None:
         self.rows, self.taken = rows, taken
@@ -90,11 +95,12 @@ class HiddenGradient:
         if self.hidden is not None:
             self.head.grad_hidden(gradient, columns, out=self.chunk)
         if self.weight is not None:
-            grad_weight(gradient, self.taken, out=self.weight[columns])
+            grad_weight(gradient, self.taken, out=self.weight[columns], add=not self.unwritten)
         if self.bias is not None:
             self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
 
     def end(self) -> None:
+        self.unwritten = False
         if self.hidden is None:
             return
         if self.shard is None:
@@ -118,6 +124,8 @@ class HiddenGradient:
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         self.arrive()
+        if self.unwritten and self.weight is not None:  # there was no chunk
+            self.weight.zero_()
         return self.hidden, self.weight, self.bias
 
 

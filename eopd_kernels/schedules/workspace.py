@@ -19,14 +19,18 @@ WORKSPACE_BYTES = 128 * 2**20
 USUAL_MIN_TOKENS = 128
 # The same on a GPU. A chunk of M tokens reads and writes the fp32 dW, 8·V·D bytes, beside a product of 2·M·V·D flops:
 # at the data sheets' bf16 rates and bandwidths the product takes as long from M = 4·rate/bandwidth on: 610 (A100),
-# 1,180 (H100), 820 (H200), 1,130 (B200). So a chunk may have 1,024 tokens even where that exceeds the budget
-# (V = 151,936 in bf16: 1.6 GB), and a batch of 1,024 tokens or fewer is never split into launches too small to fill the
-# device. Arithmetic, not measured.
-GPU_WORKSPACE_BYTES = 2**30
+# 1,180 (H100), 820 (H200), 1,130 (B200). So the budget is some 2,048 tokens of V = 151,936 in bf16, which halves that
+# traffic, 8.4 GB a step for 8,192 tokens of V = 128,256, D = 2,048, instead of 16.8 GB in chunks of 1,024; and a chunk
+# may have 1,024 tokens even where that exceeds the budget, so that a batch of 1,024 tokens or fewer is never split into
+# launches too small to fill the device. Arithmetic, not measured.
+GPU_WORKSPACE_BYTES = 3 * 2**30
 GPU_USUAL_MIN_TOKENS = 1024
 # No budget, however small, makes blocks smaller than these: the products would cost a multiple.
 MIN_TOKENS = 32
 MIN_COLUMNS = 512
+# Slices of the vocabulary begin at multiples of so many entries: rows of a head, columns of logits and of their
+# gradient then begin at multiples of 128 bytes in any dtype wherever the whole does.
+SLICE_COLUMNS = 128
 
 
 def usual_workspace(device: torch.device) -> tuple[int, int]:
@@ -73,6 +77,6 @@ def tiling(
             logits //= 2
         tokens = max(logits // vocab_size, min_tokens)
         return Tiling(-(-n // -(-n // tokens)), student.local_vocab_size)
-    columns = min(max(logits // n, MIN_COLUMNS), vocab_size)
+    columns = min(max(logits // n // SLICE_COLUMNS * SLICE_COLUMNS, MIN_COLUMNS), vocab_size)
     tokens = max(logits // columns, MIN_TOKENS)
     return Tiling(-(-n // -(-n // tokens)), min(columns, student.local_vocab_size))

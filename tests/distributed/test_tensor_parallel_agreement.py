@@ -122,6 +122,7 @@ def other_options() -> dict[str, tuple[Arguments, Arguments]]:
         "inplace": (logits(), logits(inplace=True)),
         "workspace_bytes": (logits(), logits(workspace_bytes=1)),
         "gradient_filter": (hidden(), hidden(gradient_filter=0.01)),
+        "wait_free": (hidden(), hidden(wait_free=True)),
         "partial_hidden_gradient": (hidden(), hidden(partial_hidden_gradient=True)),
         "student_head, scale": (hidden(), hidden(of_student_head={"scale": 2.0})),
         "student_head, softcap": (hidden(), hidden(of_student_head={"softcap": 2.0})),

@@ -69,7 +69,8 @@ def waits_for_no_gpu() -> None:
     """After the first call, whose sizes the host has to read."""
     for objective in (Objective.eopd_paper(), Objective.jsd(), Objective(gate=QuantileGate(0.5), reverse="none")):
         part = halves_of(case_of(objective, masked=True, dtype=torch.bfloat16))
-        options: dict[str, Any] = {"tensor_parallel_group": dist.group.WORLD, "num_items": torch.tensor(7.0)}
+        options: dict[str, Any] = {"tensor_parallel_group": dist.group.WORLD, "wait_free": True}
+        options["num_items"] = torch.tensor(7.0)
         upstream = torch.ones(())
         with pretend.gpu():
             for watch in (torch.no_grad(), pretend.Watch()):

@@ -41,9 +41,9 @@ def test_products_do_not_depend_on_the_panels(
 
 
 def test_a_low_precision_head_is_never_upcast_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eopd_kernels.heads.lm_head.PANEL_BYTES", 5 * 12 * 4)
+    monkeypatch.setattr("eopd_kernels.heads.lm_head.PANEL_BYTES", 31 * 12 * 4)
     panels = [w.clone() for _, w in LMHead(torch.ones(50, 12).bfloat16())._panels(slice(0, 50), torch.float32)]
-    assert [len(p) for p in panels] == [5] * 10
+    assert [len(p) for p in panels] == [16, 16, 16, 2]
     (whole,) = LMHead(full := torch.ones(50, 12))._panels(slice(0, 50), torch.float32)
     assert whole[1].data_ptr() == full.data_ptr()
 

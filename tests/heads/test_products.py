@@ -40,3 +40,22 @@ def test_a_gpu_makes_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "HOST_COLUMNS", 7)
     with pretend.gpu():
         assert shapes(torch.randn(5, 4), torch.randn(21, 4), torch.empty(5, 21)) == [21]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_device_other_than_cuda_is_asked_once(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        asked.append((a.dtype, out.dtype))
+        if not there:
+            raise RuntimeError("gemm input type BFloat16 and output type Float is not supported")
+
+    monkeypatch.setattr(products, "mm", product)
+    monkeypatch.setattr(products, "add_mm", product)
+    monkeypatch.setattr(torch.version, "hip", "7.2")
+    products.found_widening.cache_clear()
+    with pretend.gpu():
+        assert [products.widening(torch.device("cpu")) for _ in range(3)] == [there] * 3
+    assert asked == [(torch.bfloat16, torch.float32)] * (2 if there else 1)
+    products.found_widening.cache_clear()

@@ -13,25 +13,7 @@ from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
 
-OBJECTIVE, STATISTICS, HEAD = (
-    "eopd_kernels/objective/objective.py",
-    "eopd_kernels/row_math/statistics.py",
-    "eopd_kernels/heads/lm_head.py",
-)
-TOKEN_INPUTS, FP16_RULE = "eopd_kernels/inputs/per_token.py", "eopd_kernels/schedules/fp16.py"
-INPUTS, FUNCTION, LOSS = "eopd_kernels/inputs/check.py", "eopd_kernels/function.py", "eopd_kernels/loss.py"
-SCHEDULES, SIDES, TORCH = (
-    "eopd_kernels/schedules.py",
-    "eopd_kernels/schedules/sides.py",
-    "eopd_kernels/backends/torch.py",
-)
-GATES = "eopd_kernels/objective/gates.py"
-PROBLEM, FIGURES = "eopd_kernels/schedules/problem.py", "eopd_kernels/schedules/first_visit.py"
-PRODUCTS, MIXTURE = "eopd_kernels/heads/products.py", "eopd_kernels/row_math/mixture.py"
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
-TRITON_MATH, VISITS = "eopd_kernels/backends/triton/row_math.py", "eopd_kernels/backends/triton/visits.py"
-NUMBERS, FUSED = "eopd_kernels/backends/triton/numbers.py", "eopd_kernels/backends/triton/loss_and_gradient_kernel.py"
-MIXTURE_KERNEL = "eopd_kernels/backends/triton/mixture_kernel.py"
 CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/cpu/vector.h"
 MIXED_BLOCK = "csrc/cpu/mixture.h"
 CUDA_ROW, CUDA_CHIP, CUDA_MERGE = "csrc/cuda/row.cuh", "csrc/cuda/on_chip.cuh", "csrc/cuda/merge.cuh"
@@ -39,8 +21,7 @@ CUDA_KERNELS, CUDA_COLUMNS = "csrc/cuda/kernels.cuh", "csrc/cuda/columns.cuh"
 CUDA_VISITS, CUDA_MIXTURE = "csrc/cuda/visits.cuh", "csrc/cuda/mixture.cuh"
 CUDA_MIXTURE_KERNELS = "csrc/cuda/mixture_kernels.cuh"
 CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/numbers.cuh", "csrc/cuda/launchers.cuh"
-CUDA_BACKEND, PLAN = "eopd_kernels/backends/cuda/__init__.py", "eopd_kernels/backends/cuda/plan.py"
-ROWS = "eopd_kernels/rows.py"
+MASKED, GPU_PATH = ("tests/schedules/test_masked.py",), ("tests/test_gpu_path.py",)
 TENSOR_PARALLEL = tuple(f"tests/distributed/test_tensor_parallel{part}.py" for part in ("_failures", "_costs", ""))
 EXCHANGE = tuple(f"tests/distributed/test_tensor_parallel_{part}.py" for part in ("agreement", "logits", "compile"))
 
@@ -88,11 +69,25 @@ MUTANTS = [
     Mutant("gradient of the sum for the mean", "solve", "problem.weights if denominator is None else problem.weights / denominator", "problem.weights"),
     Mutant("backward forgets what waits in fp16", "outstanding", "factor = upstream * later", "factor = upstream * (later != 0)"),
     Mutant("fp16 gradients are divided in forward", "solve", "        if problem.student.gradient_dtype == torch.float16:\n", "        if False:\n"),
-    Mutant("backward forgets upstream", "backward_chunked", "torch.mul(g, factor, out=g if last else torch.empty_like(g))", "g"),
+    Mutant("backward forgets upstream", "backward_chunked", "None if g is None else scaled(g, factor, form[0], last)", "g"),
     Mutant("recompute forgets the denominator", "solve_again", "upstream if call.denominator is None else upstream / call.denominator\n", "upstream\n"),
     Mutant("recompute divides fp16 gradients first", "solve_again", "if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):", "if False:"),
     Mutant("fp16 gradients forget their factor", "solve_again", "else g.mul_(later) for g", "else g for g"),
-    Mutant("a GPU compacts masked tokens", "problem_of", "if readable(weights):", "if True:"),
+    Mutant("a captured graph counts masked tokens", "may_wait", "or capturing) and", ") and", MASKED),
+    Mutant("a wait-free call counts masked tokens", "visited", "options.wait_free or not", "not", MASKED),
+    Mutant("a GPU never counts masked tokens", "visited", "if not host and (", "if not host or (", MASKED),
+    Mutant("backward counts masked tokens again", "solve", "Solved(loss, seen, kept, problem.index)", "Solved(loss, seen, kept, None)", MASKED),
+    Mutant("a teacher's logits are copied for one masked token", "visited", "if copied and len", "if False and len", MASKED),
+    Mutant("NaN of masked tokens reaches dW", "visited", "return Visited(None, valid)\n    rows", "return Visited(None, None)\n    rows", GPU_PATH),
+    Mutant("the first chunk adds to what was there", "HiddenGradient.add", "add=not self.unwritten", "add=True", GPU_PATH),
+    Mutant("each chunk writes dW", "HiddenGradient.end", "self.unwritten = False", "pass", GPU_PATH),
+    Mutant("dW of entries not compared is not written", "HiddenGradient.__init__", "self.weight[side.local_vocab_size :].zero_()", "pass", GPU_PATH),
+    Mutant("dW of no token is not written", "HiddenGradient.tensors", "self.weight.zero_()", "pass", GPU_PATH),
+    Mutant("rows of blocks begin anywhere", "blocks.pitch", "columns if tensors.on_host(device)", "columns if True", GPU_PATH),
+    Mutant("slices of the vocabulary begin anywhere", "workspace.tiling", "logits // n // SLICE_COLUMNS * SLICE_COLUMNS", "logits // n", GPU_PATH),
+    Mutant("a GPU's gradient is rounded in a pass of its own", "function.scaled", "gradient.dtype != dtype and", "False and", GPU_PATH),
+    Mutant("plain torch visits a GPU's logits in small tiles", "row_groups", "TILE_ELEMENTS if on_host(logits.device) else GPU_TILE_ELEMENTS", "TILE_ELEMENTS", GPU_PATH),
+    Mutant("ROCm is taken to have CUDA's products", "widening", " and torch.version.hip is None", "", ("tests/heads/test_products.py",)),
     Mutant("a GPU is asked for its upstream gradient", "backward_chunked", "tensors.readable(factor) and factor == 1", "factor == 1"),
     Mutant("autocast is forgotten", "side", "HiddenSide(tensor, head, size, valid, options.autocast)", "HiddenSide(tensor, head, size, valid)"),
     Mutant("the last piece of the logits left out", "project", "range(0, len(weight), columns)", "range(0, len(weight) - columns, columns)", ("tests/heads/test_products.py",)),
@@ -119,7 +114,7 @@ MUTANTS = [
     Mutant("runs of rows ignore the strides", "uniform_rows", "rows > 1 and stride != rows * row_stride", "False"),
     Mutant("head's bias forgotten", "LMHead.logits", "if self.bias is not None:\n            out", "if False:\n            out"),
     Mutant("dX takes the last panel", "grad_hidden", "products.add_mm(grad_logits[:, part]", "products.mm(grad_logits[:, part]"),
-    Mutant("dW takes the last chunk", "grad_weight", "products.add_mm(grad_logits.t()", "products.mm(grad_logits.t()"),
+    Mutant("dW takes the last chunk", "grad_weight", "products.add_mm if add else", "products.mm if add else"),
     Mutant("torch: slope of the transform forgotten", "gradient_in_tiles", "gradient * transform_slope(z_s, block.transforms[:3])", "gradient"),
     Mutant("torch: slope of the softcap", "formulas.transform_slope", "(temperature / softcap)) ** 2", "(temperature / softcap))"),
     Mutant("torch: off by one column", "gradient_in_tiles", "block.out[rows, columns] = gradient", "block.out[rows, columns] = gradient.roll(1, 1)"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-FILTER, SCHEDULES = "eopd_kernels/schedules/gradient_filter.py", "eopd_kernels/schedules.py"
-
 MUTANTS = [
     Mutant(
         "filter: negative gradients are small",

@@ -4,29 +4,7 @@ from __future__ import annotations
 
 from .mutant import Mutant, noticed_by
 
-INPUTS, TOKEN_INPUTS, TOKENS = (
-    "eopd_kernels/inputs/check.py",
-    "eopd_kernels/inputs/per_token.py",
-    "eopd_kernels/tokens.py",
-)
-FUNCTION, SIDES, MEMORY = "eopd_kernels/function.py", "eopd_kernels/schedules/sides.py", "eopd_kernels/tensors.py"
-GATES, TERMS, FIGURES = (
-    "eopd_kernels/objective/gates.py",
-    "eopd_kernels/schedules/loss_terms.py",
-    "eopd_kernels/schedules/first_visit.py",
-)
-OBJECTIVE, SPARSE, TORCH = (
-    "eopd_kernels/objective/objective.py",
-    "eopd_kernels/inputs/top_k_teacher.py",
-    "eopd_kernels/backends/torch.py",
-)
-FP16_RULE = "eopd_kernels/schedules/fp16.py"
-GATES_FIRST, COMPILED, DEVICES = (
-    "eopd_kernels/schedules/gates_first.py",
-    "eopd_kernels/compiled.py",
-    "eopd_kernels/tensors.py",
-)
-ROW_MATH, TRITON_MATH = "csrc/row_math.h", "eopd_kernels/backends/triton/row_math.py"
+ROW_MATH = "csrc/row_math.h"
 
 LAYOUTS = [
     Mutant(

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-TRANSFORMERS, TRL = "eopd_kernels/integrations/transformers.py", "eopd_kernels/integrations/trl.py"
-LIGER, VERL = "eopd_kernels/integrations/liger.py", "eopd_kernels/integrations/verl.py"
-
 MUTANTS = [
     Mutant("integrations: the mixin's labels are not shifted", "compute_loss", 'inputs["labels"][:, 1:]', 'inputs["labels"][:, :-1]'),
     Mutant("integrations: the function's labels are not shifted", "compute_loss_func.loss", "labels=labels[:, 1:]", "labels=labels[:, :-1]"),

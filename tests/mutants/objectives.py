@@ -5,27 +5,6 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-OBJECTIVE, GATES, TERMS = (
-    "eopd_kernels/objective/objective.py",
-    "eopd_kernels/objective/gates.py",
-    "eopd_kernels/schedules/loss_terms.py",
-)
-FIGURES, COLUMNS, TOP_K = (
-    "eopd_kernels/schedules/first_visit.py",
-    "eopd_kernels/schedules/own_columns.py",
-    "eopd_kernels/row_math/top_k.py",
-)
-FUNCTION, SCHEDULES, PROBLEM = (
-    "eopd_kernels/function.py",
-    "eopd_kernels/schedules.py",
-    "eopd_kernels/schedules/problem.py",
-)
-SPARSE, TOKEN_INPUTS, INPUTS = (
-    "eopd_kernels/inputs/top_k_teacher.py",
-    "eopd_kernels/inputs/per_token.py",
-    "eopd_kernels/inputs/check.py",
-)
-
 MUTANTS = [
     Mutant("objectives: blend forgets alpha", "combination", '"blend": -self.alpha * rho', '"blend": -rho'),
     Mutant("objectives: T squared is T", "loss_factor", "self.temperatures[0] ** 2", "self.temperatures[0]"),

@@ -5,18 +5,6 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-PARALLEL, FIGURES, SIDES = (
-    "eopd_kernels/distributed/vocabulary.py",
-    "eopd_kernels/schedules/first_visit.py",
-    "eopd_kernels/schedules/sides.py",
-)
-SCHEDULES, PROBLEM, ACROSS = (
-    "eopd_kernels/schedules.py",
-    "eopd_kernels/schedules/problem.py",
-    "eopd_kernels/schedules/chunked_across_ranks.py",
-)
-EXCHANGE, INPUTS = "eopd_kernels/distributed/exchange.py", "eopd_kernels/inputs/check.py"
-
 MUTANTS = [
     Mutant("parallel: every rank begins at entry 0", "offset", "return 0 if self.shard is None else self.shard.offset", "return 0"),
     Mutant("parallel: gates see the shard's vocabulary", "vocab_size", "self.student.local_vocab_size if self.shard is None else self.shard.vocab_size", "self.student.local_vocab_size"),
@@ -26,7 +14,7 @@ MUTANTS = [
     Mutant("parallel: every rank has a top k of its own", "top_k_across_ranks", "if problem.shard is None or self.top_ids is None or", "if True or"),
     Mutant("parallel: dX stays partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "None"),
     Mutant("parallel: dX is summed where it was to stay partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "shard"),
-    Mutant("parallel: the last dX never arrives", "HiddenGradient.tensors", "        self.arrive()\n        return self.hidden", "        return self.hidden"),
+    Mutant("parallel: the last dX never arrives", "HiddenGradient.tensors", "        self.arrive()\n        if", "        if"),
     Mutant("parallel: one block for two chunks", "chunked_forward_across_ranks", "blocks[i % 2]", "blocks[0]"),
     Mutant("parallel: the teacher goes first, alone", "teacher_statistics", "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
     Mutant("parallel: padding is compared", "cut_to", "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
@@ -51,6 +39,7 @@ EXCHANGED = [
     Mutant("parallel: softcaps are not compared", "agreement.alike.shown", "head.bias is not None, head.scale, head.softcap)", "head.bias is not None)"),
     Mutant("parallel: weights are not compared", "among_ranks", "[call.weights, call.denominator, *said(call).values()]", "[call.denominator, *said(call).values()]"),
     Mutant("parallel: denominators are not compared", "among_ranks", "[call.weights, call.denominator, *said(call).values()]", "[call.weights, *said(call).values()]"),
+    Mutant("parallel: ranks that wait and ranks that do not", "alike", '        "wait_free": options.wait_free,\n', ""),
     Mutant("parallel: gradient filters are not compared", "alike", '        "gradient_filter": options.gradient_filter,\n', ""),
     Mutant("parallel: whole vocabularies are shards", "shard_of", "min(sizes) >= vocab_size:", "False:"),
     Mutant("parallel: DTensors of any placement are shards", "local_tensor", " or placements != (Shard(dim % tensor.ndim),):", ":"),

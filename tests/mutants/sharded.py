@@ -5,13 +5,6 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
-SHARDED, LORA, DENOMINATORS = (
-    "eopd_kernels/distributed/data_parallel.py",
-    "eopd_kernels/heads/lora.py",
-    "eopd_kernels/distributed/num_items.py",
-)
-HEAD, INPUTS = "eopd_kernels/heads/lm_head.py", "eopd_kernels/inputs/check.py"
-
 MUTANTS = [
     Mutant("sharded: the gradient is summed, not averaged", "whole", 'Partial("avg")', 'Partial("sum")'),
     Mutant("sharded: each rank keeps its own gradient", "whole", "tensor.full_tensor(grad_placements=[Partial(\"avg\")] * tensor.device_mesh.ndim)", "tensor.full_tensor()"),

@@ -159,7 +159,7 @@ def test_nothing_waits_for_a_gpu(reverse: Any, forward: Any, schedule: str) -> N
     with pretend.gpu():
         truth = entropy_aware_kl(case.student, case.teacher, **case.arguments)
         with pretend.Watch():
-            out = step(case, num_items=NUM_ITEMS, schedule=schedule, workspace_bytes=1)
+            out = step(case, num_items=NUM_ITEMS, schedule=schedule, workspace_bytes=1, wait_free=True)
     torch.testing.assert_close(out.reverse_half, truth.reverse_half, rtol=1e-4, atol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_nothing_waits_for_a_gpu(reverse: Any, forward: Any, schedule: str) -> N
 def test_no_gate_waits_for_a_gpu(gate: Any) -> None:
     case = case_of(Objective(gate=gate, reverse="none"), masked=True)
     with pretend.gpu(), pretend.Watch():
-        step(case, num_items=NUM_ITEMS)
+        step(case, num_items=NUM_ITEMS, wait_free=True)
 
 
 def test_a_served_teacher_waits_for_no_gpu() -> None:
@@ -177,7 +177,7 @@ def test_a_served_teacher_waits_for_no_gpu() -> None:
     case = case_of(objective, masked=True)
     teacher = TopKTeacher(*entries_of(case, 4), token_log_probs=torch.full((3, 37), -1.0))
     with pretend.gpu(), pretend.Watch():
-        step(replace(case, teacher=teacher, teacher_head=None), num_items=NUM_ITEMS)
+        step(replace(case, teacher=teacher, teacher_head=None), num_items=NUM_ITEMS, wait_free=True)
 
 
 @pytest.mark.parametrize("forward", ["full", TopK(16, teacher="raw", tail=True), Skewed(0.1)], ids=str)
