@@ -26,7 +26,7 @@ def lines() -> list[str]:
     report += [
         "",
         f"backend='auto' takes {on_cpu!r} for CPU tensors, {gpu_choice(on_gpu)} for CUDA and ROCm tensors "
-        "and 'torch' for tensors on other devices.",
+        "and 'torch' for tensors on other devices, in fp32 where they have no fp64.",
         f"fp32 heads on a GPU: products in {fp32_products()}; 16-bit heads give exact products in fp32 whatever it is.",
     ]
     return report

@@ -55,6 +55,14 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Returns float64, or float32 on a device that has no float64, such as Apple's MPS."""
+    try:
+        return torch.empty((), dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
+
+
 def rows_of(tensor: Tensor, *inner: int) -> Tensor:
     """Returns a tensor of any strides as rows ``[N, *inner]`` that lie one after another, as the kernels read them."""
     return tensor.reshape(-1, *inner).contiguous()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..arguments import described, positive_int
+from ..tensors import widest_dtype
 
 
 def global_num_items(
@@ -45,5 +46,4 @@ def global_num_items(
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count, group=group)
         ranks = dist.get_world_size(group)
-    dtype = torch.float32 if count.device.type == "mps" else torch.float64
-    return count.to(dtype) / (ranks if averaged_over is None else averaged_over)
+    return count.to(widest_dtype(count.device)) / (ranks if averaged_over is None else averaged_over)

@@ -141,3 +141,25 @@ class PeakMemory(TorchDispatchMode):
                 self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
         self.peak = max(self.peak, sum(nbytes for _, nbytes in self.live.values()))
         return result
+
+
+class WithoutFp64(TorchDispatchMode):
+    """Makes CPU tensors those of a device that has no fp64 and no products of 16 bits that give fp32, as Apple's MPS.
+
+    Fails on every operation that returns fp64.
+    """
+
+    def __enter__(self) -> Any:
+        self.kind, tensors.kind = tensors.kind, lambda device: "mps"
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        tensors.kind = self.kind
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float64:
+                raise TypeError(f"{func}: this device has no float64")
+        return result
