@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import LMHead, Objective, entropy_aware_kl
+from ..heads.backbone import backbone_of
 from ..heads.from_model import unwrapped
 from .batches import check_objective
 from .hooks import check_parameters, moved
@@ -82,12 +83,17 @@ class DistillationMixin:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         trainer: Any = self
+        aligned = inputs.get("shift_labels") is not None
+        if not aligned and inputs.get("labels") is None:
+            raise ValueError(
+                "DistillationMixin needs labels in the batch, -100 where a token is left out: take a collator that "
+                "makes them, e.g. DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+            )
         read = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
         all_logits = return_outputs and trainer.compute_metrics is not None
         student, outputs = hidden_states(model, read, 0 if all_logits else 1)
         with torch.no_grad():
             teacher, _ = hidden_states(self.teacher_model, read, 1)
-        aligned = "shift_labels" in inputs
         predicting = slice(None) if aligned else slice(-1)
         loss = entropy_aware_kl(
             student[:, predicting],
@@ -176,7 +182,7 @@ def hidden_states(model: nn.Module, inputs: dict[str, Any], logits_to_keep: int)
     def take(module: nn.Module, arguments: tuple[Any, ...], outputs: Any) -> None:
         taken.append(outputs.last_hidden_state)
 
-    handle = unwrapped(model).base_model.register_forward_hook(take)
+    handle = backbone_of(model).register_forward_hook(take)
     try:
         outputs = model(**inputs, logits_to_keep=logits_to_keep, use_cache=False, return_dict=True)
     finally:

@@ -112,15 +112,13 @@ def test_the_logits_are_the_models_own_or_it_is_refused(name: str) -> None:
     last, listed, logits = seen(model)
     assert logits.isfinite().all()
     if name in SEVERAL_PREDICTIONS:
-        assert last is not None and listed.dim() == 4
+        assert listed.dim() == 4
     else:
         assert relative_error(logits_of(listed, head), logits) < 1e-5
-    if last is not None:
-        assert relative_error(logits_of(last, head), logits) < 1e-5
+    assert relative_error(logits_of(last, head), logits) < 1e-5
     if TRANSFORMS.get(name, PLAIN) != PLAIN:
-        hidden = listed if last is None else last
         rows = model.get_output_embeddings().weight[: len(head.weight)]
-        assert relative_error(logits_of(hidden, LMHead(rows, head.bias)), logits) > 0.05
+        assert relative_error(logits_of(last, LMHead(rows, head.bias)), logits) > 0.05
 
 
 def test_a_listed_class_is_never_skipped() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eopd_kernels import LMHead, reference
+from eopd_kernels.heads.backbone import backbone_of
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -175,13 +176,13 @@ def built(name: str, seed: int = 0, **options: Any) -> Any:
 
 
 @torch.no_grad()
-def seen(model: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The backbone's last_hidden_state (None: its forward is not called), the last of hidden_states, and the logits."""
+def seen(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The backbone's last_hidden_state, the last of hidden_states, and the logits."""
     taken: list[Any] = []
     ids = torch.randint(3, VOCAB_SIZE - 8, (2, 9), generator=torch.Generator().manual_seed(1))
-    with model.base_model.register_forward_hook(lambda module, given, out: taken.append(out)):
+    with backbone_of(model).register_forward_hook(lambda module, given, out: taken.append(out)):
         out = model(input_ids=ids, output_hidden_states=True, use_cache=False, return_dict=True)
-    return getattr(taken[-1], "last_hidden_state", None) if taken else None, out.hidden_states[-1], out.logits
+    return taken[-1].last_hidden_state, out.hidden_states[-1], out.logits
 
 
 def logits_of(hidden: Tensor, head: LMHead) -> Tensor:

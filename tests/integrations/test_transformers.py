@@ -15,6 +15,7 @@ from eopd_kernels import EntropyGate, Objective, Sampled, reference
 from eopd_kernels.integrations import hooks
 from eopd_kernels.integrations.transformers import DistillationMixin, compute_loss_func
 from tests.conftest import relative_error
+from tests.heads.tiny_models import built
 
 from .conftest import tiny_pair
 
@@ -184,6 +185,24 @@ def test_another_model_than_the_trainers_is_noticed() -> None:
         loss({"logits": torch.zeros(1, 3, 40)}, torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="needs labels"):
         loss({"logits": torch.zeros(1, 3, 40)}, None)
+
+
+@pytest.mark.parametrize("family", ["OPTForCausalLM", "Llama4ForCausalLM", "BartForCausalLM"])
+def test_families_whose_base_model_is_not_what_their_head_reads(family: str, tmp_path: Path) -> None:
+    student, teacher = built(family), built(family, seed=1)
+    expected = expected_loss(student, teacher, rows()).item()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path))
+    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
+    assert trainer.compute_loss(student, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_batch_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path))
+    ids = torch.ones(1, 4, dtype=torch.long)
+    for batch in ({"input_ids": ids}, {"input_ids": ids, "labels": None}):
+        with pytest.raises(ValueError, match=r"DistillationMixin needs labels .* DataCollatorForLanguageModeling"):
+            trainer.compute_loss(student, batch)
 
 
 def test_a_trainer_of_another_make_is_named(tmp_path: Path) -> None:

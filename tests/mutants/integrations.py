@@ -6,6 +6,7 @@ from __future__ import annotations
 from .mutant import Mutant
 
 MUTANTS = [
+    Mutant("heads: the base model is taken for the backbone", "backbone_of", "decoder = part.get_decoder()", "decoder = part.base_model", ("tests/integrations/test_transformers.py",)),
     Mutant("integrations: the mixin's labels are not shifted", "compute_loss", 'inputs["labels"][:, 1:]', 'inputs["labels"][:, :-1]'),
     Mutant("integrations: the function's labels are not shifted", "compute_loss_func.loss", "labels=labels[:, 1:]", "labels=labels[:, :-1]"),
     Mutant("integrations: the mixin ignores num_items", "compute_loss", "num_items=num_items_in_batch,\n            vocab_size=self.vocab_size", "num_items=None,\n            vocab_size=self.vocab_size"),
