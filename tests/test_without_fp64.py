@@ -21,7 +21,7 @@ from tests.test_no_sync import OBJECTIVES
 def test_every_objective_is_as_exact_as_fp32(name: str, kind: str, dtype: torch.dtype, schedule: str) -> None:
     case = replace(make_case(student=kind, teacher=kind, dtype=dtype, masked=True), objective=OBJECTIVES[name])
     shape = case.student.shape[:-1]
-    said = {"token_ids": torch.arange(111).view(shape), "old_log_probs": torch.full(shape, -2.0)}
+    said: dict[str, Any] = {"token_ids": torch.arange(111).view(shape), "old_log_probs": torch.full(shape, -2.0)}
     of_double = case.to(torch.float64)
     truth = reference.entropy_aware_kl(of_double.student, of_double.teacher, **of_double.arguments, **said).loss
     exact = torch.autograd.grad(truth, of_double.leaves)
