@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
+VERL = ("tests/integrations/test_verl.py",)
+
 MUTANTS = [
     Mutant("heads: the base model is taken for the backbone", "backbone_of", "decoder = part.get_decoder()", "decoder = part.base_model", ("tests/integrations/test_transformers.py",)),
     Mutant("integrations: the mixin's labels are not shifted", "compute_loss", 'inputs["labels"][:, 1:]', 'inputs["labels"][:, :-1]'),
@@ -24,4 +26,11 @@ MUTANTS = [
     Mutant("integrations: Liger's beta from the other end", "LigerFusedLinearJSDLoss.__init__", "Objective.gkd(beta, temperature) if", "Objective.gkd(1 - beta, temperature) if"),
     Mutant("integrations: Liger's soft weight is forgotten", "LigerFusedLinearJSDLoss.forward", "self.weight_soft_loss * loss", "loss"),
     Mutant("integrations: verl's other losses become ours", "compute_topk_loss", "if distillation_config.distillation_loss.loss_mode != name:", "if False:"),
+    Mutant("integrations: verl's tokens are those of the row", "verl.token_losses", ".roll(-1)", ".roll(0)", VERL),
+    Mutant("integrations: verl's prompts count", "verl.token_losses", 'mask=rows["mask"],', "mask=None,", VERL),
+    Mutant("integrations: verl's unknown tokens have a reverse half", "verl.token_losses", "known.to(of_token.dtype) if", "None if", VERL),
+    Mutant("integrations: verl's sampled column is an entry of the top k", "verl.token_losses", 'rows["log_probs"][..., :k], rows["ids"][..., :k].long()', 'rows["log_probs"], rows["ids"].long()', VERL),
+    Mutant("integrations: verl's policy gradient is let through", "verl.check_settings", "if loss.use_policy_gradient:", "if False:", VERL),
+    Mutant("integrations: verl clamps negative losses", "verl.collected", "return losses,", "return losses.clamp_min(0),", VERL),
+    Mutant("integrations: verl's responses begin one token late", "verl.packed", "torch.arange(1, n + 1", "torch.arange(0, n", VERL),
 ]  # fmt: skip
