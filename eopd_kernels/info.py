@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
 
 from . import __version__
-from .rows import BACKENDS, automatic
+from .rows import BACKENDS, OVERRIDE, automatic
 
 
 def lines() -> list[str]:
@@ -29,6 +30,8 @@ def lines() -> list[str]:
         "and 'torch' for tensors on other devices, in fp32 where they have no fp64.",
         f"fp32 heads on a GPU: products in {fp32_products()}; 16-bit heads give exact products in fp32 whatever it is.",
     ]
+    if (forced := os.environ.get(OVERRIDE)) is not None:
+        report.append(f"{OVERRIDE}={forced}: every 'auto' means that.")
     return report
 
 

@@ -85,7 +85,8 @@ def entropy_aware_kl(
             gradient. ``"auto"`` (default): chunked, and recompute for ``reduction="none"`` and for gates that need
             every token's statistics first (a :class:`QuantileGate`, a callable).
         backend: ``"auto"`` (default), ``"cpu"`` (native kernels), ``"cuda"`` (NVIDIA GPUs), ``"triton"`` (GPUs) or
-            ``"torch"``; see ``python -m eopd_kernels.info``.
+            ``"torch"``; see ``python -m eopd_kernels.info``. The environment variable ``EOPD_BACKEND`` takes the place
+            of "auto".
         inplace: with a student that is logits, put the gradient into the logits' own memory (default False): nothing
             of N × V is allocated, and their values are gone after forward. Rows must lie apart, from each other and
             from the teacher's. If something else needs them for its backward, autograd says so. Without effect where no

@@ -24,6 +24,7 @@ They mean nothing of empty statistics.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -153,9 +154,9 @@ def check(name: str, block: Block, **per_row: Tensor) -> torch.dtype:
     return dtype
 
 
-def refusal(name: str, device: torch.device) -> str:
-    """What is said of tensors that a backend cannot be given."""
-    return f"backend={name!r} takes {BACKENDS[name].TENSORS}, got tensors on {device}"
+def refusal(name: str, device: torch.device, said: str = "backend") -> str:
+    """What is said of tensors that a backend cannot be given, where ``said`` named it."""
+    return f"{said}={name!r} takes {BACKENDS[name].TENSORS}, got tensors on {device}"
 
 
 def check_matrix(name: str, tensor: Tensor, student: Tensor) -> None:
@@ -218,6 +219,9 @@ FAKES = RowFunctions(
 FUNCTIONS = {name: register(name) for name in BACKENDS}
 
 
+OVERRIDE = "EOPD_BACKEND"  # the environment variable that takes the place of "auto"
+
+
 class Logits(NamedTuple):
     """What the kernels will be given: the width of the rows, and the dtype of either side."""
 
@@ -243,18 +247,23 @@ def automatic(device: torch.device, logits: Logits | None = None) -> str:
 
 
 def choose(backend: str, device: torch.device, logits: Logits | None = None) -> RowFunctions:
-    """The row functions for tensors on ``device``; ``"auto"`` is :func:`automatic`.
+    """The row functions for tensors on ``device``.
+
+    ``"auto"`` is what the environment variable EOPD_BACKEND says, else :func:`automatic`.
 
     Raises:
         ValueError: the name is unknown, the backend is not available here, or it does not take this device's tensors.
     """
+    said = "backend"
     if backend == "auto":
-        return FUNCTIONS[automatic(device, logits)]
+        said, backend = OVERRIDE, os.environ.get(OVERRIDE, "auto")
+        if backend == "auto":
+            return FUNCTIONS[automatic(device, logits)]
     if not isinstance(backend, str) or backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {tuple(BACKENDS)}, got {quoted(backend)}")
+        raise ValueError(f"{said} must be 'auto' or one of {tuple(BACKENDS)}, got {quoted(backend)}")
     reason = BACKENDS[backend].unavailable()
     if reason is not None:
-        raise ValueError(f"backend={backend!r} is not available: {reason}")
+        raise ValueError(f"{said}={backend!r} is not available: {reason}")
     if not BACKENDS[backend].takes(device):
-        raise ValueError(refusal(backend, device))
+        raise ValueError(refusal(backend, device, said))
     return FUNCTIONS[backend]

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from eopd_kernels import LMHead, entropy_aware_kl
-from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, choose
+from eopd_kernels import LMHead, entropy_aware_kl, info
+from eopd_kernels.rows import BACKENDS, FUNCTIONS, Logits, RowFunctions, automatic, choose
 from eopd_kernels.testing.data_sheets import DEVICES
 
 
@@ -103,6 +103,22 @@ def test_auto_is_told_what_the_kernels_will_be_given(
     heads = LMHead(torch.zeros(30, 30, dtype=torch.bfloat16)) if head else None
     entropy_aware_kl(student, torch.zeros(2, 40), student_head=heads, vocab_size=20)
     assert seen == [("auto", student.device, Logits(20, expected, torch.float32))]
+
+
+def test_the_environment_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("EOPD_BACKEND", "torch")
+    assert choose("auto", cpu) is FUNCTIONS["torch"]
+    assert "EOPD_BACKEND=torch: every 'auto' means that." in info.lines()
+    monkeypatch.setenv("EOPD_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="EOPD_BACKEND='cuda' "):
+        entropy_aware_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+    monkeypatch.setenv("EOPD_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"EOPD_BACKEND must be 'auto' or one of .*, got 'gpu'"):
+        choose("auto", cpu)
+    assert choose("torch", cpu) is FUNCTIONS["torch"]
+    monkeypatch.setenv("EOPD_BACKEND", "auto")
+    assert choose("auto", cpu) is FUNCTIONS[automatic(cpu)]
 
 
 def test_importing_the_package_does_not_import_triton() -> None:

@@ -73,6 +73,7 @@ MUTANTS = [
     Mutant("recompute forgets the denominator", "solve_again", "upstream if call.denominator is None else upstream / call.denominator\n", "upstream\n"),
     Mutant("recompute divides fp16 gradients first", "solve_again", "if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):", "if False:"),
     Mutant("fp16 gradients forget their factor", "solve_again", "else g.mul_(later) for g", "else g for g"),
+    Mutant("the environment's backend is not asked for", "rows.choose", 'os.environ.get(OVERRIDE, "auto")', '"auto"'),
     Mutant("a captured graph counts masked tokens", "may_wait", "or capturing) and", ") and", MASKED),
     Mutant("a wait-free call counts masked tokens", "visited", "options.wait_free or not", "not", MASKED),
     Mutant("a GPU never counts masked tokens", "visited", "if not host and (", "if not host or (", MASKED),
