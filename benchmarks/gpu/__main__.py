@@ -1,7 +1,7 @@
 """``python -m benchmarks.gpu``, or ``make gpu``: everything that wants a GPU, in eight minutes, into one folder.
 
-It builds the CUDA kernels in place with this Python, without a network. Status 0: every required step ran and passed. 1:
-one did not. 2: there is no GPU.
+It builds the CUDA kernels in place, with this Python and no network. Status 0: every required step ran and passed.
+1: one did not. 2: there is no GPU.
 """
 
 from __future__ import annotations
@@ -44,10 +44,8 @@ def main() -> int:
 
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    default, names = (
-        Path(os.environ.get("OUT") or "gpu-report"),
-        [step.name for stage in stages(Path()) for step in stage],
-    )
+    names = [step.name for stage in stages(Path()) for step in stage]
+    default = Path(os.environ.get("OUT") or "gpu-report")
     parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help=f"is added to; default: {default}")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels of peers, to be installed for this run")
     parser.add_argument("--only", nargs="+", choices=names, metavar="STEP", help=f"of {', '.join(names)}")

@@ -1,7 +1,4 @@
-"""``python -m benchmarks.gpu.table GROUP``: time, memory and error of each contender of a group on each size.
-
-A line of results.csv is there as soon as it is known.
-"""
+"""``python -m benchmarks.gpu.table GROUP``: time, memory and error of contenders on each size, into results.csv."""
 
 from __future__ import annotations
 

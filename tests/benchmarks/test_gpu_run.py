@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import runpy
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.contenders import GPU_GROUPS, HIDDEN, LIGER, LIGER_JSD, PLAIN, Contender, our, ours
+from benchmarks.gpu import parts
 from benchmarks.gpu import step as common
 from benchmarks.gpu.compare import MOST_ERROR, checks
 from benchmarks.gpu.plan import PACKAGES, SECONDS, stages
@@ -118,6 +122,24 @@ def test_a_backend_that_was_not_built_fails_the_run(monkeypatch: pytest.MonkeyPa
     assert EVERY["build"].may is None
 
 
+def test_what_was_built_comes_into_the_package_and_the_rest_stays(tmp_path: Path) -> None:
+    package, built = tmp_path / "package", tmp_path / "built"
+    for folder, record in (
+        (package, {"cpu": {"built": True}}),
+        (built, {"cpu": {"built": False}, "cuda": {"built": True}}),
+    ):
+        folder.mkdir()
+        (folder / "_build.json").write_text(json.dumps(record))
+    (built / "_cuda.so").write_text("module")
+    (package / "_native.so").write_text("kernels")
+    build.take(built, package)
+    assert {path.name for path in package.iterdir()} == {"_cuda.so", "_native.so", "_build.json"}
+    assert json.loads((package / "_build.json").read_text()) == {"cpu": {"built": True}, "cuda": {"built": True}}
+    (package / "_build.json").unlink()
+    build.take(built, package)
+    assert json.loads((package / "_build.json").read_text()) == {"cuda": {"built": True}}
+
+
 # ---- The plan ----------------------------------------------------------------------------------------------------
 
 
@@ -170,10 +192,9 @@ def wheel(folder: Path) -> None:
 
 
 def test_a_rehearsal_goes_through_the_run(tmp_path: Path) -> None:
-    """In processes of their own, on emulated and interpreted kernels; the peers, and tests that would skip, are left
-    out."""
+    """On emulated and interpreted kernels; the peers, and what could only say that it needs a GPU, are left out."""
     wheel(tmp_path / "wheels")
-    steps = "build wheels table compare profile sweep smoke driver memcheck counters graph".split()
+    steps = "build wheels table compare profile sweep driver memcheck graph".split()
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--only", *steps]
     options = ["--wheels", str(tmp_path / "wheels"), "--out", str(tmp_path / "out")]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=280)
@@ -182,7 +203,7 @@ def test_a_rehearsal_goes_through_the_run(tmp_path: Path) -> None:
     ended = {line.split()[1]: line for line in (tmp_path / "out" / "summary.txt").read_text().splitlines()[1:-1]}
     assert list(ended) == sorted(steps, key=list(EVERY).index)
     missing = {name for name, line in ended.items() if line.startswith("missing ")}
-    assert missing <= {"smoke", "memcheck", "counters", "graph"} and "needs a GPU" in ended["smoke"] + ended["graph"]
+    assert missing <= {"memcheck", "graph"} and "needs a GPU" in ended["graph"]
     assert (PACKAGES / "carried.py").exists()
     page = (tmp_path / "out" / "report.md").read_text()
     cases = acceptance((), TINY_SHAPES, "cpu")
@@ -248,6 +269,40 @@ def counted(cuda_reads: float) -> list[str]:
     for kernel, reads in ((template, cuda_reads), ("row_loss_and_gradient_kernel", 16)):
         lines.append(["0", kernel, f"{reads * pairs:,.0f}", f"{2 * pairs}", "1,500,000", "85.5"])
     return ["==PROF== Connected", *(",".join(f'"{word}"' for word in line) for line in lines)]
+
+
+@pytest.mark.skipif(cuda.emulation() is None or triton.unavailable() is not None, reason="wants both kernels on a CPU")
+def test_both_kernels_are_launched_for_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for name, value in (("DEVICE", "cpu"), ("ROWS", 2), ("COLUMNS", 1040)):
+        monkeypatch.setattr(counters, name, value)
+    cuda.kernels().reset_counters()
+    assert counters.launch() == 0 and cuda.kernels().counters()["launches"] == 1
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.1, 1)])
+def test_a_graph_is_compared_with_the_step_that_it_captures(
+    factor: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step that gives other gradients while it is captured."""
+    now = 1.0
+
+    @contextlib.contextmanager
+    def graph(captured: Any) -> Iterator[None]:
+        nonlocal now
+        now = factor
+        yield
+        now = 1.0
+
+    monkeypatch.setattr(parts, "our", lambda backend: mock.Mock(step=lambda given: lambda: [now * torch.ones(3)]))
+    for name, value in (("REHEARSED", False), ("METER", STAND_IN)):
+        monkeypatch.setattr(parts, name, value)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    assert parts.graph(problem()) == status
+    assert ("other gradients" in capsys.readouterr().out) == bool(status)
 
 
 @pytest.mark.parametrize(("reads", "status"), [(8.1, 0), (16.0, 1)])
@@ -367,7 +422,7 @@ def test_the_queue_is_filled_before_the_clock_starts(monkeypatch: pytest.MonkeyP
     gpu.synchronize.side_effect = lambda: order.append("wait")
     gpu.Event.return_value.record.side_effect = lambda: order.append("event")
     gpu.Event.return_value.elapsed_time.return_value = 5.0
-    monkeypatch.setattr(measure.torch, "cuda", gpu)
+    monkeypatch.setattr(torch, "cuda", gpu)
     assert measure.gpu_seconds(lambda: order.append("step")) == 0.005
     assert order == ["wait", "sleep", "event", "step", "event", "wait"]
     order.clear()

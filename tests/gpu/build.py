@@ -5,7 +5,9 @@ It takes nothing from a registry and makes no virtual environment. Status 1: a b
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from eopd_kernels.backends import cuda
 from eopd_kernels.rows import BACKENDS
 from eopd_kernels.testing.steps import ROOT
 
-FOLDER = ROOT / "build" / "gpu"
+FOLDER, RECORD = ROOT / "build" / "gpu", "_build.json"
 
 
 def main() -> int:
@@ -32,9 +34,9 @@ def main() -> int:
 
 
 def build() -> None:
-    """Runs setup.py away from pyproject.toml, which older setuptools cannot read, and fetches the module.
+    """Runs setup.py away from pyproject.toml, which older setuptools cannot read, and takes its CUDA kernels in.
 
-    Without a GPU nothing is compiled: the kernels are emulated there.
+    Without a GPU nothing is compiled and nothing taken: the kernels are emulated there.
     """
     there = torch.cuda.is_available()
     environment = os.environ | {
@@ -48,8 +50,18 @@ def build() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "setup.py"), "build_ext", "--build-lib", "lib", "--build-temp", "temp"]
     subprocess.run(command, cwd=FOLDER, env=environment, check=False)
-    for module in (FOLDER / "lib" / "eopd_kernels").glob("_cuda*"):
-        module.replace(ROOT / "eopd_kernels" / module.name)
+    if there:
+        take(FOLDER / "lib" / "eopd_kernels", ROOT / "eopd_kernels")
+        importlib.invalidate_caches()
+
+
+def take(built: Path, package: Path) -> None:
+    """Moves the module to the package, and what its build has recorded; the CPU's kernels stay as they are."""
+    for module in built.glob("_cuda*"):
+        module.replace(package / module.name)
+    records = [json.loads(path.read_text()) for path in (package / RECORD, built / RECORD) if path.exists()]
+    known = records[0] if len(records) > 1 else {}
+    (package / RECORD).write_text(json.dumps(known | {"cuda": records[-1]["cuda"]}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from eopd_kernels.rows import FUNCTIONS
 from eopd_kernels.testing.steps import MISSING
 
-BACKENDS, ROWS, COLUMNS = ("cuda", "triton"), 1024, 151_936
+BACKENDS, DEVICE, ROWS, COLUMNS = ("cuda", "triton"), "cuda", 1024, 151_936
 READ, WRITTEN, TIME = "dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum"
 SHARE = "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed"
 NCU = "ncu --clock-control none --csv --page raw --print-units base -k regex:row_loss_and_gradient --metrics".split()
@@ -37,7 +37,7 @@ def main() -> int:
 
 def launch() -> int:
     """Launches both kernels once, with fp32 logits and a gradient in bf16, as the loss has them."""
-    student, teacher = torch.randn(2, ROWS, COLUMNS, device="cuda")
+    student, teacher = torch.randn(2, ROWS, COLUMNS, device=DEVICE)
     weights, out = student.new_ones(ROWS), torch.empty_like(student, dtype=torch.bfloat16)
     for backend in BACKENDS:
         arguments = (weights, 0.8, [1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0] * 2, out)
