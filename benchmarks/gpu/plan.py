@@ -22,7 +22,6 @@ def stages(wheels: Path | None = None, rehearsal: bool = False) -> list[list[Ste
     processes = () if rehearsal else ("-n", "8", "--dist", "worksteal", "--timeout", "90")
     pip = (python, "-m", "pip", "install", "--no-index", "--no-deps", "--upgrade", "--target", str(PACKAGES))
     carried = [Step("wheels", (*pip, *map(str, sorted(wheels.glob("*.whl")))), 45)] if wheels else []
-    check = ("compute-sanitizer", "--error-exitcode", "1", "--tool")
     made = [
         [Step("build", (python, "-m", "tests.gpu.build"), 50), *carried],
         [Step("smoke", (*tests, "-k", "smoke"), 35)],
@@ -35,7 +34,7 @@ def stages(wheels: Path | None = None, rehearsal: bool = False) -> list[list[Ste
         [Step("tests", (*tests, *processes), 85)],
         [
             Step("driver", driver, 65, "be missing"),
-            *(Step(tool, (*check, tool, *driver), 65, "be missing") for tool in SANITIZERS),
+            *(Step(tool, (*driver, tool), 65, "be missing") for tool in SANITIZERS),
         ],
         [Step("counters", (python, "-m", "tests.gpu.counters"), 30, "be missing")],
         [Step("graph", ours("parts", "graph"), 15)],

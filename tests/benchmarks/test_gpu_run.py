@@ -323,6 +323,19 @@ def test_the_driver_without_torch_notices_a_wrong_gradient(capsys: pytest.Captur
     assert "1 to 1: off by" in capsys.readouterr().out
 
 
+def test_the_sanitizers_status_is_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    missing, *_ = run([[EVERY["racecheck"]]], 60, tmp_path / "log")
+    assert (missing.status, missing.detail) == (MISSING, "not installed: cupy") and not missing.fatal
+    (tmp_path / "cupy.py").touch()
+    (found,) = run([[EVERY["racecheck"]]], 60, tmp_path / "log")
+    assert found.fatal and found.status == 1 and found.detail.startswith("--error-exitcode 1 --tool racecheck")
+
+
 def test_the_driver_imports_no_torch() -> None:
     code = "import runpy, sys; runpy.run_path('tests/gpu/driver.py'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """The CUDA kernels without torch: every place that a row is kept in and every cluster size, in place and not.
 
-    compute-sanitizer --tool racecheck python tests/gpu/driver.py
+    python tests/gpu/driver.py              # the gradient against fp64
+    python tests/gpu/driver.py racecheck    # the same under compute-sanitizer, by one of its tools
 
 The module and its plans are loaded by their paths: the package would bring torch, whose kernels a sanitizer would look
 at too. The arrays are cupy's or, where EOPD_CUDA_EMULATION names a module for a CPU, numpy's.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -22,6 +24,7 @@ import numpy as np
 
 PACKAGE = Path(__file__).resolve().parents[2] / "eopd_kernels"
 EMULATION = os.environ.get("EOPD_CUDA_EMULATION")
+SANITIZER = "compute-sanitizer"
 MISSING = 77  # of eopd_kernels/testing/steps.py
 FLOAT32, BFLOAT16 = 0, 1  # dtype codes
 # Rows that begin anywhere, and rows that begin aligned. An emulated device has little shared memory.
@@ -117,6 +120,15 @@ def call(kernels: ModuleType, arrays: Arrays, plan: Any, columns: int, logits: i
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
+def sanitize(tool: str) -> int:
+    """Starts over under compute-sanitizer, whose status says whether it has found an error."""
+    for name, there in ((SANITIZER, shutil.which(SANITIZER)), ("cupy", importlib.util.find_spec("cupy"))):
+        if not there:
+            print(f"not installed: {name}")
+            return MISSING
+    os.execvp(SANITIZER, [SANITIZER, "--error-exitcode", "1", "--tool", tool, sys.executable, __file__])
+
+
 def main() -> int:
     try:
         arrays = Arrays(np if EMULATION else importlib.import_module("cupy"))
@@ -142,4 +154,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sanitize(sys.argv[1]) if len(sys.argv) > 1 else main())
