@@ -77,7 +77,7 @@ traffic: $(BIN)/installed ## bytes per logit and flops per token beside installe
 	$(BIN)/python -m benchmarks.traffic
 
 # With the torch of the machine: constraints.txt may pin one without CUDA.
-gpu: ## the acceptance run on a GPU, ten minutes: tests, the matrix of sizes beside installed peers, a report
+gpu: ## the acceptance run on a GPU, eight minutes: build, table beside installed peers, tests, sanitizers, counters
 	$(PYTHON) -m benchmarks.gpu
 
 clean: ## remove everything that was built

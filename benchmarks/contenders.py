@@ -70,6 +70,12 @@ def ours(problem: LogitsProblem, **options: Any) -> Tensor:
     return entropy_aware_kl(problem.student, problem.teacher, **problem.heads, **options).loss
 
 
+def our(backend: str, **options: Any) -> Contender:
+    """entropy_aware_kl with one of its backends."""
+    words = ", ".join([f"{OURS} {backend}", *map(str, options.values())])
+    return Contender(words, "gated", partial(ours, backend=backend, **options))
+
+
 def ours_inplace(problem: LogitsProblem) -> Tensor:
     """entropy_aware_kl of a copy of the logits, in whose memory it puts the gradient."""
     return entropy_aware_kl(problem.student * 1, problem.teacher, inplace=True).loss
@@ -164,3 +170,10 @@ LOGITS = named(
     Contender(HUGE, FLOOR, prepare=steps.first_touch_in_huge_pages),
     Contender(SCALED, FLOOR, prepare=steps.scale_in_place),
 )
+
+# What is timed on a GPU, a process per group, and in the order of importance: time may run out.
+GPU_GROUPS = {
+    "ours": (our("cuda"), our("triton"), HIDDEN[PLAIN], our("cuda", schedule="recompute")),
+    "liger": (HIDDEN[LIGER], HIDDEN[LIGER_JSD]),
+    "peers": tuple(peer for peer in GPU_PEERS if peer.name != LIGER_JSD),
+}

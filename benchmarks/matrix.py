@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 
 import torch
 
@@ -230,15 +229,14 @@ def divergences(level: Level) -> list[Case]:
     return made
 
 
-GPU_VOCABS, GPU_DIMS, GPU_TOKENS = (128_256, 151_936, 262_144), ((1024, 4096), (2048, 4096)), (1024, 4096, 8192)
-GPU_SHAPES = [Shape(n, vocab, *dims) for vocab, dims, n in product(GPU_VOCABS, GPU_DIMS, GPU_TOKENS)]
+GPU_SIZES = ((8192, 128_256), (8192, 151_936), (4096, 151_936), (1024, 151_936))
+GPU_SHAPES = [Shape(tokens, vocab, 2048, 4096) for tokens, vocab in GPU_SIZES]
 # For a CPU that stands in for the GPU.
 TINY_SHAPES = [Shape(6, 130, 8, 12), Shape(9, 70, 8, 12)]
 
 
-def acceptance(contenders: Iterable[Contender], stand_in: bool = False) -> list[Case]:
-    """Returns the cases of the acceptance run on a GPU, bf16; each contender makes the problem on the GPU itself."""
-    device = "cpu" if stand_in else "cuda"
+def acceptance(contenders: Iterable[Contender], shapes: Iterable[Shape], device: str) -> list[Case]:
+    """Returns the cases of the acceptance run, bf16; each contender makes the problem on the device itself."""
     return [
         Case(
             "acceptance",
@@ -249,5 +247,5 @@ def acceptance(contenders: Iterable[Contender], stand_in: bool = False) -> list[
             "bf16",
             error_tokens=32,
         )
-        for shape in (TINY_SHAPES if stand_in else GPU_SHAPES)
+        for shape in shapes
     ]

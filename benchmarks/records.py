@@ -110,22 +110,23 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 def append(path: Path, records: Iterable[Record]) -> None:
     """Adds lines to the file, which is begun where there is none."""
-    begun = path.exists()
+    begun, records = path.exists(), list(records)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Record)], lineterminator="\n")
+        names = [f.name for f in fields(records[0] if records else Record)]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         if not begun:
             writer.writeheader()
         for record in records:
             writer.writerow({**asdict(record), "seconds": " ".join(f"{s:.6g}" for s in record.seconds)})
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path, kind: type[Any] = Record) -> list[Any]:
     """Reads the lines of a file, none where there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return [
-            Record(**{field.name: PARSERS[str(field.type)](line[field.name]) for field in fields(Record)})
+            kind(**{field.name: PARSERS[str(field.type)](line[field.name]) for field in fields(kind)})
             for line in csv.DictReader(file)
         ]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import LMHead, Objective, entropy_aware_kl, tensors
-from eopd_kernels.heads.products import project
+from eopd_kernels.heads.products import add_mm, mm, project, widening
 from eopd_kernels.rows import choose
 from eopd_kernels.schedules.gradient_filter import FilteredGradient
 from eopd_kernels.schedules.sides import HiddenSide
@@ -103,25 +103,28 @@ def row_kernel(problem: LogitsProblem) -> Step:
     )
 
 
-def products(problem: HiddenProblem, chunked: bool = True) -> Step:
+def products(problem: HiddenProblem, chunked: bool = True, workspace_bytes: int | None = None) -> Step:
     """The four matrix products of the loss and nothing else, with all buffers there already.
 
-    ``chunked``: as many tokens at a time as entropy_aware_kl takes; else all at once.
+    ``chunked``: as many tokens at a time as entropy_aware_kl takes within ``workspace_bytes``; else all at once.
     """
-    tokens = chunk_tokens(problem) if chunked else len(problem.student)
+    tokens = chunk_tokens(problem, workspace_bytes) if chunked else len(problem.student)
     student, student_weight = problem.student.detach(), problem.student_weight.detach()
-    (n, _), vocab_size = student.shape, len(student_weight)
-    student_logits, teacher_logits = student.new_empty(2, tokens, vocab_size)
-    grad_hidden, grad_weight = torch.zeros_like(student), torch.zeros_like(student_weight)
+    (n, dim), vocab_size = student.shape, len(student_weight)
+    # As the loss has them: logits and accumulators are fp32 where there are products with such a result.
+    wide = torch.float32 if widening(student.device) else student.dtype
+    student_logits, teacher_logits = student.new_empty(2, tokens, vocab_size, dtype=wide)
+    gradient = student_logits if wide == student.dtype else student.new_empty(tokens, vocab_size)
+    grad_hidden, grad_weight = student.new_zeros(n, dim, dtype=wide), student.new_zeros(vocab_size, dim, dtype=wide)
 
     def step() -> None:
         for start in range(0, n, tokens):
             rows = slice(start, min(start + tokens, n))
-            block = student_logits[: rows.stop - start]
-            project(student[rows], student_weight, out=block)
-            project(problem.teacher[rows], problem.teacher_weight, out=teacher_logits[: rows.stop - start])
-            torch.mm(block, student_weight, out=grad_hidden[rows])
-            grad_weight.addmm_(block.t(), student[rows])
+            few = slice(rows.stop - start)
+            project(student[rows], student_weight, out=student_logits[few])
+            project(problem.teacher[rows], problem.teacher_weight, out=teacher_logits[few])
+            mm(gradient[few], student_weight, out=grad_hidden[rows])
+            add_mm(gradient[few].t(), student[rows], out=grad_weight)
 
     return step
 

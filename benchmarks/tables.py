@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from eopd_kernels.testing.processes import MIB
-
-from .contenders import ALL_OURS, FLOOR, NO_PEER, OURS_EXACT
+from .contenders import ALL_OURS, FLOOR, NO_PEER, OURS, OURS_EXACT
 from .matrix import GROWTH_TOKENS, LEVELS, TARGETS
 from .measure import Sample, significant
 from .page import markdown_table
@@ -36,8 +34,9 @@ def case_table(records: Sequence[Record]) -> str:
 
 def ours_beside(record: Record, records: Iterable[Record]) -> Record | None:
     """Finds ours of the same objective or gradient; where there is none, as for floors, the first of ours."""
-    ran = {r.objective: r for r in records if r.implementation in ALL_OURS and not r.failure}
-    return ran.get(NEAREST.get(record.objective, record.objective), next(iter(ran.values()), None))
+    ours = [r for r in records if r.implementation in ALL_OURS or r.implementation.startswith(f"{OURS} ")]
+    ran = {r.objective: r for r in reversed(ours) if not r.failure}
+    return ran.get(NEAREST.get(record.objective, record.objective), next((r for r in ours if not r.failure), None))
 
 
 def cells(record: Record, ours: Record | None) -> list[str]:
@@ -164,27 +163,3 @@ def pair(ours: Record, peers: Iterable[Record], field: str) -> str:
     theirs, name = min(known, key=lambda one: one[0])
     text = f"{error(theirs)} ({name})"
     return f"{error(own)}; {f'**{text}**' if theirs < own else text}"
-
-
-def gpu_table(records: Sequence[Record]) -> str:
-    """Formats one size of the acceptance run, with ratios against the first contender that ran, which is ours."""
-    base = next((record.time.median for record in records if record.time), None)
-    rows = []
-    for record in records:
-        time = record.time
-        if time is None or base is None or record.peak_bytes is None:
-            rows.append([record.implementation, record.failure, *["–"] * 4])
-            continue
-        low, median, high = (f"{1e3 * s:.2f}" for s in (min(time.values), time.median, max(time.values)))
-        rows.append(
-            [
-                record.implementation,
-                f"{median} ({low}–{high})",
-                f"{time.median / base:.2f}",
-                f"{record.tokens / time.median:,.0f}",
-                f"{record.peak_bytes / MIB:,.0f}",
-                error(record.student_error),
-            ]
-        )
-    header = ("what", "ms, median (min–max)", "time / ours", "tokens/s", "peak MiB beyond inputs", "error of dX")
-    return markdown_table(header, rows)

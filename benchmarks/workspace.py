@@ -6,7 +6,6 @@ The default of ``workspace_bytes`` is chosen from its tables.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes, half a minute; not the published figures")
     parser.add_argument("--seconds", type=float, help="how long rounds are repeated in each case (at least 3 rounds)")
     parser.add_argument("--capability", choices=list(ENVIRONMENTS), help="keep torch and eopd_kernels to these vectors")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every single measurement")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the generated block of this page")
     arguments = parser.parse_args()
     if arguments.write and (arguments.quick or arguments.only):
@@ -51,7 +49,7 @@ def main() -> None:
     seconds = arguments.seconds if arguments.seconds is not None else 1 if arguments.quick else 90
     budgeted = [Contender(f"{b} MiB", "gated", partial(ours, workspace_bytes=b * MIB)) for b in BUDGETS]
     header = ("workspace_bytes", "tokens per chunk", "of the products' time", "time", "peak memory")
-    parts, records = [QUICK_LABEL] if arguments.quick else [], []
+    parts = [QUICK_LABEL] if arguments.quick else []
     for name in arguments.only or shapes:
         shape = shapes[name]
         progress(f"{name}:")
@@ -72,14 +70,10 @@ def main() -> None:
             assert time is not None and peak is not None, record.failure
             tokens = chunk_tokens(problem, budget * MIB)
             rows.append([f"{budget} MiB", str(tokens), str(time / products.time), str(time), str(peak)])
-            records.append({"shape": str(shape), "budget": budget, "times": time.values, "peak": peak.values})
         parts += [f"{shape}; the four products over all tokens at once take {products.time}:"]
         parts += [markdown_table(header, rows)]
-    machine = description(MODULE, arguments.capability, load)
-    text = block(machine, parts)
+    text = block(description(MODULE, arguments.capability, load), parts)
     print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "quick": arguments.quick, "rows": records}, indent=1))
     if arguments.write:
         replace_block(arguments.write, f"workspace {arguments.capability or ''}".strip(), text)
 

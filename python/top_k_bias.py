@@ -1,4 +1,4 @@
-"""``python -m benchmarks.top_k_bias``: where the top-k forward halves take a student that starts at the teacher.
+"""Where the top-k forward halves take a student that starts at the teacher.
 
 Two fixed teachers over 1,000 entries, each a power of the rank, one flat and one peaked. The student's logits are free
 and start as the teacher's; plain gradient descent minimises one forward half at a time. Where the teacher is a fixed
@@ -113,7 +113,7 @@ def draw(tracks: dict[str, Track], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.top_k_bias", description=SUMMARY)
+    parser = argparse.ArgumentParser(prog="python python/top_k_bias.py", description=SUMMARY)
     parser.add_argument("--write", type=Path, metavar="PNG", help="draw the plot (needs matplotlib)")
     arguments = parser.parse_args()
     tracks = {name: descend(variant.forward, variant.reverse) for name, variant in VARIANTS.items()}

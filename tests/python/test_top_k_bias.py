@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from top_k_bias import TOP, VARIANTS, descend, draw, table, teachers
 
-from benchmarks.top_k_bias import TOP, VARIANTS, descend, draw, table, teachers
 from eopd_kernels import TopK
 
 STEPS = 60
