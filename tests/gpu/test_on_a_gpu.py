@@ -76,7 +76,8 @@ def no_synchronisation() -> Iterator[None]:
 def test_nothing_waits_for_the_device(student: str, schedule: str, on_gpu: str, cuda: torch.device) -> None:
     case = moved(make_case(student=student, dtype=torch.bfloat16, masked=True), cuda)
     labels = torch.zeros(case.student.shape[:-1], dtype=torch.long, device=cuda)
-    options = {"schedule": schedule, "backend": on_gpu, "labels": labels, "num_items": torch.tensor(77, device=cuda)}
+    num_items = torch.tensor(77, device=cuda)
+    options = {"schedule": schedule, "backend": on_gpu, "labels": labels, "num_items": num_items, "wait_free": True}
     solve(entropy_aware_kl, case, **options)  # compiles
     torch.cuda.synchronize()
     with no_synchronisation():
