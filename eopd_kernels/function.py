@@ -83,7 +83,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
             )
         if call.options.inplace:
             check_apart(call.student, call.teacher)
-        loss, *seen, _ = super().apply(*call.differentiable(), call)
+        loss, _, *seen = super().apply(*call.differentiable(), call)
         return loss, Seen(*seen)
 
     @staticmethod
@@ -103,9 +103,9 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 ctx.call = call.without_sides()
             ctx.save_for_backward(*kept, anchor)
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
-        outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
+        outputs = seen.tensors()
         ctx.mark_non_differentiable(*outputs)
-        return loss, *outputs, anchor
+        return loss, anchor, *outputs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -29,10 +29,14 @@ class EntropyAwareKLOutput:
         reverse_half: R of the objective, nats; 0 where it had no weight.
         forward_half: F of the objective, likewise.
         teacher_entropy_is_lower_bound: whether a :class:`TopKTeacher` came without its entropy.
+        student_log_probs: log p(y) of the sampled token, nats; None without ``token_ids=``.
+        teacher_log_probs: log q(y), likewise; of a :class:`TopKTeacher` its ``token_log_probs``, else what its entries
+            say, NaN where y is none of them.
 
     The entropies and both full KLs are there whatever the objective is, as far as they were seen: NaN for the KLs of a
     :class:`TopKTeacher`, and for what concerns the student of a token that was left out because its gate was shut and
-    there was no reverse half; what concerns the teacher too where that gate was given (``gate=``).
+    there was no reverse half; what concerns the teacher too where that gate was given (``gate=``). So are the
+    log-probabilities of the sampled token, which cost a gather in the visit that there is anyway.
     """
 
     loss: Tensor
@@ -44,6 +48,8 @@ class EntropyAwareKLOutput:
     reverse_half: Tensor
     forward_half: Tensor
     teacher_entropy_is_lower_bound: bool = False
+    student_log_probs: Tensor | None = None
+    teacher_log_probs: Tensor | None = None
 
 
 @shown_with(ALL)
@@ -72,8 +78,9 @@ def entropy_aware_kl(
             is not 0, whether or not their gate is open.
         vocab_size: compare the first so many entries only; required where the two vocabularies differ in size.
         objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
-        token_ids: leading shape, integer: the sampled token y at each position, for a sampled reverse half: the token
-            that follows, so that a causal model's are shifted by the caller.
+        token_ids: leading shape, integer: the sampled token y at each position, which is the token that follows it:
+            then there are ``student_log_probs`` and ``teacher_log_probs``, under every objective. A sampled reverse
+            half needs it.
         old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
             temperature.
         gate: leading shape: how far each token's gate is open, in place of the objective's gate. No gradient.
@@ -129,7 +136,7 @@ def entropy_aware_kl(
     """
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
-    statistics = RowStatistics(seen.packed)
+    statistics, token = RowStatistics(seen.packed), seen.token_log_probs
     masked = call.weights == 0
 
     def per_token(figure: Tensor) -> Tensor:
@@ -145,6 +152,8 @@ def entropy_aware_kl(
         per_token(seen.reverse),
         per_token(seen.forward),
         isinstance(teacher, TopKTeacher) and teacher.entropy is None,
+        None if token is None else per_token(token[:, 0]),
+        None if token is None else per_token(token[:, 1]),
     )
 
 

@@ -85,7 +85,12 @@ def case_of(objective: Objective, *, seed: int = 0, given: tuple[str, ...] = (),
         if case.mask is not None:
             per_token["token_ids"].masked_fill_(~case.mask, -100)
             per_token["old_log_probs"].masked_fill_(~case.mask, torch.nan)
+    if "token_ids" in given:
+        y = torch.randint(vocab_size, leading, generator=generator)
+        per_token.setdefault("token_ids", y if case.mask is None else y.masked_fill(~case.mask, -100))
     for name in given:
+        if name == "token_ids":
+            continue
         per_token[name] = torch.rand(leading, generator=generator).clamp(0.2, 0.9).sub(0.2)
     return replace(case, per_token=per_token)
 
@@ -123,7 +128,8 @@ SIDES = st.sampled_from(["logits", "hidden"])
     halves=st.sampled_from(HALVES),
     combine=st.sampled_from(["add", "switch", "blend"]),
     temperature=st.sampled_from([1.0, 0.7, (2.0, 1.3)]),
-    given=st.sampled_from([(), ("gate",), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
+    given=st.sampled_from([(), ("gate", "token_ids"), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
+    sampled=st.booleans(),
     masked=st.booleans(),
     schedule=st.sampled_from(["auto", "recompute"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
@@ -141,6 +147,7 @@ def test_any_options_together(
     combine: Any,
     temperature: Any,
     given: tuple[str, ...],
+    sampled: bool,
     masked: bool,
     schedule: str,
     reduction: str,
@@ -149,6 +156,7 @@ def test_any_options_together(
     objective = Objective(gate, 0.7, combine, temperature, *halves, reverse_weight=1.5)
     options: dict[str, Any] = {"leading": leading, "vocab_size": vocab_size, "dtype": dtype}
     options |= {"student": student, "teacher": teacher}
+    given = given if not sampled else (*given, "token_ids")
     case = case_of(objective, seed=seed, given=given, masked=masked, **options)
     if case.teacher_head is None and isinstance(halves[1], TopK):
         # Among logits of 16 bits the k-th likeliest is seldom one: which of several is taken is not stated.

@@ -15,7 +15,7 @@ from ..objective.halves import Sampled, TopK
 from ..objective.objective import Objective
 from ..tensors import rows_of
 from .record import Tokens
-from .top_k_teacher import TopKTeacher, entropy_lower_bound, present_entries
+from .top_k_teacher import TopKTeacher, entropy_lower_bound, log_prob_of, present_entries
 
 # The most that log 1 may come to: a difference of two bf16 numbers near 16, as some servers compute it.
 ROUNDED_LOG_PROB = 0.125
@@ -163,6 +163,8 @@ def tokens_of(
     for name, given_log_probs in (("log_probs", log_probs), ("token_log_probs", token_log_probs)):
         if given_log_probs is not None:
             check_log_probs(f"TopKTeacher.{name}", given_log_probs)
+    if token_log_probs is None and token_ids is not None:
+        token_log_probs = log_prob_of(token_ids, ids, log_probs, present)
     entropy = numbers(teacher.entropy)
     if entropy is None:
         entropy = entropy_lower_bound(log_probs, present)

@@ -24,7 +24,7 @@ class Tokens:
         reverse_weights, forward_weights: ``[N]`` factors of each half.
         top_ids, top_log_probs, top_present: ``[N, k]`` the entries of a :class:`TopKTeacher`.
         teacher_entropy: ``[N]`` as it was given, or the lower bound.
-        teacher_token_log_probs: ``[N]`` log q(y).
+        teacher_token_log_probs: ``[N]`` log q(y), NaN where the :class:`TopKTeacher` does not know it.
     """
 
     token_ids: Tensor | None = None

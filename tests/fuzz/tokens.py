@@ -158,6 +158,10 @@ def draw_tokens(
             )
         if choose.random() < 0.5:
             of_server["entropy"] = argument(4 * torch.rand(leading, generator=numbers), choose.choice(FLOATING))
+    apart = random.Random(numbers.initial_seed())  # so that whatever else is drawn stays what it was
+    if "token_ids" not in given and apart.random() < 0.3:
+        ids = torch.randint(vocab_size, leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 1))
+        given["token_ids"] = Drawn.of(layout(apart, leading), torch.where(valid, ids, -100))
     number = choose.choice((0, 1, 7, 12.5, 250, 0.5))
     kinds = [
         lambda: number,

@@ -12,6 +12,8 @@ from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
+from .tokens import AMONG_RANKS, IN_A_GRAPH
+from .tokens import MUTANTS as TOKENS
 
 OBJECTIVE, STATISTICS, HEAD = (
     "eopd_kernels/objective/objective.py",
@@ -50,6 +52,9 @@ MUTANTS = [
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(EXCHANGE, EXCHANGED),
+    *noticed_by(("tests/test_token_log_probs.py",), TOKENS),
+    *noticed_by(TENSOR_PARALLEL, AMONG_RANKS),
+    *noticed_by(("tests/test_opcheck.py", "tests/test_compile_options.py"), IN_A_GRAPH),
     *INPUTS_OF_ALL_KINDS,
     *noticed_by(("tests/integrations",), INTEGRATIONS),
     *noticed_by(

@@ -1,0 +1,33 @@
+# ruff: noqa: E501 (a mutant is a line)
+"""What is broken of the sampled token's log-probabilities."""
+
+from __future__ import annotations
+
+from .mutant import Mutant
+
+MUTANTS = [
+    Mutant("tokens: read from where the gradient is", "chunk_gradient", "statistics.with_token(*token)", "statistics.with_token(*token_logits(problem, block, chunk.rows))"),
+    Mutant("tokens: transforms of the other side", "token_logits", "of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]", "of_teacher, of_student = problem.transforms[:3], problem.transforms[3:]"),
+    Mutant("tokens: every chunk reads the first one's", "token_logits", "problem.tokens.token_ids[rows]", "problem.tokens.token_ids[: len(block.student)]"),
+    Mutant("tokens: sides exchanged", "with_token", "[self.student_log_probs(student), of_teacher]", "[of_teacher, self.student_log_probs(student)]"),
+    Mutant("tokens: gates see masked ones", "unknown_where", "None if token is None else token.masked_fill(rows, torch.nan)", "token"),
+    Mutant("tokens: a gate is told of the other side", "teacher_token_log_prob", 'self._token_log_prob("teacher", 1)', 'self._token_log_prob("teacher", 0)'),
+    Mutant("tokens: a missing entry is found", "log_prob_of", "present & (ids == token_ids.unsqueeze(1))", "ids == token_ids.unsqueeze(1)"),
+    Mutant("tokens: what is no entry has probability 1", "log_prob_of", ".sum(1), torch.nan)", ".sum(1), 0.0)"),
+    Mutant("tokens: a served teacher's entries are not asked", "tokens_of", "if token_log_probs is None and token_ids is not None:", "if False:"),
+    Mutant("tokens: masked ones keep theirs", "loss.entropy_aware_kl", "per_token(token[:, 0])", "token[:, 0].view(call.leading)"),
+    Mutant("tokens: shut ones forget the teacher", "completed", "token = torch.where(shut, statistics.token_log_probs, token)", "pass"),
+    Mutant("tokens: shut ones of a chunk forget the teacher", "find_gates", "statistics = without_student(of_teacher(problem, teacher), token)", "statistics = without_student(of_teacher(problem, teacher), None)"),
+    Mutant("tokens: a student that was not seen has a log-probability", "without_student", "statistics.with_token(token, token)", "RowStatistics(packed, statistics.teacher_log_probs(token.expand(-1, 2)))"),
+    Mutant("tokens: the teacher that goes first sees its last slice", "teacher_statistics", "problem.transforms[3:], z)", "problem.transforms[3:], torch.full_like(z, -torch.inf))"),
+]  # fmt: skip
+
+# What only ranks, or a graph, notice.
+AMONG_RANKS = [
+    Mutant("tokens: the teacher that goes first has its own", "teacher_statistics", "            problem.shard.maximum(of_visited).wait()\n", ""),
+    Mutant("tokens: the teacher that goes first begins at entry 0", "teacher_statistics", "problem.offset + columns.start", "columns.start"),
+]  # fmt: skip
+IN_A_GRAPH = [
+    Mutant("tokens: the fake has none", "loss_fake", "([] if arguments.token_ids is None else [new(n, 2)])", "[]"),
+    Mutant("tokens: backward takes them for what was kept", "setup_context", "rest[seen_tensors(arguments.token_ids) - 1 :]", "rest[len(SEEN) - 2 :]"),
+]  # fmt: skip
