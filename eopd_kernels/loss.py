@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
+from .arguments import described
 from .function import EntropyAwareKL
 from .inputs.check import checked
 from .inputs.keywords import ALL, MODULE, TENSORS, Keywords, ModuleKeywords, TensorKeywords, shown_with, with_defaults
 from .inputs.top_k_teacher import TopKTeacher
 from .objective.objective import Objective
 from .row_math.statistics import RowStatistics
+
+# What is worth logging, in the order of EntropyAwareKLOutput.sums.
+FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate")
+TOKEN_FIGURES = ("student_log_probs", "teacher_log_probs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +31,11 @@ class EntropyAwareKLOutput:
         student_entropy: H_s = −Σ p log p, nats.
         forward_kl: F = Σ q (log q − log p), nats, whether or not the gate is open.
         reverse_kl: R = Σ p (log p − log q), nats.
-        gate: how far it was open: 1 or 0, or between with a soft gate.
+        gate: how far it was open: 1 or 0, or between with a soft gate. ``gate.mean()`` is no share of open gates where
+            tokens are masked, because these are 0 in it: ``gate[valid].mean()`` is, and so is ``means()["gate"]``.
         reverse_half: R of the objective, nats; 0 where it had no weight.
         forward_half: F of the objective, likewise.
+        valid: which tokens count: their weight is not 0; bool.
         teacher_entropy_is_lower_bound: whether a :class:`TopKTeacher` came without its entropy.
         student_log_probs: log p(y) of the sampled token, nats; None without ``token_ids=``.
         teacher_log_probs: log q(y), likewise; of a :class:`TopKTeacher` its ``token_log_probs``, else what its entries
@@ -47,9 +55,59 @@ class EntropyAwareKLOutput:
     gate: Tensor
     reverse_half: Tensor
     forward_half: Tensor
+    valid: Tensor
     teacher_entropy_is_lower_bound: bool = False
     student_log_probs: Tensor | None = None
     teacher_log_probs: Tensor | None = None
+
+    def means(self) -> dict[str, Tensor]:
+        """The figures' means over the valid tokens of this call, for a logger; no device is waited for.
+
+        Returns:
+            0-d fp64 tensors by the names of the fields: ``teacher_entropy``, ``student_entropy``, ``forward_kl``,
+            ``reverse_kl``, ``gate``, and with ``token_ids=`` ``student_log_probs`` and ``teacher_log_probs``. Each is
+            the mean over those valid tokens of which the figure is known, whatever their weights are; NaN where there
+            is none, as the KLs of a :class:`TopKTeacher`.
+
+        Example::
+
+            out = entropy_aware_kl(torch.zeros(2, 8), torch.randn(2, 8))
+            print({name: float(mean) for name, mean in out.means().items()})
+        """
+        return self.means_of(self.sums())
+
+    def sums(self) -> Tensor:
+        """What :meth:`means` are made of, to be added up over micro-batches and ranks before it is divided.
+
+        Returns:
+            ``[2, 5]`` fp64, with ``token_ids=`` ``[2, 7]``: of each figure the sum over the valid tokens of which it is
+            known, and their number. (fp32 on a device without fp64.)
+
+        Example::
+
+            outs = [entropy_aware_kl(torch.zeros(n, 8), torch.randn(n, 8)) for n in (2, 7)]
+            sums = torch.stack([out.sums() for out in outs]).sum(0)
+            # torch.distributed.all_reduce(sums), over the ranks that have other tokens
+            means = EntropyAwareKLOutput.means_of(sums)
+        """
+        names = FIGURES if self.student_log_probs is None else FIGURES + TOKEN_FIGURES
+        figures = torch.stack([getattr(self, name).reshape(-1) for name in names])  # [k, N]
+        figures = figures.to(torch.float32 if figures.device.type == "mps" else torch.float64)
+        known = self.valid.reshape(1, -1) & ~figures.isnan()
+        return torch.stack([figures.where(known, 0.0).sum(1), known.sum(1, dtype=figures.dtype)])
+
+    @staticmethod
+    def means_of(sums: Tensor) -> dict[str, Tensor]:
+        """The means behind :meth:`sums`, of one call or added up over several.
+
+        Raises:
+            ValueError: ``sums`` has another shape.
+        """
+        names = FIGURES + TOKEN_FIGURES
+        if tuple(sums.shape) not in ((2, len(FIGURES)), (2, len(names))):
+            raise ValueError(f"sums must be [2, 5] or [2, 7] as EntropyAwareKLOutput.sums gives, got {described(sums)}")
+        total, count = sums
+        return dict(zip(names, (total / count).unbind(), strict=False))
 
 
 @shown_with(ALL)
@@ -137,10 +195,10 @@ def entropy_aware_kl(
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
     statistics, token = RowStatistics(seen.packed), seen.token_log_probs
-    masked = call.weights == 0
+    masked, leading = call.weights == 0, call.leading
 
     def per_token(figure: Tensor) -> Tensor:
-        return figure.masked_fill(masked, 0.0).view(call.leading)
+        return figure.masked_fill(masked, 0.0).view(leading)
 
     return EntropyAwareKLOutput(
         loss,
@@ -151,6 +209,7 @@ def entropy_aware_kl(
         per_token(seen.gate),
         per_token(seen.reverse),
         per_token(seen.forward),
+        masked.logical_not().view(leading),
         isinstance(teacher, TopKTeacher) and teacher.entropy is None,
         None if token is None else per_token(token[:, 0]),
         None if token is None else per_token(token[:, 1]),

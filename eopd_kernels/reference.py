@@ -76,7 +76,8 @@ def entropy_aware_kl(
         [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in some] for some in (figures, token)
     )
     lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
-    return EntropyAwareKLOutput(loss, *shown, lower_bound, *of_token)  # type: ignore[arg-type, call-arg]
+    valid = (weights != 0).view(call.leading)
+    return EntropyAwareKLOutput(loss, *shown, valid, lower_bound, *of_token)  # type: ignore[arg-type, call-arg]
 
 
 def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, temperature: float) -> Tensor:
