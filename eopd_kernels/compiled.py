@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .heads.lm_head import LMHead
-from .inputs.per_token import check_count, check_log_probs, check_vocabulary
+from .inputs.per_token import check_count, check_log_probs, check_vocabulary, check_weights
 from .inputs.record import Call, Options, Tokens
 from .objective.gates import EntropyGate, QuantileGate
 from .objective.halves import Sampled, Skewed, TopK
@@ -174,10 +174,15 @@ def loss(*given: Any) -> list[Tensor]:
     call = Arguments(*given).call
     options, tokens = call.options, call.tokens
     check_vocabulary(tokens, options.objective, options.local_vocab_size)
-    served = {"log_probs": tokens.top_log_probs, "token_log_probs": tokens.teacher_token_log_probs}
-    for name, log_probs in served.items():
+    check_weights(call.weights)
+    said = {
+        "old_log_probs": tokens.old_log_probs,
+        "TopKTeacher.log_probs": tokens.top_log_probs,
+        "TopKTeacher.token_log_probs": tokens.teacher_token_log_probs,
+    }
+    for name, log_probs in said.items():
         if log_probs is not None:
-            check_log_probs(f"TopKTeacher.{name}", log_probs)
+            check_log_probs(name, log_probs)
     if call.denominator is not None:
         check_count(call.denominator)
     solved = solve(call)

@@ -127,8 +127,12 @@ def entropy_aware_kl(
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
+            Like ``labels`` and all else that is said of each token, it speaks of the position that predicts: a batch's
+            own mask is one position late; see :func:`shifted`. A CPU refuses negative, infinite and NaN weights where
+            they count, such as those of an additive attention mask (0 and −inf); elsewhere they are not looked at, and
+            give a loss of NaN or of the wrong sign.
         labels: leading shape, any integer dtype: tokens equal to ``ignore_index`` are left out. May be combined with
-            ``mask``.
+            ``mask``. The ``labels`` of a Hugging Face batch are not shifted: pass ``**shifted(labels=labels)``.
         ignore_index: default −100, as in torch's cross-entropy.
         num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, finite and at least 0, e.g. the
             tokens of all the micro-batches of an optimizer step (``num_items_in_batch`` of transformers); 0 divides by
@@ -140,7 +144,7 @@ def entropy_aware_kl(
             then there are ``student_log_probs`` and ``teacher_log_probs``, under every objective. A sampled reverse
             half needs it.
         old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
-            temperature.
+            temperature. A CPU refuses those above 0 by more than rounding (0.125); elsewhere they are taken.
         gate: leading shape: how far each token's gate is open, in place of the objective's gate. No gradient.
         reverse_weights: leading shape: a factor of the reverse half of each token. It changes no denominator.
         forward_weights: likewise of the forward half.

@@ -81,7 +81,7 @@ def case_of(objective: Objective, *, seed: int = 0, given: tuple[str, ...] = (),
         y = torch.multinomial(log_p.exp(), 1, generator=generator)
         noise = 0.3 * torch.randn(len(y), 1, generator=generator)
         per_token["token_ids"] = y.view(leading)
-        per_token["old_log_probs"] = (log_p.gather(1, y) + noise).view(leading).float()
+        per_token["old_log_probs"] = (log_p.gather(1, y) + noise).clamp(max=0).view(leading).float()
         if case.mask is not None:
             per_token["token_ids"].masked_fill_(~case.mask, -100)
             per_token["old_log_probs"].masked_fill_(~case.mask, torch.nan)

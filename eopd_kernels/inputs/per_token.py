@@ -43,6 +43,8 @@ def token_weights(
     # Labels of a type without negative numbers hold no negative ignore_index, whatever their bits would be in another.
     if labels is not None and ignore_index >= torch.iinfo(labels.dtype).min:
         weights = torch.where(labels.long() == ignore_index, 0.0, weights)
+    if mask is not None and mask.dtype != torch.bool:
+        check_weights(weights)
     return rows_of(weights)
 
 
@@ -80,6 +82,15 @@ def check_count(count: Tensor) -> None:
             raise ValueError("num_items must be finite and at least 0, got a tensor whose number is not")
     elif not torch.compiler.is_compiling():  # compiled.py asks when there are numbers to look at
         torch._assert_async((count >= 0) & (count < math.inf))
+
+
+def check_weights(weights: Tensor) -> None:
+    """Refuses weights of tokens below 0, infinite or NaN, on a CPU; elsewhere looking would wait for the device."""
+    if tensors.readable(weights) and not ((weights >= 0) & (weights < math.inf)).all():
+        raise ValueError(
+            "mask must be finite and at least 0 where it counts, 0 for what is left out, got a tensor with other "
+            "numbers: of an additive attention mask (0 and -inf) pass mask == 0"
+        )
 
 
 def check_movable(count: Tensor, device: torch.device) -> None:
@@ -149,6 +160,8 @@ def tokens_of(
     if token_ids is not None:
         token_ids = rows_of(token_ids.long()).masked_fill(unused, 0)
     tokens = {name: numbers(tensor) for name, tensor in given.items() if name != "token_ids"}
+    if (old_log_probs := tokens["old_log_probs"]) is not None:
+        check_log_probs("old_log_probs", old_log_probs)
     if teacher is None:
         return Tokens(token_ids, **tokens)
 

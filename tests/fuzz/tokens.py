@@ -204,7 +204,7 @@ def behaviour(choose: random.Random, numbers: torch.Generator, log_p: Tensor, ha
     edges = torch.tensor([1 - half.clip_low, 1 + half.clip_high], dtype=torch.float64)
     old = log_p.to(torch.float64)
     for _ in range(20):
-        drawn = (log_p - 0.6 * torch.randn(log_p.shape, generator=numbers)).to(dtype).double()
+        drawn = (log_p - 0.6 * torch.randn(log_p.shape, generator=numbers)).clamp(max=0).to(dtype).double()
         near = ((log_p - drawn).exp().unsqueeze(-1) - edges).abs().amin(-1) < 5 * margin
         old = torch.where(near, old, drawn)
     return old.to(dtype if bool((old == old.to(dtype)).all()) else torch.float64)

@@ -39,3 +39,16 @@ MEANS = [
     Mutant("means: sums of fp32", "sums", "torch.float32 if figures.device", "torch.float32 if True or figures.device"),
     Mutant("means: counts before sums", "means_of", "total, count = sums", "count, total = sums"),
 ]  # fmt: skip
+
+ALIGNED = [
+    Mutant("aligned: one to the right", "one_to_the_left", "tensor.roll(-1, -1)", "tensor.roll(1, -1)"),
+    Mutant("aligned: the last position predicts the first token", "one_to_the_left", "    left[..., -1:] = fill\n", ""),
+    Mutant("aligned: the last position counts", "shifted", 'if moved and "labels" not in moved', 'if False and "labels" not in moved'),
+    Mutant("aligned: narrow labels", "shifted", "tensor.long(), ignore_index", "tensor, ignore_index"),
+    Mutant("aligned: a negative mask goes on", "check_weights", "(weights >= 0) & (weights < math.inf)", "weights < math.inf"),
+    Mutant("aligned: an infinite mask goes on", "check_weights", "(weights >= 0) & (weights < math.inf)", "weights >= 0"),
+    Mutant("aligned: a device is asked for its mask", "check_weights", "tensors.readable(weights) and not", "not"),
+    Mutant("aligned: positive old log-probabilities go on", "tokens_of", 'if (old_log_probs := tokens["old_log_probs"]) is not None:', "if (old_log_probs := None) is not None:"),
+    Mutant("aligned: a graph takes any mask", "compiled.loss", "    check_weights(call.weights)\n", ""),
+    Mutant("aligned: a graph takes positive old log-probabilities", "compiled.loss", '        "old_log_probs": tokens.old_log_probs,\n', ""),
+]  # fmt: skip
