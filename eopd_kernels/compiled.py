@@ -49,6 +49,7 @@ class Arguments(NamedTuple):
     denominator: Tensor | None  # 0-d
     token_ids: Tensor | None  # from here on as in Tokens
     old_log_probs: Tensor | None
+    advantages: Tensor | None
     gate: Tensor | None
     reverse_weights: Tensor | None
     forward_weights: Tensor | None

@@ -41,7 +41,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
     def apply(
         cls,
         student: Tensor,
-        teacher: Tensor | TopKTeacher,
+        teacher: Tensor | TopKTeacher | None,
         student_weight: Tensor | None = None,
         teacher_weight: Tensor | None = None,
         **keywords: Unpack[Keywords],
@@ -51,7 +51,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         Args:
             student: ``[..., V]`` logits, or ``[..., D_s]`` hidden states with ``student_weight``; any floating dtype.
             teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``; no grad; or a
-                :class:`TopKTeacher`.
+                :class:`TopKTeacher` or None.
             student_weight: ``[V, D_s]`` or None.
             teacher_weight: ``[V, D_t]`` or None. Must not require grad.
             **keywords: those of :func:`eopd_kernels.entropy_aware_kl`, except the heads.

@@ -112,7 +112,7 @@ class EntropyAwareKLOutput:
 
 @shown_with(ALL)
 def entropy_aware_kl(
-    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[Keywords]
+    student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[Keywords]
 ) -> EntropyAwareKLOutput:
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
@@ -123,7 +123,8 @@ def entropy_aware_kl(
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
         teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape; must not require
-            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half.
+            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half. Or None, for a sampled
+            reverse half alone with ``advantages``: what concerns the teacher is NaN then.
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
@@ -145,6 +146,7 @@ def entropy_aware_kl(
             half needs it.
         old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
             temperature. A CPU refuses those above 0 by more than rounding (0.125); elsewhere they are taken.
+        advantages: leading shape: A of a sampled reverse half, in place of log q(y) − log p_old(y).
         gate: leading shape: how far each token's gate is open, in place of the objective's gate. No gradient.
         reverse_weights: leading shape: a factor of the reverse half of each token. It changes no denominator.
         forward_weights: likewise of the forward half.
@@ -228,7 +230,7 @@ class EntropyAwareKLLoss(nn.Module):
             gradient_filter, tensor_parallel_group, partial_hidden_gradient: as there.
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
-    old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
+    old_log_probs, advantages, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
     """
 
     @shown_with(MODULE)
@@ -241,7 +243,7 @@ class EntropyAwareKLLoss(nn.Module):
 
     @shown_with(TENSORS)
     def forward(
-        self, student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[TensorKeywords]
+        self, student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[TensorKeywords]
     ) -> EntropyAwareKLOutput:
         given: Any = with_defaults("EntropyAwareKLLoss.forward", keywords, TENSORS)
         given.update({name: getattr(self, name) for name in ("objective", *MODULE)})

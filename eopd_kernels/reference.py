@@ -26,7 +26,7 @@ from .row_math.statistics import RowStatistics
 
 @shown_with(REFERENCE)
 def entropy_aware_kl(
-    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[ReferenceKeywords]
+    student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[ReferenceKeywords]
 ) -> EntropyAwareKLOutput:
     """The same loss as :func:`eopd_kernels.entropy_aware_kl`, argument for argument, by the definitions."""
     given = with_defaults("eopd_kernels.reference.entropy_aware_kl", keywords, REFERENCE)
@@ -112,10 +112,13 @@ def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor 
     if isinstance(half, Sampled):
         assert tokens.old_log_probs is not None
         of_student, of_teacher = token_log_probs(tokens, log_p, log_q)
-        advantage = of_teacher - tokens.old_log_probs
+        advantage = of_teacher - tokens.old_log_probs if tokens.advantages is None else tokens.advantages
         ratio = torch.exp(of_student - tokens.old_log_probs)
         clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
-        return torch.maximum(-advantage * ratio, -advantage * clipped)
+        value = torch.maximum(-advantage * ratio, -advantage * clipped)
+        if half.clip_most is not None:
+            value = torch.where(advantage < 0, torch.minimum(value, -half.clip_most * advantage), value)
+        return value
     if isinstance(half, Skewed):
         assert log_q is not None
         return expectation(log_p, log_p - log_mixture(half.skew, log_p, log_q))

@@ -99,7 +99,7 @@ def check_movable(count: Tensor, device: torch.device) -> None:
         raise ValueError(f"all tensors must be on one device, got student on {device} and num_items on {count.device}")
 
 
-def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:
+def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective, advantages: object) -> None:
     """Refuses what a :class:`TopKTeacher` cannot be asked for."""
     if head is not None:
         raise ValueError(f"teacher_head must be None with a TopKTeacher, got {described(head)}")
@@ -118,8 +118,30 @@ def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objectiv
             "Objective.temperature must be 1 for the teacher with a TopKTeacher, whose log_probs are taken as they "
             f"are, got {objective.temperatures[1]:g}"
         )
-    if isinstance(objective.reverse, Sampled) and teacher.token_log_probs is None:
-        raise ValueError("Objective.reverse='sampled' with a TopKTeacher needs its token_log_probs, got None")
+    if isinstance(objective.reverse, Sampled) and teacher.token_log_probs is None and advantages is None:
+        raise ValueError(
+            "Objective.reverse='sampled' with a TopKTeacher needs its token_log_probs, or advantages=, got None"
+        )
+
+
+def check_no_teacher(head: object, objective: Objective, given: Mapping[str, object]) -> None:
+    """Refuses what needs a teacher where there is none: a sampled reverse half with advantages is all there can be."""
+    if head is not None:
+        raise ValueError(f"teacher_head must be None without a teacher, got {described(head)}")
+    if not isinstance(objective.reverse, Sampled) or objective.forward != "none":
+        raise ValueError(
+            "teacher=None needs Objective.reverse='sampled' and forward='none', got "
+            f"reverse={objective.reverse!r} and forward={objective.forward!r}: pass a teacher"
+        )
+    if given["advantages"] is None:
+        raise ValueError(
+            "teacher=None needs advantages= of the leading shape in place of log q(y) − log p_old(y), got None"
+        )
+    if given["gate"] is None and getattr(objective.gate, "of", "student") == "teacher":
+        raise ValueError(
+            "teacher=None needs an Objective.gate that looks at no teacher, such as 'never' in "
+            f"Objective.on_policy_distillation(), got {objective.gate!r}"
+        )
 
 
 def tokens_of(
@@ -132,7 +154,8 @@ def tokens_of(
     """Returns what was said of each token, ``[N, ...]``: numbers in the compute dtype, harmless where the weight is 0.
 
     Args:
-        given: ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights`` as they came.
+        given: ``token_ids``, ``old_log_probs``, ``advantages``, ``gate``, ``reverse_weights``, ``forward_weights`` as
+            they came.
     """
     for name, tensor in given.items():
         if tensor is None:
@@ -149,6 +172,10 @@ def tokens_of(
         for name in ("token_ids", "old_log_probs"):
             if given[name] is None:
                 raise ValueError(f"Objective.reverse='sampled' needs {name}= of the leading shape, got None")
+    elif given["advantages"] is not None:
+        raise ValueError(
+            f"advantages= are those of Objective.reverse='sampled', got reverse={objective.reverse!r} with them"
+        )
 
     unused = weights == 0
 

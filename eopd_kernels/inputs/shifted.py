@@ -24,7 +24,8 @@ def shifted(*, ignore_index: int = -100, **per_token: Tensor) -> dict[str, Any]:
     Args:
         ignore_index: what ``labels`` get at the last position, which predicts nothing. Default −100.
         **per_token: tensors ``[..., T]`` by the names they have in the loss, in the order of the batch's tokens:
-            ``labels``, ``mask``, ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights``.
+            ``labels``, ``mask``, ``token_ids``, ``old_log_probs``, ``advantages``, ``gate``, ``reverse_weights``,
+            ``forward_weights``.
 
     Returns:
         Keywords of the loss: the same names and shapes. At the last position ``labels`` are ``ignore_index`` and all

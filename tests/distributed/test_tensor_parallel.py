@@ -119,6 +119,7 @@ SETUPS = [
     Setup("token log-probabilities of logits", made={"student": "logits", "teacher": "logits"}, given=("token_ids",)),
     Setup("token log-probabilities, recomputed", given=("token_ids",), options={"schedule": "recompute", **SMALL}),
     Setup("token log-probabilities, teacher first", Objective(reverse="none"), given=("token_ids",), layouts=ALL),
+    Setup("advantages", Objective(reverse=Sampled(clip_most=1.5)), given=("advantages",), options=SMALL),
     Setup("temperatures", Objective(gate=EntropyGate(2.0), temperature=(2.0, 1.3)), layouts=ALL),
 ]
 

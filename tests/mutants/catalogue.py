@@ -12,7 +12,7 @@ from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
-from .tokens import ALIGNED, AMONG_RANKS, IN_A_GRAPH, MEANS
+from .tokens import ADVANTAGES, ALIGNED, AMONG_RANKS, IN_A_GRAPH, MEANS
 from .tokens import MUTANTS as TOKENS
 
 OBJECTIVE, STATISTICS, HEAD = (
@@ -55,6 +55,7 @@ MUTANTS = [
     *noticed_by(("tests/test_token_log_probs.py",), TOKENS),
     *noticed_by(("tests/test_means.py",), MEANS),
     *noticed_by(("tests/inputs/test_shifted.py", "tests/inputs/test_per_token.py"), ALIGNED),
+    *noticed_by(("tests/test_advantages.py", "tests/inputs/test_per_token.py"), ADVANTAGES),
     *noticed_by(TENSOR_PARALLEL, AMONG_RANKS),
     *noticed_by(("tests/test_opcheck.py", "tests/test_compile_options.py"), IN_A_GRAPH),
     *INPUTS_OF_ALL_KINDS,

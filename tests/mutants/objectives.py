@@ -44,7 +44,7 @@ MUTANTS = [
     Mutant("objectives: weights of the forward half forgotten", "terms_of", "c_f * tokens.forward_weights", "c_f"),
     Mutant("objectives: advantage of the new policy", "sampled", "advantage = log_q - old_log_probs", "advantage = log_q - log_p"),
     Mutant("objectives: clip bounds exchanged", "sampled", "ratio.clamp(1 - half.clip_low, 1 + half.clip_high)", "ratio.clamp(1 - half.clip_high, 1 + half.clip_low)"),
-    Mutant("objectives: the clip is forgotten", "sampled", "Half(torch.maximum(free, bound), pull", "Half(free, pull"),
+    Mutant("objectives: the clip is forgotten", "sampled", "value = torch.maximum(free, bound)", "value = free"),
     Mutant("objectives: a clipped token keeps its gradient", "sampled", "torch.where(free < bound, 0.0, -free)", "-free"),
     Mutant("objectives: the sampled column has p for p - 1", "sampled", "torch.expm1(token.log_p)", "torch.exp(token.log_p)"),
     Mutant("objectives: the teacher is not renormalised", "top_k_half", "log_q = log_q - total(log_q).unsqueeze(1)", "pass"),

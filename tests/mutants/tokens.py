@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (a mutant is a line)
-"""What is broken of the sampled token's log-probabilities, and of the figures to log."""
+"""What is broken of the sampled token: its log-probabilities, its alignment, its advantage; and of figures to log."""
 
 from __future__ import annotations
 
@@ -51,4 +51,17 @@ ALIGNED = [
     Mutant("aligned: positive old log-probabilities go on", "tokens_of", 'if (old_log_probs := tokens["old_log_probs"]) is not None:', "if (old_log_probs := None) is not None:"),
     Mutant("aligned: a graph takes any mask", "compiled.loss", "    check_weights(call.weights)\n", ""),
     Mutant("aligned: a graph takes positive old log-probabilities", "compiled.loss", '        "old_log_probs": tokens.old_log_probs,\n', ""),
+]  # fmt: skip
+
+ADVANTAGES = [
+    Mutant("advantages: the teacher's are taken", "sampled", "    if advantage is None:\n", "    if True:\n"),
+    Mutant("advantages: the dual clip is one of positive ones", "sampled", "beyond = (advantage < 0)", "beyond = (advantage > 0)"),
+    Mutant("advantages: the dual clip is of every value", "sampled", "(advantage < 0) & (value > most)", "value > most"),
+    Mutant("advantages: the dual clip is forgotten", "sampled", "torch.where(beyond, most, value), torch", "value, torch"),
+    Mutant("advantages: what the dual clip cuts has a gradient", "sampled", "torch.where(beyond, 0.0, pull)", "pull"),
+    Mutant("advantages: no teacher is one of probability 1", "checked_here", "unknown = torch.full_like(weights, torch.nan)", "unknown = torch.zeros_like(weights)"),
+    Mutant("advantages: no teacher, and a gate on it", "check_no_teacher", 'getattr(objective.gate, "of", "student") == "teacher"', "False"),
+    Mutant("advantages: no teacher, and no advantages", "check_no_teacher", 'if given["advantages"] is None:', "if False:"),
+    Mutant("advantages: dropped where no half takes them", "tokens_of", 'elif given["advantages"] is not None:', "elif False:"),
+    Mutant("advantages: a served teacher must know the token", "check_sparse_teacher", "teacher.token_log_probs is None and advantages is None", "teacher.token_log_probs is None"),
 ]  # fmt: skip
