@@ -163,8 +163,8 @@ def other_numbers() -> dict[str, tuple[Arguments, Arguments]]:
         "teacher, lower bound": (served(entropy=None), served(entropy=torch.full((N,), 0.5))),
     }
     for name in ("token_ids", "old_log_probs", "advantages", "gate", "reverse_weights", "forward_weights"):
-        by = -1 if name == "old_log_probs" else 1
-        pairs[name] = (given, hidden(**{name: changed(given[name], 1, by=by)}))
+        step = -1 if name == "old_log_probs" else 1
+        pairs[name] = (given, hidden(**{name: changed(given[name], 1, by=step)}))
     for name in ("ids", "log_probs", "entropy", "token_log_probs"):
         by = 1 if name == "ids" else -0.5
         pairs[f"teacher, {name}"] = (served(), served(**{name: changed(teacher.tensors[name], 0, by=by)}))
