@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .heads.lm_head import LMHead
-from .inputs.per_token import check_count, check_log_probs, check_vocabulary
+from .inputs.per_token import check_count, check_log_probs, check_vocabulary, check_weights
 from .inputs.record import Call, Options, Tokens
 from .objective.gates import EntropyGate, QuantileGate
 from .objective.halves import Sampled, Skewed, TopK
@@ -49,6 +49,7 @@ class Arguments(NamedTuple):
     denominator: Tensor | None  # 0-d
     token_ids: Tensor | None  # from here on as in Tokens
     old_log_probs: Tensor | None
+    advantages: Tensor | None
     gate: Tensor | None
     reverse_weights: Tensor | None
     forward_weights: Tensor | None
@@ -154,7 +155,7 @@ def read(spelling: str) -> Any:
 def call(call: Call) -> tuple[Tensor, Seen]:
     """Returns the loss of a checked call that is traced, and what was seen of its N tokens."""
     loss, *rest = torch.ops.eopd_kernels.loss(*Arguments.of(call))
-    return loss, Seen(*rest[: len(SEEN)])
+    return loss, Seen(*rest[: seen_tensors(call.tokens.token_ids)])
 
 
 def obstacle(options: Options) -> str | None:
@@ -174,10 +175,15 @@ def loss(*given: Any) -> list[Tensor]:
     call = Arguments(*given).call
     options, tokens = call.options, call.tokens
     check_vocabulary(tokens, options.objective, options.local_vocab_size)
-    served = {"log_probs": tokens.top_log_probs, "token_log_probs": tokens.teacher_token_log_probs}
-    for name, log_probs in served.items():
+    check_weights(call.weights)
+    said = {
+        "old_log_probs": tokens.old_log_probs,
+        "TopKTeacher.log_probs": tokens.top_log_probs,
+        "TopKTeacher.token_log_probs": tokens.teacher_token_log_probs,
+    }
+    for name, log_probs in said.items():
         if log_probs is not None:
-            check_log_probs(f"TopKTeacher.{name}", log_probs)
+            check_log_probs(name, log_probs)
     if call.denominator is not None:
         check_count(call.denominator)
     solved = solve(call)
@@ -186,7 +192,7 @@ def loss(*given: Any) -> list[Tensor]:
         # "chunked": what is still to multiply the gradients, 1 for nothing; "recompute": the weights. Often that is an
         # argument, which an op may not hand out.
         kept.insert(0, call.weights.new_ones(()) if first is None else first.clone())
-    outputs = [solved.loss, *[getattr(solved.seen, name) for name in SEEN], *[t for t in kept if t is not None]]
+    outputs = [solved.loss, *solved.seen.tensors(), *[t for t in kept if t is not None]]
     return [*outputs, solved.loss.new_empty(0)]  # the anchor of refuse_second_derivative
 
 
@@ -194,7 +200,7 @@ def loss_fake(*given: Any) -> list[Tensor]:
     arguments = Arguments(*given)
     options, new, n = arguments.options, arguments.weights.new_empty, arguments.weights.shape[0]
     outputs = [new(arguments.student.shape[:-1] if options.reduction == "none" else ()), new(n, 8)]
-    outputs += [new(n) for _ in SEEN[1:]]
+    outputs += [new(n) for _ in SEEN[1:-1]] + ([] if arguments.token_ids is None else [new(n, 2)])
     if not any(options.needs_gradient):
         return [*outputs, new(0)]
     inputs = arguments.student, arguments.student_weight, arguments.student_bias
@@ -211,6 +217,11 @@ def loss_fake(*given: Any) -> list[Tensor]:
     if k:
         outputs += [new(n, k, dtype=torch.int64), new(n, k, dtype=torch.bool), new(n), new(n, k)]
     return [*outputs, new(0)]
+
+
+def seen_tensors(token_ids: Tensor | None) -> int:
+    """Returns how many tensors a :class:`Seen` has."""
+    return len(SEEN) - (token_ids is None)
 
 
 def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
@@ -237,7 +248,7 @@ def loss_backward_fake(upstream: Tensor, packed: Tensor, kept: Sequence[Tensor],
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     arguments = Arguments(*inputs)
     _, packed, *rest = output
-    kept = rest[len(SEEN) - 1 :]
+    kept = rest[seen_tensors(arguments.token_ids) - 1 :]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:-1])
     ctx.forms = [None if t is None else (t.dtype, t.shape) for t in arguments[:3]]

@@ -41,7 +41,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
     def apply(
         cls,
         student: Tensor,
-        teacher: Tensor | TopKTeacher,
+        teacher: Tensor | TopKTeacher | None,
         student_weight: Tensor | None = None,
         teacher_weight: Tensor | None = None,
         **keywords: Unpack[Keywords],
@@ -51,7 +51,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         Args:
             student: ``[..., V]`` logits, or ``[..., D_s]`` hidden states with ``student_weight``; any floating dtype.
             teacher: ``[..., V]`` logits, or ``[..., D_t]`` hidden states with ``teacher_weight``; no grad; or a
-                :class:`TopKTeacher`.
+                :class:`TopKTeacher` or None.
             student_weight: ``[V, D_s]`` or None.
             teacher_weight: ``[V, D_t]`` or None. Must not require grad.
             **keywords: those of :func:`eopd_kernels.entropy_aware_kl`, except the heads.
@@ -83,7 +83,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
             )
         if call.options.inplace:
             check_apart(call.student, call.teacher)
-        loss, *seen, _ = super().apply(*call.differentiable(), call)
+        loss, _, *seen = super().apply(*call.differentiable(), call)
         return loss, Seen(*seen)
 
     @staticmethod
@@ -103,9 +103,9 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 ctx.call, ctx.visited = call.without_sides(), visited
             ctx.save_for_backward(*kept, anchor)
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
-        outputs = (seen.packed, seen.gate, seen.reverse, seen.forward, seen.loss)
+        outputs = seen.tensors()
         ctx.mark_non_differentiable(*outputs)
-        return loss, *outputs, anchor
+        return loss, anchor, *outputs
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

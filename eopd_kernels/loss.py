@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
+from .arguments import described
 from .function import EntropyAwareKL
 from .inputs.check import checked
 from .inputs.keywords import ALL, MODULE, TENSORS, Keywords, ModuleKeywords, TensorKeywords, shown_with, with_defaults
 from .inputs.top_k_teacher import TopKTeacher
 from .objective.objective import Objective
 from .row_math.statistics import RowStatistics
+
+# What is worth logging, in the order of EntropyAwareKLOutput.sums.
+FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate")
+TOKEN_FIGURES = ("student_log_probs", "teacher_log_probs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +31,20 @@ class EntropyAwareKLOutput:
         student_entropy: H_s = −Σ p log p, nats.
         forward_kl: F = Σ q (log q − log p), nats, whether or not the gate is open.
         reverse_kl: R = Σ p (log p − log q), nats.
-        gate: how far it was open: 1 or 0, or between with a soft gate.
+        gate: how far it was open: 1 or 0, or between with a soft gate. ``gate.mean()`` is no share of open gates where
+            tokens are masked, because these are 0 in it: ``gate[valid].mean()`` is, and so is ``means()["gate"]``.
         reverse_half: R of the objective, nats; 0 where it had no weight.
         forward_half: F of the objective, likewise.
+        valid: which tokens count: their weight is not 0; bool.
         teacher_entropy_is_lower_bound: whether a :class:`TopKTeacher` came without its entropy.
+        student_log_probs: log p(y) of the sampled token, nats; None without ``token_ids=``.
+        teacher_log_probs: log q(y), likewise; of a :class:`TopKTeacher` its ``token_log_probs``, else what its entries
+            say, NaN where y is none of them.
 
     The entropies and both full KLs are there whatever the objective is, as far as they were seen: NaN for the KLs of a
     :class:`TopKTeacher`, and for what concerns the student of a token that was left out because its gate was shut and
-    there was no reverse half; what concerns the teacher too where that gate was given (``gate=``).
+    there was no reverse half; what concerns the teacher too where that gate was given (``gate=``). So are the
+    log-probabilities of the sampled token, which cost a gather in the visit that there is anyway.
     """
 
     loss: Tensor
@@ -43,12 +55,64 @@ class EntropyAwareKLOutput:
     gate: Tensor
     reverse_half: Tensor
     forward_half: Tensor
+    valid: Tensor
     teacher_entropy_is_lower_bound: bool = False
+    student_log_probs: Tensor | None = None
+    teacher_log_probs: Tensor | None = None
+
+    def means(self) -> dict[str, Tensor]:
+        """The figures' means over the valid tokens of this call, for a logger; no device is waited for.
+
+        Returns:
+            0-d fp64 tensors by the names of the fields: ``teacher_entropy``, ``student_entropy``, ``forward_kl``,
+            ``reverse_kl``, ``gate``, and with ``token_ids=`` ``student_log_probs`` and ``teacher_log_probs``. Each is
+            the mean over those valid tokens of which the figure is known, whatever their weights are; NaN where there
+            is none, as the KLs of a :class:`TopKTeacher`.
+
+        Example::
+
+            out = entropy_aware_kl(torch.zeros(2, 8), torch.randn(2, 8))
+            print({name: float(mean) for name, mean in out.means().items()})
+        """
+        return self.means_of(self.sums())
+
+    def sums(self) -> Tensor:
+        """What :meth:`means` are made of, to be added up over micro-batches and ranks before it is divided.
+
+        Returns:
+            ``[2, 5]`` fp64, with ``token_ids=`` ``[2, 7]``: of each figure the sum over the valid tokens of which it is
+            known, and their number. (fp32 on a device without fp64.)
+
+        Example::
+
+            outs = [entropy_aware_kl(torch.zeros(n, 8), torch.randn(n, 8)) for n in (2, 7)]
+            sums = torch.stack([out.sums() for out in outs]).sum(0)
+            # torch.distributed.all_reduce(sums), over the ranks that have other tokens
+            means = EntropyAwareKLOutput.means_of(sums)
+        """
+        names = FIGURES if self.student_log_probs is None else FIGURES + TOKEN_FIGURES
+        figures = torch.stack([getattr(self, name).reshape(-1) for name in names])  # [k, N]
+        figures = figures.to(torch.float32 if figures.device.type == "mps" else torch.float64)
+        known = self.valid.reshape(1, -1) & ~figures.isnan()
+        return torch.stack([figures.where(known, 0.0).sum(1), known.sum(1, dtype=figures.dtype)])
+
+    @staticmethod
+    def means_of(sums: Tensor) -> dict[str, Tensor]:
+        """The means behind :meth:`sums`, of one call or added up over several.
+
+        Raises:
+            ValueError: ``sums`` has another shape.
+        """
+        names = FIGURES + TOKEN_FIGURES
+        if tuple(sums.shape) not in ((2, len(FIGURES)), (2, len(names))):
+            raise ValueError(f"sums must be [2, 5] or [2, 7] as EntropyAwareKLOutput.sums gives, got {described(sums)}")
+        total, count = sums
+        return dict(zip(names, (total / count).unbind(), strict=False))
 
 
 @shown_with(ALL)
 def entropy_aware_kl(
-    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[Keywords]
+    student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[Keywords]
 ) -> EntropyAwareKLOutput:
     """The entropy-aware distillation loss L = reverse_kl + α·1[H_teacher > τ]·forward_kl (arXiv 2603.07079, Eq. 9).
 
@@ -59,12 +123,17 @@ def entropy_aware_kl(
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
         teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape; must not require
-            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half.
+            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half. Or None, for a sampled
+            reverse half alone with ``advantages``: what concerns the teacher is NaN then.
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
+            Like ``labels`` and all else that is said of each token, it speaks of the position that predicts: a batch's
+            own mask is one position late; see :func:`shifted`. A CPU refuses negative, infinite and NaN weights where
+            they count, such as those of an additive attention mask (0 and −inf); elsewhere they are not looked at, and
+            give a loss of NaN or of the wrong sign.
         labels: leading shape, any integer dtype: tokens equal to ``ignore_index`` are left out. May be combined with
-            ``mask``.
+            ``mask``. The ``labels`` of a Hugging Face batch are not shifted: pass ``**shifted(labels=labels)``.
         ignore_index: default −100, as in torch's cross-entropy.
         num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, finite and at least 0, e.g. the
             tokens of all the micro-batches of an optimizer step (``num_items_in_batch`` of transformers); 0 divides by
@@ -72,10 +141,12 @@ def entropy_aware_kl(
             is not 0, whether or not their gate is open.
         vocab_size: compare the first so many entries only; required where the two vocabularies differ in size.
         objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
-        token_ids: leading shape, integer: the sampled token y at each position, for a sampled reverse half: the token
-            that follows, so that a causal model's are shifted by the caller.
+        token_ids: leading shape, integer: the sampled token y at each position, which is the token that follows it:
+            then there are ``student_log_probs`` and ``teacher_log_probs``, under every objective. A sampled reverse
+            half needs it.
         old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
-            temperature.
+            temperature. A CPU refuses those above 0 by more than rounding (0.125); elsewhere they are taken.
+        advantages: leading shape: A of a sampled reverse half, in place of log q(y) − log p_old(y).
         gate: leading shape: how far each token's gate is open, in place of the objective's gate. No gradient.
         reverse_weights: leading shape: a factor of the reverse half of each token. It changes no denominator.
         forward_weights: likewise of the forward half.
@@ -134,11 +205,11 @@ def entropy_aware_kl(
     """
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
-    statistics = RowStatistics(seen.packed)
-    masked = call.weights == 0
+    statistics, token = RowStatistics(seen.packed), seen.token_log_probs
+    masked, leading = call.weights == 0, call.leading
 
     def per_token(figure: Tensor) -> Tensor:
-        return figure.masked_fill(masked, 0.0).view(call.leading)
+        return figure.masked_fill(masked, 0.0).view(leading)
 
     return EntropyAwareKLOutput(
         loss,
@@ -149,7 +220,10 @@ def entropy_aware_kl(
         per_token(seen.gate),
         per_token(seen.reverse),
         per_token(seen.forward),
+        masked.logical_not().view(leading),
         isinstance(teacher, TopKTeacher) and teacher.entropy is None,
+        None if token is None else per_token(token[:, 0]),
+        None if token is None else per_token(token[:, 1]),
     )
 
 
@@ -161,7 +235,7 @@ class EntropyAwareKLLoss(nn.Module):
             gradient_filter, tensor_parallel_group, partial_hidden_gradient: as there.
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
-    old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
+    old_log_probs, advantages, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
     """
 
     @shown_with(MODULE)
@@ -174,7 +248,7 @@ class EntropyAwareKLLoss(nn.Module):
 
     @shown_with(TENSORS)
     def forward(
-        self, student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[TensorKeywords]
+        self, student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[TensorKeywords]
     ) -> EntropyAwareKLOutput:
         given: Any = with_defaults("EntropyAwareKLLoss.forward", keywords, TENSORS)
         given.update({name: getattr(self, name) for name in ("objective", *MODULE)})

@@ -15,7 +15,7 @@ from torch import Tensor
 from .heads.lm_head import LMHead
 from .inputs.check import checked
 from .inputs.keywords import REFERENCE, ReferenceKeywords, shown_with, with_defaults
-from .inputs.record import Call
+from .inputs.record import Call, Tokens
 from .inputs.top_k_teacher import TopKTeacher
 from .loss import EntropyAwareKLOutput
 from .objective.gates import EntropyGate, QuantileGate
@@ -26,7 +26,7 @@ from .row_math.statistics import RowStatistics
 
 @shown_with(REFERENCE)
 def entropy_aware_kl(
-    student: Tensor, teacher: Tensor | TopKTeacher, **keywords: Unpack[ReferenceKeywords]
+    student: Tensor, teacher: Tensor | TopKTeacher | None, **keywords: Unpack[ReferenceKeywords]
 ) -> EntropyAwareKLOutput:
     """The same loss as :func:`eopd_kernels.entropy_aware_kl`, argument for argument, by the definitions."""
     given = with_defaults("eopd_kernels.reference.entropy_aware_kl", keywords, REFERENCE)
@@ -55,7 +55,8 @@ def entropy_aware_kl(
         teacher_entropy = tokens.teacher_entropy
         forward_kl = reverse_kl = torch.full_like(teacher_entropy, torch.nan)
 
-    g = gate_of(call, z_s, z_t, teacher_entropy, student_entropy)
+    token = () if tokens.token_ids is None else token_log_probs(tokens, log_p, log_q)
+    g = gate_of(call, z_s, z_t, teacher_entropy, student_entropy, token)
     c_r = {"add": torch.ones_like(g), "switch": 1 - g, "blend": 1 - objective.alpha * g}[objective.combine]
     c_r = c_r * objective.reverse_weight * (0.0 if objective.reverse == "none" else 1.0)
     c_f = objective.alpha * g * (0.0 if objective.forward == "none" else 1.0)
@@ -71,8 +72,12 @@ def entropy_aware_kl(
         loss = loss / call.denominator
     halves = torch.where(c_r == 0, 0.0, reverse), torch.where(c_f == 0, 0.0, forward)
     figures = (teacher_entropy, student_entropy, forward_kl, reverse_kl, g, *halves)
-    shown = [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in figures]
-    return EntropyAwareKLOutput(loss, *shown, isinstance(teacher, TopKTeacher) and teacher.entropy is None)  # type: ignore[arg-type, call-arg]
+    shown, of_token = (
+        [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in some] for some in (figures, token)
+    )
+    lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
+    valid = (weights != 0).view(call.leading)
+    return EntropyAwareKLOutput(loss, *shown, valid, lower_bound, *of_token)  # type: ignore[arg-type, call-arg]
 
 
 def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, temperature: float) -> Tensor:
@@ -91,20 +96,29 @@ def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, tempe
     return logits / temperature
 
 
+def token_log_probs(tokens: Tokens, log_p: Tensor, log_q: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns log p(y) and log q(y) of every token, ``[N]``."""
+    assert tokens.token_ids is not None
+    y, of_teacher = tokens.token_ids.unsqueeze(1), tokens.teacher_token_log_probs
+    if of_teacher is None:
+        assert log_q is not None
+        of_teacher = log_q.gather(1, y).squeeze(1)
+    return log_p.gather(1, y).squeeze(1), of_teacher
+
+
 def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor | None, reverse_kl: Tensor) -> Tensor:
     """Returns R of every token, ``[N]``."""
     half, tokens = objective.reverse, call.tokens
     if isinstance(half, Sampled):
-        assert tokens.token_ids is not None and tokens.old_log_probs is not None
-        y = tokens.token_ids.unsqueeze(1)
-        of_teacher = tokens.teacher_token_log_probs
-        if of_teacher is None:
-            assert log_q is not None
-            of_teacher = log_q.gather(1, y).squeeze(1)
-        advantage = of_teacher - tokens.old_log_probs
-        ratio = torch.exp(log_p.gather(1, y).squeeze(1) - tokens.old_log_probs)
+        assert tokens.old_log_probs is not None
+        of_student, of_teacher = token_log_probs(tokens, log_p, log_q)
+        advantage = of_teacher - tokens.old_log_probs if tokens.advantages is None else tokens.advantages
+        ratio = torch.exp(of_student - tokens.old_log_probs)
         clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
-        return torch.maximum(-advantage * ratio, -advantage * clipped)
+        value = torch.maximum(-advantage * ratio, -advantage * clipped)
+        if half.clip_most is not None:
+            value = torch.where(advantage < 0, torch.minimum(value, -half.clip_most * advantage), value)
+        return value
     if isinstance(half, Skewed):
         assert log_q is not None
         return expectation(log_p, log_p - log_mixture(half.skew, log_p, log_q))
@@ -160,7 +174,14 @@ def times_or_zero(weight: Tensor, value: Tensor) -> Tensor:
     return weight * value.masked_fill(weight == 0, 0.0)
 
 
-def gate_of(call: Call, z_s: Tensor, z_t: Tensor | None, teacher_entropy: Tensor, student_entropy: Tensor) -> Tensor:
+def gate_of(
+    call: Call,
+    z_s: Tensor,
+    z_t: Tensor | None,
+    teacher_entropy: Tensor,
+    student_entropy: Tensor,
+    token: tuple[Tensor, ...],
+) -> Tensor:
     """Returns g of every token, ``[N]``; it has no gradient, and is 0 where the weight is."""
     gate, valid = call.options.objective.gate, call.weights != 0
     of = getattr(gate, "of", "teacher")
@@ -180,5 +201,6 @@ def gate_of(call: Call, z_s: Tensor, z_t: Tensor | None, teacher_entropy: Tensor
     else:
         assert z_t is not None
         packed = RowStatistics.of(z_s.detach(), z_t.detach()).packed
-        opened = gate(RowStatistics(packed.masked_fill(~valid.unsqueeze(1), torch.nan))).to(entropy.dtype)
+        statistics = RowStatistics(packed, torch.stack(token, 1).detach() if token else None)
+        opened = gate(statistics.unknown_where(~valid)).to(entropy.dtype)
     return torch.where(valid, opened, 0.0)

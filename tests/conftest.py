@@ -51,6 +51,8 @@ LONGEST = [
     "tests/python/test_distill_program.py",
     "tests/backends/test_triton_static.py::TestAllMixturesOnOneGPU",
     "tests/backends/test_cuda_static.py",
+    "tests/test_token_log_probs.py",
+    "tests/test_advantages.py",
     "tests/test_memory.py",
     "tests/python/test_page.py",
     "tests/test_opcheck.py",

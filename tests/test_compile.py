@@ -26,6 +26,7 @@ from eopd_kernels import (
 from tests.conftest import Case, make_case, relative_error, upstream_for
 
 PER_TOKEN = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate", "reverse_half", "forward_half")
+OF_TOKENS = ("student_log_probs", "teacher_log_probs")
 PAPER = Objective.eopd_paper()
 
 
@@ -54,7 +55,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def agree(a: Any, b: Any, leaves: list[Tensor], exactly: Callable[[Tensor, Tensor], bool] = same) -> None:
     """Loss, gradient under an upstream that is not 1, and every per-token figure."""
     if isinstance(a, EntropyAwareKLOutput):
-        for name in PER_TOKEN:
+        for name in PER_TOKEN if b.student_log_probs is None else (*PER_TOKEN, *OF_TOKENS):
             assert exactly(getattr(a, name), getattr(b, name)), name
         a, b = a.loss, b.loss
     assert exactly(a.detach(), b.detach())
@@ -95,6 +96,17 @@ def test_one_graph_for_every_batch_size(kind: str, masked: bool, schedule: str, 
         )
 
     check(function, lambda n: tensors(case_of(n, student=kind, teacher=kind, masked=masked)))
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_token_log_probs_are_outputs_of_the_op(schedule: str) -> None:
+    def function(student: Tensor, teacher: Tensor, token_ids: Tensor) -> EntropyAwareKLOutput:
+        return entropy_aware_kl(student, teacher, token_ids=token_ids, schedule=schedule)
+
+    def given(n: int) -> list[Tensor]:
+        return [*tensors(case_of(n, student="logits", teacher="logits")), torch.arange(2 * n).view(2, n)]
+
+    check(function, given)
 
 
 def test_a_size_that_is_marked_dynamic_takes_one_graph() -> None:

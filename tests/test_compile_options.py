@@ -48,6 +48,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "quantile": {"objective": Objective(gate=QuantileGate(0.5, of="student"))},
     "forward": {"objective": Objective(reverse="none")},
     "sampled": {"objective": Objective(reverse=Sampled(0.1, 0.2), forward=TopK(5)), **SAMPLED},
+    "token_ids": {"token_ids": IDS},
+    "advantages": {
+        "objective": Objective(reverse=Sampled(0.1, 0.2, clip_most=1.5)),
+        "advantages": 2 * NUMBERS - 1.1,
+        **SAMPLED,
+    },
     "tail": {"objective": Objective(forward=TopK(5, teacher="raw", tail=True))},
     "gate": {"gate": NUMBERS},
     "reverse_weights": {"reverse_weights": NUMBERS},

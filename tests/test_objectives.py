@@ -27,7 +27,7 @@ from eopd_kernels import (
 from tests.conftest import Case, make_case, relative_error, size, skip_unless
 from tests.test_oracle import assert_no_worse_than_plain
 
-REVERSES = ["full", Sampled(), Sampled(0.1, 0.4), Skewed(0.3), "none"]
+REVERSES = ["full", Sampled(), Sampled(0.1, 0.4), Sampled(0.1, 0.4, clip_most=1.5), Skewed(0.3), "none"]
 FORWARDS = [
     "full",
     TopK(5),
@@ -81,11 +81,20 @@ def case_of(objective: Objective, *, seed: int = 0, given: tuple[str, ...] = (),
         y = torch.multinomial(log_p.exp(), 1, generator=generator)
         noise = 0.3 * torch.randn(len(y), 1, generator=generator)
         per_token["token_ids"] = y.view(leading)
-        per_token["old_log_probs"] = (log_p.gather(1, y) + noise).view(leading).float()
+        per_token["old_log_probs"] = (log_p.gather(1, y) + noise).clamp(max=0).view(leading).float()
         if case.mask is not None:
             per_token["token_ids"].masked_fill_(~case.mask, -100)
             per_token["old_log_probs"].masked_fill_(~case.mask, torch.nan)
+    if "token_ids" in given:
+        y = torch.randint(vocab_size, leading, generator=generator)
+        per_token.setdefault("token_ids", y if case.mask is None else y.masked_fill(~case.mask, -100))
+    if "advantages" in given and isinstance(objective.reverse, Sampled):
+        per_token["advantages"] = 3 * torch.randn(leading, generator=generator)
+        if case.mask is not None:
+            per_token["advantages"].masked_fill_(~case.mask, torch.nan)
     for name in given:
+        if name in ("token_ids", "advantages"):
+            continue
         per_token[name] = torch.rand(leading, generator=generator).clamp(0.2, 0.9).sub(0.2)
     return replace(case, per_token=per_token)
 
@@ -123,7 +132,9 @@ SIDES = st.sampled_from(["logits", "hidden"])
     halves=st.sampled_from(HALVES),
     combine=st.sampled_from(["add", "switch", "blend"]),
     temperature=st.sampled_from([1.0, 0.7, (2.0, 1.3)]),
-    given=st.sampled_from([(), ("gate",), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
+    given=st.sampled_from([(), ("gate", "token_ids"), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
+    sampled=st.booleans(),
+    advantages=st.booleans(),
     masked=st.booleans(),
     schedule=st.sampled_from(["auto", "recompute"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
@@ -141,6 +152,8 @@ def test_any_options_together(
     combine: Any,
     temperature: Any,
     given: tuple[str, ...],
+    sampled: bool,
+    advantages: bool,
     masked: bool,
     schedule: str,
     reduction: str,
@@ -149,6 +162,7 @@ def test_any_options_together(
     objective = Objective(gate, 0.7, combine, temperature, *halves, reverse_weight=1.5)
     options: dict[str, Any] = {"leading": leading, "vocab_size": vocab_size, "dtype": dtype}
     options |= {"student": student, "teacher": teacher}
+    given = (*given, *["token_ids"] * sampled, *["advantages"] * advantages)
     case = case_of(objective, seed=seed, given=given, masked=masked, **options)
     if case.teacher_head is None and isinstance(halves[1], TopK):
         # Among logits of 16 bits the k-th likeliest is seldom one: which of several is taken is not stated.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eopd_kernels import EntropyGate, Objective, TopKTeacher
-from eopd_kernels.compiled import SEEN, Arguments
+from eopd_kernels.compiled import Arguments, seen_tensors
 from eopd_kernels.inputs.check import checked
 from eopd_kernels.inputs.keywords import with_defaults
 from tests.conftest import make_case, size
@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mixture": {"objective": Objective.jsd(0.3)},
     "sparse": {"objective": Objective.eopd_paper(), "schedule": "recompute"},
     "served": {"objective": Objective.eopd_paper(), "served": True},
+    "sampled tokens": {"token_ids": True, "masked": True},
     "frozen": {"frozen": True},
 }
 
@@ -36,11 +37,11 @@ def arguments(options: dict[str, Any], backend: str) -> Arguments:
     options = dict(options)
     call = {name: options.pop(name) for name in ("reduction", "schedule", "objective") if name in options}
     served, frozen = options.pop("served", False), options.pop("frozen", False)
+    sampled = {"token_ids": torch.arange(6).view(2, 3)} if options.pop("token_ids", False) else {}
     case = make_case(leading=(2, 3), vocab_size=1300 if size(backend) else 67, **options)
     if frozen:
         for leaf in case.leaves:
             leaf.requires_grad_(False)
-    sampled = {}
     if call.get("objective") == Objective.eopd_paper():
         sampled = {"token_ids": torch.arange(6).view(2, 3), "old_log_probs": torch.full((2, 3), -2.0)}
     given = case.arguments | call | sampled | {"backend": backend}
@@ -65,7 +66,7 @@ def test_the_loss_is_a_sound_custom_op(options: dict[str, Any], backend: str) ->
         return
     with torch.no_grad():
         value, packed, *rest, _anchor = loss(*given)
-        kept = rest[len(SEEN) - 1 :]
+        kept = rest[seen_tensors(given.token_ids) - 1 :]
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in given]
     backward: Any = torch.ops.eopd_kernels.loss_backward.default
     torch.library.opcheck(backward, (torch.full_like(value, 1.3), packed, kept, *detached))

@@ -39,7 +39,8 @@ def assert_no_worse_than_plain(case: Case, reduction: str = "mean", **options: A
     inside = 2**-48 if dtype == torch.float64 else 2**-24
     if ((truth.gate == 0) | (truth.gate == 1)).all():
         assert torch.equal(ours.gate.double(), truth.gate)
-    for name in ("gate", *FIGURES):
+    of_token = () if truth.student_log_probs is None else ("student_log_probs", "teacher_log_probs")
+    for name in ("gate", *FIGURES, *of_token):
         value, of_plain, exact = (getattr(party, name) for party in (ours, plain, truth))
         unknown = value.isnan()
         assert (truth.gate[unknown & ~exact.isnan()] == 0).all(), f"{name} is NaN on tokens that were visited"

@@ -26,13 +26,20 @@ from .options import (
     check_workspace,
     resolve_schedule,
 )
-from .per_token import check_sparse_teacher, check_vocabulary, denominator, token_weights, tokens_of
+from .per_token import (
+    check_no_teacher,
+    check_sparse_teacher,
+    check_vocabulary,
+    denominator,
+    token_weights,
+    tokens_of,
+)
 from .record import Call, Options
 from .sides import check_side, check_vocab_size, common_vocabulary, needs_gradient, refuse_gradient
 from .top_k_teacher import TopKTeacher
 
 
-def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
+def checked(student: Tensor, teacher: Tensor | TopKTeacher | None, given: Keywords) -> Call:
     """Returns the call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
     if given["tensor_parallel_group"] is None:
         return checked_here(student, teacher, given)
@@ -41,7 +48,7 @@ def checked(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> 
     return function(student, teacher, given)
 
 
-def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords) -> Call:
+def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher | None, given: Keywords) -> Call:
     """Checks a call under a ``tensor_parallel_group``: a rank that refuses it tells those that would wait for it."""
     group = process_group(given["tensor_parallel_group"])
     exchange = Exchange(group, student.device if isinstance(student, Tensor) else None)
@@ -62,7 +69,7 @@ def checked_among_ranks(student: Tensor, teacher: Tensor | TopKTeacher, given: K
 
 
 def checked_here(
-    student: Tensor, teacher: Tensor | TopKTeacher, given: Keywords, exchange: Exchange | None = None
+    student: Tensor, teacher: Tensor | TopKTeacher | None, given: Keywords, exchange: Exchange | None = None
 ) -> Call:
     """Checks a call of one process, or with an ``exchange`` that of one rank.
 
@@ -80,12 +87,14 @@ def checked_here(
     check_side("student", student, student_head, least)
     served = dense = None
     if isinstance(teacher, TopKTeacher):
-        check_sparse_teacher(served := teacher, teacher_head, objective)
+        check_sparse_teacher(served := teacher, teacher_head, objective, given["advantages"])
+    elif teacher is None:
+        check_no_teacher(teacher_head, objective, given)
     else:
         check_side("teacher", dense := teacher, teacher_head, least)
     if given["backend"] != "auto" and not torch.compiler.is_compiling():  # then it is asked for when the graph runs
         choose(given["backend"], student.device)  # refused before anything travels between ranks
-    of_teacher = teacher.ids.shape if isinstance(teacher, TopKTeacher) else teacher.shape
+    of_teacher = (student if teacher is None else teacher.ids if isinstance(teacher, TopKTeacher) else teacher).shape
     if student.shape[:-1] != of_teacher[:-1]:
         raise ValueError(
             "student and teacher must have the same leading shape, got "
@@ -118,6 +127,9 @@ def checked_here(
     )
     items = denominator(weights, given["num_items"], reduction)
     tokens = tokens_of(said, served, objective, weights, student.shape[:-1])
+    if teacher is None:
+        unknown = torch.full_like(weights, torch.nan)
+        tokens = replace(tokens, teacher_entropy=unknown, teacher_token_log_probs=unknown)
     call = Call(student, dense, student_head, teacher_head, weights, items, tokens, options)
     if exchange is not None:
         call = among_ranks(call, exchange, vocab_size, not given["partial_hidden_gradient"])

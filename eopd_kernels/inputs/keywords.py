@@ -28,6 +28,7 @@ class TensorKeywords(TypedDict, total=False):
     num_items: int | float | Tensor | None
     token_ids: Tensor | None
     old_log_probs: Tensor | None
+    advantages: Tensor | None
     gate: Tensor | None
     reverse_weights: Tensor | None
     forward_weights: Tensor | None
@@ -90,7 +91,7 @@ TENSORS, MODULE, REFERENCE, ALL = (
     tuple(name for name in DEFAULTS if name in kind.__annotations__)
     for kind in (TensorKeywords, ModuleKeywords, ReferenceKeywords, Keywords)
 )
-PER_TOKEN = ("token_ids", "old_log_probs", "gate", "reverse_weights", "forward_weights")
+PER_TOKEN = ("token_ids", "old_log_probs", "advantages", "gate", "reverse_weights", "forward_weights")
 
 
 def with_defaults(function: str, given: Mapping[str, Any], allowed: tuple[str, ...] = ALL) -> Keywords:

@@ -15,7 +15,7 @@ from ..objective.halves import Sampled, TopK
 from ..objective.objective import Objective
 from ..tensors import rows_of
 from .record import Tokens
-from .top_k_teacher import TopKTeacher, entropy_lower_bound, present_entries
+from .top_k_teacher import TopKTeacher, entropy_lower_bound, log_prob_of, present_entries
 
 # The most that log 1 may come to: a difference of two bf16 numbers near 16, as some servers compute it.
 ROUNDED_LOG_PROB = 0.125
@@ -43,6 +43,8 @@ def token_weights(
     # Labels of a type without negative numbers hold no negative ignore_index, whatever their bits would be in another.
     if labels is not None and ignore_index >= torch.iinfo(labels.dtype).min:
         weights = torch.where(labels.long() == ignore_index, 0.0, weights)
+    if mask is not None and mask.dtype != torch.bool:
+        check_weights(weights)
     return rows_of(weights)
 
 
@@ -82,13 +84,22 @@ def check_count(count: Tensor) -> None:
         torch._assert_async((count >= 0) & (count < math.inf))
 
 
+def check_weights(weights: Tensor) -> None:
+    """Refuses weights of tokens below 0, infinite or NaN, on a CPU; elsewhere looking would wait for the device."""
+    if tensors.readable(weights) and not ((weights >= 0) & (weights < math.inf)).all():
+        raise ValueError(
+            "mask must be finite and at least 0 where it counts, 0 for what is left out, got a tensor with other "
+            "numbers: of an additive attention mask (0 and -inf) pass mask == 0"
+        )
+
+
 def check_movable(count: Tensor, device: torch.device) -> None:
     """Refuses a count on a GPU beside CPU tensors, which torch does not take either: the host would wait for it."""
     if tensors.on_host(device) and not tensors.on_host(count.device):
         raise ValueError(f"all tensors must be on one device, got student on {device} and num_items on {count.device}")
 
 
-def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective) -> None:
+def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objective, advantages: object) -> None:
     """Refuses what a :class:`TopKTeacher` cannot be asked for."""
     if head is not None:
         raise ValueError(f"teacher_head must be None with a TopKTeacher, got {described(head)}")
@@ -107,8 +118,30 @@ def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objectiv
             "Objective.temperature must be 1 for the teacher with a TopKTeacher, whose log_probs are taken as they "
             f"are, got {objective.temperatures[1]:g}"
         )
-    if isinstance(objective.reverse, Sampled) and teacher.token_log_probs is None:
-        raise ValueError("Objective.reverse='sampled' with a TopKTeacher needs its token_log_probs, got None")
+    if isinstance(objective.reverse, Sampled) and teacher.token_log_probs is None and advantages is None:
+        raise ValueError(
+            "Objective.reverse='sampled' with a TopKTeacher needs its token_log_probs, or advantages=, got None"
+        )
+
+
+def check_no_teacher(head: object, objective: Objective, given: Mapping[str, object]) -> None:
+    """Refuses what needs a teacher where there is none: a sampled reverse half with advantages is all there can be."""
+    if head is not None:
+        raise ValueError(f"teacher_head must be None without a teacher, got {described(head)}")
+    if not isinstance(objective.reverse, Sampled) or objective.forward != "none":
+        raise ValueError(
+            "teacher=None needs Objective.reverse='sampled' and forward='none', got "
+            f"reverse={objective.reverse!r} and forward={objective.forward!r}: pass a teacher"
+        )
+    if given["advantages"] is None:
+        raise ValueError(
+            "teacher=None needs advantages= of the leading shape in place of log q(y) − log p_old(y), got None"
+        )
+    if given["gate"] is None and getattr(objective.gate, "of", "student") == "teacher":
+        raise ValueError(
+            "teacher=None needs an Objective.gate that looks at no teacher, such as 'never' in "
+            f"Objective.on_policy_distillation(), got {objective.gate!r}"
+        )
 
 
 def tokens_of(
@@ -121,7 +154,8 @@ def tokens_of(
     """Returns what was said of each token, ``[N, ...]``: numbers in the compute dtype, harmless where the weight is 0.
 
     Args:
-        given: ``token_ids``, ``old_log_probs``, ``gate``, ``reverse_weights``, ``forward_weights`` as they came.
+        given: ``token_ids``, ``old_log_probs``, ``advantages``, ``gate``, ``reverse_weights``, ``forward_weights`` as
+            they came.
     """
     for name, tensor in given.items():
         if tensor is None:
@@ -138,6 +172,10 @@ def tokens_of(
         for name in ("token_ids", "old_log_probs"):
             if given[name] is None:
                 raise ValueError(f"Objective.reverse='sampled' needs {name}= of the leading shape, got None")
+    elif given["advantages"] is not None:
+        raise ValueError(
+            f"advantages= are those of Objective.reverse='sampled', got reverse={objective.reverse!r} with them"
+        )
 
     unused = weights == 0
 
@@ -149,6 +187,8 @@ def tokens_of(
     if token_ids is not None:
         token_ids = rows_of(token_ids.long()).masked_fill(unused, 0)
     tokens = {name: numbers(tensor) for name, tensor in given.items() if name != "token_ids"}
+    if (old_log_probs := tokens["old_log_probs"]) is not None:
+        check_log_probs("old_log_probs", old_log_probs)
     if teacher is None:
         return Tokens(token_ids, **tokens)
 
@@ -163,6 +203,8 @@ def tokens_of(
     for name, given_log_probs in (("log_probs", log_probs), ("token_log_probs", token_log_probs)):
         if given_log_probs is not None:
             check_log_probs(f"TopKTeacher.{name}", given_log_probs)
+    if token_log_probs is None and token_ids is not None:
+        token_log_probs = log_prob_of(token_ids, ids, log_probs, present)
     entropy = numbers(teacher.entropy)
     if entropy is None:
         entropy = entropy_lower_bound(log_probs, present)

@@ -20,15 +20,17 @@ class Tokens:
     Args:
         token_ids: ``[N]`` the sampled token y. Default, here and below: None, not given.
         old_log_probs: ``[N]`` log p_old(y).
+        advantages: ``[N]`` in place of log q(y) − log p_old(y).
         gate: ``[N]`` how far the gate is open, in place of the objective's.
         reverse_weights, forward_weights: ``[N]`` factors of each half.
         top_ids, top_log_probs, top_present: ``[N, k]`` the entries of a :class:`TopKTeacher`.
         teacher_entropy: ``[N]`` as it was given, or the lower bound.
-        teacher_token_log_probs: ``[N]`` log q(y).
+        teacher_token_log_probs: ``[N]`` log q(y), NaN where the :class:`TopKTeacher` does not know it.
     """
 
     token_ids: Tensor | None = None
     old_log_probs: Tensor | None = None
+    advantages: Tensor | None = None
     gate: Tensor | None = None
     reverse_weights: Tensor | None = None
     forward_weights: Tensor | None = None
@@ -84,7 +86,8 @@ class Call:
 
     Args:
         student: ``[..., V]`` or, with a head, ``[..., D_s]``.
-        teacher: ``[..., V]`` or, with a head, ``[..., D_t]``. None: a :class:`TopKTeacher`, which is in ``tokens``.
+        teacher: ``[..., V]`` or, with a head, ``[..., D_t]``. None: a :class:`TopKTeacher`, which is in ``tokens``, or
+            no teacher at all, of which these hold NaN.
         student_head, teacher_head: the heads, or None for logits.
         weights: ``[N]`` of the tokens, in the compute dtype; 0 where masked.
         denominator: 0-d, of the mean; None for "sum" and "none".

@@ -22,7 +22,7 @@ class TopKTeacher:
             the gate uses a lower bound, the entropy with everything outside the k entries as one more class.
         valid: ``[..., k]`` bool, False marks a missing entry too, or None (default).
         token_log_probs: ``[...]`` floating, nats, ≤ 0 likewise: log q of the sampled token, which a sampled reverse
-            half needs; or None.
+            half needs; or None: then it is known where the token is among the entries.
 
     Raises:
         TypeError, ValueError: a tensor is not what is stated above.
@@ -95,3 +95,9 @@ def entropy_lower_bound(log_probs: Tensor, present: Tensor) -> Tensor:
     q = torch.where(present, log_probs, -torch.inf).exp()
     rest = (1 - q.sum(1)).clamp_min(0)
     return -times_or_zero(q, log_probs).sum(1) - times_or_zero(rest, rest.log())
+
+
+def log_prob_of(token_ids: Tensor, ids: Tensor, log_probs: Tensor, present: Tensor) -> Tensor:
+    """Returns the log-probabilities ``[n]`` of tokens as far as they are among the entries ``[n, k]``, else NaN."""
+    same = present & (ids == token_ids.unsqueeze(1))
+    return torch.where(same.any(1), torch.where(same, log_probs, 0.0).sum(1), torch.nan)

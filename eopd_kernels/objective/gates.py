@@ -132,11 +132,11 @@ def gate_values(gate: Gate, statistics: RowStatistics, vocab_size: int, weights:
     elif isinstance(gate, EntropyGate):
         opened = gate(statistics, vocab_size)
     else:
-        left_out = statistics.packed.masked_fill((weights == 0).unsqueeze(1), torch.nan)
+        valid = statistics.unknown_where(weights == 0)
         if isinstance(gate, QuantileGate):
-            opened = gate(RowStatistics(left_out), vocab_size)
+            opened = gate(valid, vocab_size)
         else:
-            opened = gate(RowStatistics(left_out))
+            opened = gate(valid)
             if not isinstance(opened, Tensor) or opened.is_complex():
                 raise TypeError(f"a callable gate must return a tensor of real numbers, got {type(opened).__name__}")
             if tuple(opened.shape) != (n,):

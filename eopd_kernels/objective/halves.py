@@ -13,25 +13,33 @@ class Sampled:
     """A reverse half: the paper's, a clipped policy gradient on the sampled token y (arXiv 2603.07079, Alg. 1).
 
     R = max(−A·r, −A·clip(r, 1 − clip_low, 1 + clip_high)) with the ratio r = p(y)/p_old(y) and the advantage
-    A = log q(y) − log p_old(y), a constant. Needs ``token_ids=`` and ``old_log_probs=``. Averaged over y ~ p = p_old
-    its gradient is that of the full reverse KL.
+    A = log q(y) − log p_old(y), a constant; ``advantages=`` of the call take its place, and with them no teacher is
+    needed for this half. Needs ``token_ids=`` and ``old_log_probs=``. Averaged over y ~ p = p_old its gradient is that
+    of the full reverse KL.
 
     Args:
         clip_low: ε_low in [0, 1]. Default 0.2, as in PPO.
         clip_high: ε_high ≥ 0. Default 0.2.
+        clip_most: the dual clip, above 1: where A < 0, R is at most −A·clip_most, however large r is, and has no
+            gradient beyond. Default None: no such bound. RL trainers take 3.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
+    clip_most: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "clip_low", finite("Sampled.clip_low", self.clip_low, least=0.0, most=1.0))
         object.__setattr__(self, "clip_high", finite("Sampled.clip_high", self.clip_high, least=0.0))
+        if self.clip_most is not None:
+            object.__setattr__(self, "clip_most", finite("Sampled.clip_most", self.clip_most, above=1.0))
 
     def formula(self) -> str:
         """R as a formula, for people."""
-        clip = f"clip(r, {1 - self.clip_low:g}, {1 + self.clip_high:g})"
-        return f"max(−A·r, −A·{clip}), r = p(y)/p_old(y), A = log q(y) − log p_old(y)"
+        clip = f"max(−A·r, −A·clip(r, {1 - self.clip_low:g}, {1 + self.clip_high:g}))"
+        if self.clip_most is not None:
+            clip += f", at most −{self.clip_most:g}·A where A < 0"
+        return f"{clip}, r = p(y)/p_old(y), A = log q(y) − log p_old(y) or as it is given"
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,11 @@ class RowStatistics:
 
     Args:
         packed: ``[n, 8]`` fp32 or fp64, the eight numbers of each row in the order of the table.
+        token_log_probs: ``[n, 2]`` log p(y) and log q(y) of the sampled tokens, in nats; None without ``token_ids=``.
     """
 
     packed: Tensor  # [n, 8]
+    token_log_probs: Tensor | None = None  # [n, 2]
 
     @property
     def student_max(self) -> Tensor:
@@ -82,6 +84,33 @@ class RowStatistics:
     def reverse_kl(self) -> Tensor:
         """R = Σ p (log p − log q) in nats, ``[n]``; +inf where the teacher has no mass on a column of the student."""
         return self.packed[:, 7] / self.student_sum - self.log_sum_ratio
+
+    @property
+    def student_token_log_prob(self) -> Tensor:
+        """log p(y) of the sampled token in nats, ``[n]``; a ValueError where the call has no ``token_ids=``."""
+        return self._token_log_prob("student", 0)
+
+    @property
+    def teacher_token_log_prob(self) -> Tensor:
+        """log q(y) likewise, ``[n]``; NaN where a :class:`TopKTeacher` does not know it."""
+        return self._token_log_prob("teacher", 1)
+
+    def _token_log_prob(self, side: str, column: int) -> Tensor:
+        if self.token_log_probs is None:
+            raise ValueError(f"statistics.{side}_token_log_prob needs token_ids= of the leading shape, got None")
+        return self.token_log_probs[:, column]
+
+    def with_token(self, student: Tensor, teacher: Tensor, log_q: Tensor | None = None) -> RowStatistics:
+        """The statistics of whole rows with the sampled tokens' log-probabilities: from transformed logits ``[n, 1]``
+        of both sides, of the teacher from ``log_q`` [n] where that is given."""
+        of_teacher = self.teacher_log_probs(teacher) if log_q is None else log_q.unsqueeze(1)
+        return RowStatistics(self.packed, torch.cat([self.student_log_probs(student), of_teacher], 1))
+
+    def unknown_where(self, rows: Tensor) -> RowStatistics:
+        """The statistics with NaN in the ``rows`` [n] that are True."""
+        rows, token = rows.unsqueeze(1), self.token_log_probs
+        filled = None if token is None else token.masked_fill(rows, torch.nan)
+        return RowStatistics(self.packed.masked_fill(rows, torch.nan), filled)
 
     def probabilities(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p, q and log p − log q of transformed logits ``[n, k]``, some columns of rows that this is the whole of."""

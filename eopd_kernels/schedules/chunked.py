@@ -13,15 +13,13 @@ chunk's logits are alive                    again in backward
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .. import tensors
 from ..row_math.statistics import RowStatistics
 from .blocks import Block, Chunk
 from .first_visit import FirstVisit, gate_of
 from .loss_terms import RowGradient, terms_of
 from .masked import COMPACT_BELOW
-from .own_columns import block_gradient
+from .own_columns import block_gradient, token_logits
 from .problem import Problem
 from .seen import Seen
 from .sides import HiddenSide
@@ -43,6 +41,8 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
     if not problem.fused:
         general_gradient(problem, chunk, block, first_visit(problem, chunk, block), gradient, seen)
         return
+    # Looked up first: the gradient may take the logits' memory.
+    token = None if problem.tokens.token_ids is None else token_logits(problem, block, chunk.rows)
     out = gradient.target(chunk.rows, problem.columns, block.student)
     packed, gate = problem.functions.row_loss_and_gradient(
         *block,
@@ -52,7 +52,8 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
         problem.transforms,
         out,
     )
-    seen.put(chunk.rows, packed, gate, None)
+    statistics = RowStatistics(packed)
+    seen.put(chunk.rows, statistics if token is None else statistics.with_token(*token), gate, None)
     gradient.begin(chunk.rows, chunk.student)
     gradient.add(problem.columns, out)
     gradient.end()
@@ -63,7 +64,7 @@ def with_losses(problem: Problem, seen: Seen) -> Seen:
     if not problem.fused:
         return seen
     terms = terms_of(problem.objective, RowStatistics(seen.packed), seen.gate, problem.tokens)
-    return replace(seen, reverse=terms.reverse, forward=terms.forward, loss=terms.loss)
+    return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss, seen.token_log_probs)
 
 
 def first_visit(problem: Problem, chunk: Chunk, block: Block) -> FirstVisit:
@@ -89,7 +90,7 @@ def general_gradient(
     gate = gate_of(problem, statistics, tokens, weights)
     visited.see_top_k(problem, block, gate)
     terms = visited.terms(problem, statistics, gate, tokens, weights)
-    seen.put(rows, statistics.packed, gate, terms)
+    seen.put(rows, statistics, gate, terms)
 
     of_rows = RowGradient(statistics.packed, terms.coefficients, terms.own).times(weights)
     taken = chunk.student

@@ -53,7 +53,7 @@ class FirstVisit:
         figures = cls(RowStatistics.empty(n, weights.dtype, weights.device).packed)
         if objective.skews is not None:
             figures.mixture = numbers(4, 0.0)
-        if isinstance(objective.reverse, Sampled):
+        if problem.tokens.token_ids is not None:
             figures.token_student, figures.token_teacher = numbers(1, -torch.inf), numbers(1, -torch.inf)
         if isinstance(objective.forward, TopK):
             k = objective.forward.k if problem.tokens.top_ids is None else problem.tokens.top_ids.shape[1]
@@ -175,19 +175,25 @@ class FirstVisit:
         self.top_ids, self.top_student = all_ids.gather(1, best), all_student.gather(1, best)
 
     def known_statistics(self, tokens: Tokens) -> RowStatistics:
-        """Returns the statistics of whole rows.
+        """Returns the statistics of whole rows, with the sampled tokens' log-probabilities where there are such tokens.
 
         Of a teacher without logits its entropy is known and nothing else: its fields are those of a row with that
         entropy, and both KLs are NaN.
         """
-        if tokens.teacher_entropy is None:
-            return RowStatistics(self.packed)
+        statistics = RowStatistics(self.packed if tokens.teacher_entropy is None else self._of_student(tokens))
+        if self.token_student is None or self.token_teacher is None:
+            return statistics
+        return statistics.with_token(self.token_student, self.token_teacher, tokens.teacher_token_log_probs)
+
+    def _of_student(self, tokens: Tokens) -> Tensor:
+        """Returns the statistics ``[n, 8]`` of a row of which the teacher's entropy is known and nothing else of it."""
+        assert tokens.teacher_entropy is not None
         packed = self.packed.clone()
         packed[:, 2] = packed[:, 0]  # the student's block stands in for the teacher's: no exponential of it overflows
         packed[:, 3].fill_(1.0)
         packed[:, 4] = -tokens.teacher_entropy
         packed[:, 5::2].fill_(torch.nan)
-        return RowStatistics(packed)
+        return packed
 
     def terms(
         self, problem: Problem, statistics: RowStatistics, gate: Tensor, tokens: Tokens, weights: Tensor
@@ -196,13 +202,10 @@ class FirstVisit:
         mixture = None if self.mixture is None else MixtureStatistics(self.mixture)
         used = (weights != 0).unsqueeze(1)
         token = top = None
-        if self.token_student is not None and self.token_teacher is not None:
-            assert tokens.token_ids is not None
-            given = tokens.teacher_token_log_probs
-            log_q = statistics.teacher_log_probs(self.token_teacher) if given is None else given.unsqueeze(1)
-            token = Columns(
-                tokens.token_ids.unsqueeze(1), used, statistics.student_log_probs(self.token_student), log_q
-            )
+        if isinstance(problem.objective.reverse, Sampled):
+            assert tokens.token_ids is not None and statistics.token_log_probs is not None
+            log_p, log_q = statistics.token_log_probs.split(1, 1)
+            token = Columns(tokens.token_ids.unsqueeze(1), used, log_p, log_q)
         if self.top_ids is not None and self.top_student is not None and self.top_teacher is not None:
             given = tokens.top_log_probs
             log_q = statistics.teacher_log_probs(self.top_teacher) if given is None else given

@@ -16,6 +16,7 @@ from torch import Tensor
 from .blocks import Block, Chunk
 from .chunked import chunk_gradient, with_losses
 from .first_visit import gate_of
+from .own_columns import token_logits
 from .problem import Problem
 from .seen import Seen
 from .sides import HiddenSide, Rows
@@ -53,9 +54,10 @@ def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
 
 def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:
     """Returns which of a chunk's rows are open, and notes what the teacher's logits ``[n, V]`` say of all of them."""
-    statistics = without_student(of_teacher(problem, teacher))
+    token = None if problem.tokens.token_ids is None else token_logits(problem, Block(teacher, teacher), rows)[1]
+    statistics = without_student(of_teacher(problem, teacher), token)
     gate = gate_of(problem, statistics, problem.tokens.take(rows), problem.weights[rows])
-    seen.put(rows, statistics.packed, gate, None)
+    seen.put(rows, statistics, gate, None)
     return gate.nonzero().squeeze(1)
 
 

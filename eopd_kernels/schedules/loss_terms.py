@@ -147,8 +147,8 @@ def reverse_half(
 ) -> Half:
     """Returns the reverse half R of every row, with its gradient."""
     if isinstance(half, Sampled):
-        assert token is not None and tokens.old_log_probs is not None
-        return sampled(half, token, tokens.old_log_probs)
+        assert token is not None
+        return sampled(half, token, tokens)
     if half == "none":
         zero = torch.zeros_like(statistics.student_sum)
         return Half(zero, zero)
@@ -170,16 +170,28 @@ def forward_half(half: Any, statistics: RowStatistics, mixture: MixtureStatistic
     return Half(statistics.forward_kl, torch.ones_like(statistics.student_sum))
 
 
-def sampled(half: Sampled, token: Columns, old_log_probs: Tensor) -> Half:
-    """Returns max(−A·r, −A·clip(r)) on the sampled token; where the clip decides, there is no gradient."""
-    log_p, log_q = token.log_p[:, 0], token.log_q[:, 0]
-    advantage = log_q - old_log_probs
+def sampled(half: Sampled, token: Columns, tokens: Tokens) -> Half:
+    """Returns max(−A·r, −A·clip(r)) on the sampled token; where a clip decides, there is no gradient."""
+    log_p, log_q, old_log_probs, advantage = (
+        token.log_p[:, 0],
+        token.log_q[:, 0],
+        tokens.old_log_probs,
+        tokens.advantages,
+    )
+    assert old_log_probs is not None
+    if advantage is None:
+        advantage = log_q - old_log_probs
     ratio = torch.exp(log_p - old_log_probs)
     clipped = ratio.clamp(1 - half.clip_low, 1 + half.clip_high)
     free, bound = -times_or_zero(ratio, advantage), -times_or_zero(clipped, advantage)
     pull = torch.where(free < bound, 0.0, -free)  # A·r where it is followed; NaN where it is
+    value = torch.maximum(free, bound)
+    if half.clip_most is not None:
+        most = -half.clip_most * advantage
+        beyond = (advantage < 0) & (value > most)
+        value, pull = torch.where(beyond, most, value), torch.where(beyond, 0.0, pull)
     # −A·r·∂log p(y): p·(A·r) everywhere but at y, where it is (p(y) − 1)·A·r.
-    return Half(torch.maximum(free, bound), pull, times_or_zero(pull.unsqueeze(1), torch.expm1(token.log_p)))
+    return Half(value, pull, times_or_zero(pull.unsqueeze(1), torch.expm1(token.log_p)))
 
 
 def top_k_half(half: TopK, top: Columns) -> Half:

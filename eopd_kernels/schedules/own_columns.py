@@ -21,6 +21,7 @@ from ..row_math.statistics import RowStatistics
 from .blocks import Block
 from .loss_terms import Own, RowGradient
 from .problem import Problem
+from .sides import Rows
 
 
 def transformed_at(block: Tensor, ids: Tensor, start: int, transform: Sequence[float], into: Tensor) -> Tensor:
@@ -30,6 +31,17 @@ def transformed_at(block: Tensor, ids: Tensor, start: int, transform: Sequence[f
     """
     local, inside = within(block, ids, start)
     return torch.where(inside, transformed(block.gather(1, local), transform, into.dtype), into)
+
+
+def token_logits(problem: Problem, block: Block, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Reads the sampled tokens' transformed logits ``[n, 1]`` of both sides out of a block of whole rows."""
+    assert problem.tokens.token_ids is not None
+    ids, dtype = problem.tokens.token_ids[rows].unsqueeze(1), problem.weights.dtype
+    of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]
+    return (
+        transformed(block.student.gather(1, ids), of_student, dtype),
+        transformed(block.teacher.gather(1, ids), of_teacher, dtype),
+    )
 
 
 def within(block: Tensor, ids: Tensor, start: int) -> tuple[Tensor, Tensor]:

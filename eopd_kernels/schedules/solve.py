@@ -13,7 +13,7 @@ from ..heads.lm_head import LMHead
 from ..inputs.record import Call
 from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
-from ..row_math.statistics import times_or_zero
+from ..row_math.statistics import RowStatistics, times_or_zero
 from ..rows import Logits, choose
 from ..second_derivative import Gradients
 from ..tensors import readable
@@ -171,7 +171,7 @@ def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGr
     return FilteredGradient(side, needs, problem.block, epsilon * weights.abs().max(), shard)
 
 
-Known = tuple[Tensor, Tensor]  # statistics [N, 8] and gate [N]
+Known = tuple[RowStatistics, Tensor]  # of all N tokens, and their gate
 
 
 def planned(call: Call) -> tuple[Problem, Known | None]:
@@ -194,7 +194,7 @@ def planned(call: Call) -> tuple[Problem, Known | None]:
     statistics = teacher_statistics(everything, look=tokens.gate is None)
     gate = gate_of(everything, statistics, tokens, call.weights)
     problem = problem_of(call, torch.where(gate == 0, 0.0, call.weights))
-    return problem.of_open_tokens(gate), (statistics.packed, gate)
+    return problem.of_open_tokens(gate), (statistics, gate)
 
 
 def teacher_goes_first(call: Call) -> bool:
@@ -206,7 +206,10 @@ def teacher_goes_first(call: Call) -> bool:
     return on_host and reverse == reverse_gate == 0 and looks_away and objective.gate != "always"
 
 
-def completed(seen: Seen, packed: Tensor, gate: Tensor) -> Seen:
+def completed(seen: Seen, statistics: RowStatistics, gate: Tensor) -> Seen:
     """Fills in the teacher's statistics of tokens that were not visited; their other figures are NaN."""
-    shut = (gate == 0).unsqueeze(1)
-    return replace(seen, packed=torch.where(shut, packed, seen.packed), gate=gate)
+    shut, token = (gate == 0).unsqueeze(1), seen.token_log_probs
+    if token is not None and statistics.token_log_probs is not None:
+        token = torch.where(shut, statistics.token_log_probs, token)
+    packed = torch.where(shut, statistics.packed, seen.packed)
+    return replace(seen, packed=packed, gate=gate, token_log_probs=token)

@@ -32,6 +32,7 @@ from tests.distributed.traffic import Traffic
 from tests.test_objectives import case_of, confident, entries_of
 
 FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate", "reverse_half", "forward_half")
+OF_TOKENS = ("student_log_probs", "teacher_log_probs")
 
 
 @dataclass
@@ -114,6 +115,11 @@ SETUPS = [
     Setup("served", Objective.eopd_paper(), top_k_teacher=True, layouts=ALL),
     Setup("served, recomputed", Objective.eopd_paper(), top_k_teacher=True, options={"schedule": "recompute"}),
     Setup("given per token", given=("gate", "reverse_weights", "forward_weights"), options=SMALL),
+    Setup("token log-probabilities", given=("token_ids",), options=SMALL, layouts=ALL),
+    Setup("token log-probabilities of logits", made={"student": "logits", "teacher": "logits"}, given=("token_ids",)),
+    Setup("token log-probabilities, recomputed", given=("token_ids",), options={"schedule": "recompute", **SMALL}),
+    Setup("token log-probabilities, teacher first", Objective(reverse="none"), given=("token_ids",), layouts=ALL),
+    Setup("advantages", Objective(reverse=Sampled(clip_most=1.5)), given=("advantages",), options=SMALL),
     Setup("temperatures", Objective(gate=EntropyGate(2.0), temperature=(2.0, 1.3)), layouts=ALL),
 ]
 
@@ -128,7 +134,8 @@ def differences(setup: Setup, case: Case, sizes: list[int], vocab_size: int | No
     truth, expected = solved(case, **options)
     wrong = []
     pairs = [("loss", out.loss, truth.loss)]
-    pairs += [(name, getattr(out, name), getattr(truth, name)) for name in FIGURES]
+    figures = FIGURES if "token_ids" not in case.per_token else (*FIGURES, *OF_TOKENS)
+    pairs += [(name, getattr(out, name), getattr(truth, name)) for name in figures]
     whole = [] if case.student_head is None else [slice(None)]
     for i, (ours, theirs) in enumerate(zip(gradients, expected, strict=True)):
         rows = slice(None) if i < len(whole) else here
@@ -142,7 +149,7 @@ def differences(setup: Setup, case: Case, sizes: list[int], vocab_size: int | No
             wrong.append(f"{name}: NaN elsewhere")
         elif not (error := relative_error(ours.nan_to_num(), theirs.nan_to_num())) < max(tolerance, 1e-12):
             wrong.append(f"{name}: {error:.1e}")
-    shared = [getattr(out, name) for name in ("loss", *FIGURES)]
+    shared = [getattr(out, name) for name in ("loss", *figures)]
     if case.student_head is not None:
         shared.append(gradients[0])
     bits = [t.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for t in shared]

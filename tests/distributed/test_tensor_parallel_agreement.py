@@ -42,6 +42,7 @@ def hidden(**other: Any) -> Arguments:
         "labels": torch.tensor([1, 2, 3, 4, -7, -100]),
         "token_ids": torch.tensor([1, 2, 9, 4, 5, 6]),
         "old_log_probs": -numbers(N, seed=5).abs(),
+        "advantages": numbers(N, seed=6),
         "gate": torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.0]),
         "reverse_weights": torch.ones(N),
         "forward_weights": torch.ones(N),
@@ -162,8 +163,9 @@ def other_numbers() -> dict[str, tuple[Arguments, Arguments]]:
         "teacher, valid": (served(), served(valid=torch.tensor([True, False]).repeat(N, 1))),
         "teacher, lower bound": (served(entropy=None), served(entropy=torch.full((N,), 0.5))),
     }
-    for name in ("token_ids", "old_log_probs", "gate", "reverse_weights", "forward_weights"):
-        pairs[name] = (given, hidden(**{name: changed(given[name], 1)}))
+    for name in ("token_ids", "old_log_probs", "advantages", "gate", "reverse_weights", "forward_weights"):
+        step = -1 if name == "old_log_probs" else 1
+        pairs[name] = (given, hidden(**{name: changed(given[name], 1, by=step)}))
     for name in ("ids", "log_probs", "entropy", "token_log_probs"):
         by = 1 if name == "ids" else -0.5
         pairs[f"teacher, {name}"] = (served(), served(**{name: changed(teacher.tensors[name], 0, by=by)}))

@@ -43,6 +43,9 @@ def traffic_per_token() -> dict[str, float]:
             found[f"{name}, {schedule}"] = (
                 sum(sent(halves_of(case), schedule=schedule, **partial, **SMALL).bytes.values()) / n
             )
+    found["token log-probabilities"] = (
+        sum(sent(halves_of(case_of(Objective(), given=("token_ids",))), **partial).bytes.values()) / n
+    )
     found["dX"] = sum(sent(halves_of(case_of(Objective())), **SMALL).bytes.values()) / n - found["default, chunked"]
     wide = case_of(Objective(), vocab_size=2 * 611)
     found["twice the vocabulary"] = sum(sent(halves_of(wide, [611, 611]), **partial).bytes.values()) / n
@@ -61,6 +64,7 @@ def test_bytes_per_token() -> None:
             assert found[f"the paper's, {schedule}"] == sampled + messages.vocabulary_top_k_bytes(16)
             assert found[f"jsd, {schedule}"] == messages.vocabulary_forward_bytes(skewed=True)
             assert found[f"no reverse half, open, {schedule}"] == default + messages.TEACHER_FIRST_BYTES
+        assert found["token log-probabilities"] == sampled
         assert found["dX"] == pytest.approx(messages.vocabulary_hidden_gradient_bytes(24))
         assert found["twice the vocabulary"] == found["masked"] == default
 

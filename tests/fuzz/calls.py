@@ -232,7 +232,7 @@ def draw_objective(
     p_and_q = p_and_q.at(*pair)
     reverse: Any = halves[0]
     if reverse == "sparse":
-        reverse = Sampled(*choose.choice(((0.2, 0.2), (0.1, 0.4))))
+        reverse = Sampled(*choose.choice(((0.2, 0.2, None), (0.1, 0.4, 1.8))))
     elif reverse == "skewed":
         reverse = Skewed(choose.choice(SKEWS))
     forward: Any = halves[1]

@@ -61,7 +61,8 @@ def check(call: Call) -> list[str]:
     inside = INSIDE[call.narrowest]
     size = largest(call, truth)
     wrong = []
-    for name in ("loss", *FIGURES):
+    of_token = ("student_log_probs", "teacher_log_probs") if "token_ids" in call.tokens.given else ()
+    for name in ("loss", *FIGURES, *of_token):
         value, of_plain, exact = (getattr(party, name).detach() for party in (ours, plain, truth))
         if value.shape != exact.shape or value.dtype != call.dtype:
             wrong.append(f"{name} is {value.dtype} {tuple(value.shape)}, not {call.dtype} {tuple(exact.shape)}")
@@ -83,8 +84,8 @@ def may_be_unseen(call: Call, figure: str) -> bool:
     objective = call.objective
     if objective.reverse != "none" and objective.reverse_weight > 0:
         return False
-    return figure in ("student_entropy", "forward_kl", "reverse_kl") or (
-        figure == "teacher_entropy" and "gate" in call.tokens.given
+    return figure in ("student_entropy", "forward_kl", "reverse_kl", "student_log_probs") or (
+        figure in ("teacher_entropy", "teacher_log_probs") and "gate" in call.tokens.given
     )
 
 

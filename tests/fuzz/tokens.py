@@ -158,6 +158,13 @@ def draw_tokens(
             )
         if choose.random() < 0.5:
             of_server["entropy"] = argument(4 * torch.rand(leading, generator=numbers), choose.choice(FLOATING))
+    apart = random.Random(numbers.initial_seed())  # so that whatever else is drawn stays what it was
+    if "token_ids" not in given and apart.random() < 0.3:
+        ids = torch.randint(vocab_size, leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 1))
+        given["token_ids"] = Drawn.of(layout(apart, leading), torch.where(valid, ids, -100))
+    if isinstance(objective.reverse, Sampled) and apart.random() < 0.4:
+        values = 2 * torch.randn(leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 2))
+        given["advantages"] = Drawn.of(layout(apart, leading), torch.where(valid, values, torch.nan))
     number = choose.choice((0, 1, 7, 12.5, 250, 0.5))
     kinds = [
         lambda: number,
@@ -197,10 +204,10 @@ def draw_labels(choose: random.Random, numbers: torch.Generator, leading: tuple[
 def behaviour(choose: random.Random, numbers: torch.Generator, log_p: Tensor, half: Sampled, margin: float) -> Tensor:
     """log p_old of the sampled tokens, such that no ratio lies at the edge of the clip."""
     dtype = choose.choice(FLOATING)
-    edges = torch.tensor([1 - half.clip_low, 1 + half.clip_high], dtype=torch.float64)
+    edges = torch.tensor([1 - half.clip_low, 1 + half.clip_high, half.clip_most or 0.0], dtype=torch.float64)
     old = log_p.to(torch.float64)
     for _ in range(20):
-        drawn = (log_p - 0.6 * torch.randn(log_p.shape, generator=numbers)).to(dtype).double()
+        drawn = (log_p - 0.6 * torch.randn(log_p.shape, generator=numbers)).clamp(max=0).to(dtype).double()
         near = ((log_p - drawn).exp().unsqueeze(-1) - edges).abs().amin(-1) < 5 * margin
         old = torch.where(near, old, drawn)
     return old.to(dtype if bool((old == old.to(dtype)).all()) else torch.float64)

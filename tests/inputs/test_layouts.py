@@ -49,6 +49,7 @@ PER_TOKEN = {
     "labels": torch.tensor([[1, -100, 2, 3, -100]]),
     "token_ids": torch.tensor([[1, 5, 2, 8, 0]]),
     "old_log_probs": -numbers(*LEADING, seed=4).abs(),
+    "advantages": numbers(*LEADING, seed=10),
     "gate": torch.tensor([[0.5, 0.0, 1.0, 0.25, 1.0]]),
     "reverse_weights": numbers(*LEADING, seed=5),
     "forward_weights": numbers(*LEADING, seed=6),
@@ -68,7 +69,7 @@ EOPD = Objective(reverse="sampled", forward=TopK(K))
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_per_token_tensors(name: str, schedule: str, layout: str, backend: str = "auto") -> None:
     student, teacher = numbers(*LEADING, V), numbers(*LEADING, V, seed=1)
-    sampled = {"token_ids", "old_log_probs"}
+    sampled = {"token_ids", "old_log_probs", "advantages"}
     options = {n: PER_TOKEN[n] for n in (sampled if name in sampled else {name})}
     options[name] = LAYOUTS[layout](PER_TOKEN[name])
     dense = {n: t.contiguous().clone() for n, t in options.items()}

@@ -118,7 +118,7 @@ TOP = Objective(reverse="none", forward="top_k")
         (
             lambda: entropy_aware_kl(S, T, objective=Objective.on_policy_distillation()),
             ValueError,
-            "needs its token_log_probs, got None",
+            "needs its token_log_probs, or advantages=, got None",
         ),
         (
             lambda: entropy_aware_kl(S[:1], T, objective=TOP),

@@ -12,6 +12,8 @@ from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
+from .tokens import ADVANTAGES, ALIGNED, AMONG_RANKS, IN_A_GRAPH, MEANS
+from .tokens import MUTANTS as TOKENS
 
 ROW_MATH, BLOCK = "csrc/row_math.h", "csrc/cpu/block.h"
 CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/cpu/vector.h"
@@ -31,6 +33,12 @@ MUTANTS = [
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(EXCHANGE, EXCHANGED),
+    *noticed_by(("tests/test_token_log_probs.py",), TOKENS),
+    *noticed_by(("tests/test_means.py",), MEANS),
+    *noticed_by(("tests/inputs/test_shifted.py", "tests/inputs/test_per_token.py"), ALIGNED),
+    *noticed_by(("tests/test_advantages.py", "tests/inputs/test_per_token.py"), ADVANTAGES),
+    *noticed_by(TENSOR_PARALLEL, AMONG_RANKS),
+    *noticed_by(("tests/test_opcheck.py", "tests/test_compile_options.py"), IN_A_GRAPH),
     *INPUTS_OF_ALL_KINDS,
     *noticed_by(("tests/integrations",), INTEGRATIONS),
     *noticed_by(
@@ -61,7 +69,7 @@ MUTANTS = [
     Mutant("count of all tokens", "denominator", "(weights != 0).sum()", "torch.tensor(weights.numel())"),
     Mutant("count weighs the tokens", "denominator", "(weights != 0).sum()", "weights.sum()"),
     Mutant("labels inverted", "token_weights", "labels.long() == ignore_index", "labels.long() != ignore_index"),
-    Mutant("mask forgotten where there are labels", "token_weights", "0.0, weights)\n    return", "0.0, 1.0)\n    return"),
+    Mutant("mask forgotten where there are labels", "token_weights", "0.0, weights)\n    if mask", "0.0, 1.0)\n    if mask"),
     Mutant("num_items forgotten", "denominator", "if num_items is None:\n        count", "if True:\n        count"),
     Mutant("vocabulary off by one", "common_vocabulary", "        return of_student\n    if not 1", "        return of_student - 1\n    if not 1"),
     Mutant("a gradient under no_grad", "needs_gradient", "enabled = torch.is_grad_enabled()", "enabled = True"),

@@ -27,6 +27,7 @@ def mine(statistics: RowStatistics) -> Tensor:
         (Objective(temperature=2.0, temperature_squared=True), ["L = 4·(R + g·F)"]),
         (Objective(temperature=2.0, temperature_squared=True, gate="always", reverse="none"), ["L = 4·F"]),
         (Objective(reverse=Sampled(0.1, 0.3), forward="none"), ["L = R", "clip(r, 0.9, 1.3)"]),
+        (Objective(reverse=Sampled(clip_most=3.0), forward="none"), ["L = R", "at most −3·A where A < 0"]),
         (
             Objective(forward=TopK(8, teacher="raw", tail=True)),
             ["F = Σ_S q·log(q/p) + (1 − q(S))·log((1 − q(S))/(1 − p(S))), S = the teacher's 8 likeliest"],

@@ -152,6 +152,18 @@ def test_a_top_k_half_reads_the_open_rows_once_more() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_the_sampled_tokens_log_probs_are_a_gather(side: str, schedule: str) -> None:
+    case = case_of(Objective(), given=("token_ids",), student="logits", teacher="logits")
+    elements = []
+    for token_ids in (None, case.per_token["token_ids"]):
+        with Reads(getattr(case, side)) as reads:
+            entropy_aware_kl(case.student, case.teacher, token_ids=token_ids, schedule=schedule)
+        elements.append(reads.elements)
+    assert elements[0] == elements[1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("reverse", "forward"), HALVES, ids=str)
 def test_nothing_waits_for_a_gpu(reverse: Any, forward: Any, schedule: str) -> None:
     objective = Objective(gate=EntropyGate(2.0), alpha=0.7, reverse=reverse, forward=forward)
