@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +11,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from eopd_kernels import Objective
 
 from .rollouts import Rollouts, completions, end_of_sequence_ids, sample
-from .success import pass_rates
 from .training import score
 
 
@@ -65,24 +63,6 @@ def correctness(
         [int(text is not None and check(text)) for text in texts[i * samples : (i + 1) * samples]]
         for i, check in enumerate(checks)
     ]
-
-
-def success_rates(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    checks: list[Callable[[str], bool]],
-    *,
-    samples: int,
-    ks: tuple[int, ...],
-    batch_size: int,
-    max_new_tokens: int,
-) -> dict[str, float]:
-    """pass@k for each k, the mean over the prompts, from what :func:`correctness` finds."""
-    correct = correctness(
-        model, tokenizer, prompts, checks, samples=samples, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
-    return {f"pass@{k}": fmean(pass_rates(correct, k)) for k in ks}
 
 
 @torch.no_grad()

@@ -87,8 +87,9 @@ class PromptOptions:
     chat_template_kwargs: str | None = field(
         default=None, metadata=described("more of what the chat template takes, as a JSON object")
     )
-    answer_column: str = field(
-        default="answer", metadata=described("where the right answer is, for exact match, if there is one")
+    answer_column: str = field(default="answer", metadata=described("where the right answer is, if there is one"))
+    answer_check: Literal["mathematics", "exact"] = field(
+        default="mathematics", metadata=described("equal as math-verify judges (1/2 is 0.5), or to the letter")
     )
     completion_column: str | None = field(
         default=None,

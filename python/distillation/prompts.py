@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import UsageError
 from .options import PromptOptions
+from .report import warn
 
 FILES = (".txt", ".jsonl", ".parquet")
 
@@ -24,6 +25,7 @@ class Prompt:
     text: str
     answer: str | None = None  # the right one, to compare with
     completion: list[int] | None = None  # given, to be learnt from in place of a sampled one
+    place: str = ""  # where it stands in the source
 
 
 def encode_prompts(
@@ -35,6 +37,23 @@ def encode_prompts(
         prompt = encode(record, place, options, tokenizer)
         encoded.setdefault(tuple(prompt.ids), prompt)
     return list(encoded.values())
+
+
+def warn_of_missing_answers(
+    rows: list[tuple[str, dict[str, Any]]], options: PromptOptions, held_out: list[Prompt]
+) -> None:
+    """Says why nobody will count right answers, where the source might have been expected to hold them."""
+    lacking = [prompt.place for prompt in held_out if prompt.answer is None]
+    columns = sorted({name for _, record in rows for name in record})
+    column = options.answer_column
+    if not lacking or (columns == ["prompt"] and column == "answer"):
+        return
+    where = f"they are {', '.join(lacking[:5])}{' and others' * (len(lacking) > 5)}"
+    why = where if column in columns else f"no row has it, the columns are {', '.join(columns)}"
+    warn(
+        f"--answer-column {column}: {len(lacking)} of {len(held_out)} held-out prompts have no answer, so that right "
+        f"ones are not counted; {why}"
+    )
 
 
 def records(options: PromptOptions) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,8 +125,9 @@ def encode(record: dict[str, Any], place: str, options: PromptOptions, tokenizer
     if not ids:
         raise UsageError("--prompts", f"{place}: {found!r} is no token at all for the student's tokenizer")
     text = found if isinstance(found, str) else str(found[-1]["content"])
-    answer = record.get(options.answer_column)
-    return Prompt(list(ids), text, None if answer is None else str(answer), given(record, place, options, tokenizer))
+    found = record.get(options.answer_column)
+    answer = None if found is None else str(found).strip() or None
+    return Prompt(list(ids), text, answer, given(record, place, options, tokenizer), place)
 
 
 def given(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> list[int] | None:

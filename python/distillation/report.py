@@ -38,6 +38,12 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def warn(text: str) -> None:
+    """A warning on standard error, of the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(f"distill.py: warning: {text}", file=sys.stderr)
+
+
 def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """A bar on standard error while ``items`` are consumed; none where that is not a terminal."""
     yield from tqdm(

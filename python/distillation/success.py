@@ -1,4 +1,4 @@
-"""How often samples are right, and how sure that is: Avg@k, Pass@k, bootstrap intervals over prompts. Only numpy.
+"""How often samples are right, and how sure that is: Avg@k, Pass@k, bootstrap intervals over prompts. No torch.
 
 All of it starts from a matrix of 0 and 1, ``[prompts, samples]``: whether each sample of each prompt is right.
 """
@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-AT_A_TIME = 2**22  # entries of the matrix of resampled counts that exist at once: 32 MiB
+AT_A_TIME = 2**22  # resampled numbers that exist at once: 32 MiB
 
 
 class Interval(NamedTuple):
@@ -73,11 +74,11 @@ def outcomes(correct: ArrayLike) -> NDArray[np.int64]:
 
 
 def bootstrap(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
-    """The mean over prompts of each column, with its percentile bootstrap interval.
+    """The mean over prompts of each column, with its percentile bootstrap interval (:func:`scipy.stats.bootstrap`).
 
     Prompts are drawn with replacement, whole rows of ``values`` at a time. That covers the choice of the prompts and
     the luck of their samples. It does not cover the luck of a training run: that takes runs with other seeds. Where
-    every prompt has the same value nothing can be resampled, and the interval has no width.
+    every prompt has the same value, or there is one only, nothing can be resampled, and the interval has no width.
 
     Args:
         values: ``[prompts]`` or ``[prompts, columns]``, one number for each prompt. Columns are resampled together.
@@ -95,17 +96,16 @@ def bootstrap(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAM
         raise ValueError(f"values must be [prompts] or [prompts, columns], none of them 0, got shape {table.shape}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level!r}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more, got {resamples!r}")
-    prompts = len(table)
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, rows := max(1, AT_A_TIME // prompts)):
-        # How often each prompt was drawn, instead of which one came when: the means are then one matrix product.
-        counts = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(rows, resamples - start))
-        means.append(counts @ table / prompts)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*map(float, column)) for column in zip(table.mean(axis=0), low, high, strict=True)]
+    found = stats.bootstrap(
+        (np.repeat(table, 2, axis=0) if len(table) == 1 else table,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, AT_A_TIME // table.size),
+        confidence_level=level,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return [Interval(*map(float, column)) for column in zip(table.mean(axis=0), *found, strict=True)]
 
 
 def paired_difference(
