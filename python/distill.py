@@ -14,9 +14,11 @@ import copy
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +46,7 @@ from distillation.scenarios import Scenario, load_scenario
 from distillation.stream import PromptStream
 from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
-from distillation.vllm_answering import SampledByVLLM
+from distillation.vllm_answering import SampledByVLLM, imported
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
 
 from eopd_kernels import EntropyGate, Objective
@@ -69,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distill.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except (Interrupted, KeyboardInterrupt):
-        kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder else ""
+        begun = folder is not None and folder.read("config.json") is not None
+        kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder and begun else ""
         print(f"\ndistill.py: interrupted{kept}", file=sys.stderr)
         return 130
     finally:
@@ -82,14 +85,17 @@ def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
     started = time.perf_counter()
     device = options.training.device
-    if folder.read("config.json") is None:
-        echoed = {**options.given, "device": device, "processes": options.training.world_size, "versions": versions()}
-        folder.write("config.json", echoed)
+    names = ("reverse-kl", "entropy-aware") if options.loss.objective == "both" else (options.loss.objective,)
+    if options.rollouts.rollout_engine == "vllm":
+        imported()
     if options.demo and folder.writes:
+        begin(options, names, folder)
         build_models(options, folder, device)
     wait(options)
     scenario = load_scenario(options, folder, device)
-    names = ("reverse-kl", "entropy-aware") if options.loss.objective == "both" else (options.loss.objective,)
+    if folder.writes:  # nothing is before everything has been checked
+        begin(options, names, folder)
+    wait(options)
     results = Results(options, scenario, folder)
 
     results.add("teacher", lambda: scenario.teacher)
@@ -107,6 +113,29 @@ def run(options: Options, folder: RunFolder) -> None:
     say(f"{time.perf_counter() - started:.0f} s in all; config, metrics, results and models are in {folder.path}")
 
 
+def begin(options: Options, names: Sequence[str], folder: RunFolder) -> None:
+    """Writes what is to be run; of a run that has been and is to have more steps, forgets that it was finished."""
+    before, results = folder.read("config.json"), folder.read("results.json")
+    if before is not None and before["max_steps"] == options.training.max_steps:
+        return
+    for name in names:
+        if (done := steps_done(folder, name)) > options.training.max_steps > 0:
+            raise UsageError("--max-steps", f"the run has {done} steps already")
+    if results is not None:
+        results["models"] = [row for row in results["models"] if row["name"] not in names]
+        folder.write("results.json", results)
+    for name in names:
+        shutil.rmtree(folder.path / f"student-{name}", ignore_errors=True)
+    echoed = {"device": options.training.device, "processes": options.training.world_size, "versions": versions()}
+    folder.write("config.json", {**options.given, **echoed})
+
+
+def steps_done(folder: RunFolder, name: str) -> int:
+    """Of the last checkpoint of an objective."""
+    checkpoint = last_checkpoint(folder.checkpoints(name))
+    return TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
+
+
 def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) -> None:
     """One distillation with the objective called ``name``, from its last checkpoint if it has one."""
     args = copy.deepcopy(options.training)
@@ -114,7 +143,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
     if args.max_steps < 0:
         args.max_steps = math.ceil(args.num_train_epochs * len(scenario.training) / args.prompts_per_step)
     checkpoint = last_checkpoint(folder.checkpoints(name))
-    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
+    done = steps_done(folder, name)
     folder.forget_after(name, done)
 
     def on_step(metrics: dict[str, Any], histograms: dict[str, Any], completions: list[Completion]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from .errors import UsageError
 
@@ -200,6 +201,12 @@ class TrainingOptions(TrainingArguments):
     logging_steps: float = field(
         default=1, metadata=described("steps between two records of --report-to; metrics.jsonl has every step")
     )
+    save_steps: float = field(default=500, metadata=described("steps between two checkpoints"))
+    report_to: str | None = field(
+        default="none", metadata=described("loggers beside metrics.jsonl: tensorboard, wandb, trackio, ...")
+    )
+    bf16: bool = field(default=False, metadata=described("mixed precision: products in bfloat16"))
+    use_cpu: bool = field(default=False, metadata=described("the CPU, also where there is an accelerator"))
     save_total_limit: int | None = field(default=2, metadata=described("checkpoints kept"))
     seed: int = field(default=0, metadata=described("of everything that is drawn"))
     use_cache: bool = field(default=True, metadata=described("kept in the student's config"))
@@ -235,6 +242,11 @@ class TrainingOptions(TrainingArguments):
             _ = self.device  # starts the process group
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError("of transformers.TrainingArguments", " ".join(str(error).split())) from error
+        try:
+            for logger in get_reporting_integration_callbacks(self.report_to):
+                logger()  # refuses where its library is missing
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError("--report-to", " ".join(str(error).split())) from error
         if self.fsdp and self.device.type == "cpu":
             raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
         if self.n_gpu > 1:

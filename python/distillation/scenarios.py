@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .answers import is_right
 from .coins import Payment
@@ -18,7 +20,7 @@ from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
 from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
-from .prompts import Prompt, encode_prompts, records, warn_of_missing_answers
+from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
 
@@ -61,6 +63,13 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     teacher_name = models.teacher or str(folder.path / TEACHER)
     start = models.student or str(folder.path / START)
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
+    for argument, name in (("--student", start), ("--teacher", teacher_name)):
+        if not (Path(name).exists() or on_hub(name)):
+            raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
+    if find_adapter_config_file(start) is not None:
+        raise UsageError(
+            "--student", f"{start!r} is an adapter, all of whose weights would be frozen; merge it into its base first"
+        )
     tokenizer = load_tokenizer("--student", start)
     teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
     if tokenizer.chat_template is None:
@@ -94,8 +103,10 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
 def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and those held out."""
     limit, held = options.prompts.max_prompt_tokens, options.run.eval_prompts
-    if limit is not None:
-        prompts = [prompt for prompt in prompts if len(prompt.ids) <= limit]
+    longer = [prompt for prompt in prompts if limit is not None and len(prompt.ids) > limit]
+    if longer:
+        say(f"{len(longer)} of {len(prompts)} prompts exceed --max-prompt-tokens {limit} and are left out")
+        prompts = [prompt for prompt in prompts if prompt not in longer]
     if len(prompts) <= held:
         raise UsageError(
             "--prompts",
