@@ -19,7 +19,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,6 @@ from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
 from distillation.vllm_answering import SampledByVLLM, imported
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
-
-from eopd_kernels import EntropyGate, Objective
 
 PASS_AT = (1, 8)
 
@@ -85,7 +82,7 @@ def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
     started = time.perf_counter()
     device = options.training.device
-    names = ("reverse-kl", "entropy-aware") if options.loss.objective == "both" else (options.loss.objective,)
+    names = tuple(options.loss.objectives)
     if options.rollouts.rollout_engine == "vllm":
         imported()
     if options.demo and folder.writes:
@@ -162,7 +159,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         scenario.tokenizer,
         args,
         PromptStream(scenario.training, args.max_steps * args.prompts_per_step, args.seed),
-        objective=objective_called(name, options),
+        objective=options.loss.objectives[name],
         tau=options.loss.tau,
         vocab_size=scenario.vocab_size,
         on_step=on_step,
@@ -249,17 +246,6 @@ def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
     shown_prompt = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
     said = {"prompt": shown_prompt, "completion": text, "writer": completion.writer}
     return {**said, "correct": correct, "ended": completion.ended}
-
-
-def objective_called(name: str, options: Options) -> Objective:
-    """The objective of the command line's ``name`` and loss options."""
-    loss = options.loss
-    if name == "reverse-kl":
-        return Objective.reverse_kl(temperature=loss.temperature)
-    if name == "forward-kl":
-        return Objective.forward_kl(temperature=loss.temperature)
-    whole = Objective.eopd_paper() if name == "paper" else Objective.eopd(loss.temperature)
-    return replace(whole, gate=EntropyGate(loss.tau), alpha=loss.alpha, combine=loss.combine)
 
 
 class Results:

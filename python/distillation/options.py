@@ -11,10 +11,12 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from eopd_kernels import Sampled
+
 from .errors import UsageError
+from .objectives import objectives
 
 DType = Literal["float32", "bfloat16", "auto"]
-ObjectiveName = Literal["entropy-aware", "reverse-kl", "forward-kl", "paper", "both"]
 
 # Without --teacher: the demonstration.
 DEMO: dict[str, Any] = {
@@ -117,12 +119,12 @@ class PromptOptions:
 class LossOptions:
     """The loss."""
 
-    objective: ObjectiveName = field(
+    objective: str = field(
         default="entropy-aware",
         metadata=described(
-            "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; or 'paper': the first as its "
-            "Alg. 1 trains it, on the sampled tokens and the teacher's top 16; or 'both': reverse-kl, then "
-            "entropy-aware, from the same start"
+            "reverse KL plus forward KL where the teacher is uncertain; or 'paper', as its Alg. 1 trains it; 'both': "
+            "reverse-kl, then entropy-aware; another preset (reverse-kl, forward-kl, jeffreys, gkd, ...); or a block "
+            "{preset: jsd, beta: 0.1}, {forward: {k: 8, teacher: raw, tail: true}, gate: {quantile: 0.9}}"
         ),
     )
     tau: float = field(default=0.8, metadata=described("the gate opens above this teacher entropy, nats"))
@@ -138,9 +140,17 @@ class LossOptions:
         require(math.isfinite(self.tau), "tau", self.tau, "a finite number")
         require(0 <= self.alpha < math.inf, "alpha", self.alpha, "a number of at least 0")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
-        if self.objective == "paper":
-            meaning = "1, at which completions are sampled and the objective 'paper' weighs them"
-            require(self.temperature == 1, "temperature", self.temperature, meaning)
+        self.objectives = objectives(
+            self.objective, tau=self.tau, alpha=self.alpha, combine=self.combine, temperature=self.temperature
+        )
+        for name, one in self.objectives.items():
+            meaning = f"1, at which completions are sampled and the objective {name!r} weighs them"
+            require(not self.samples or one.temperatures[0] == 1, "temperature", one.temperatures[0], meaning)
+
+    @property
+    def samples(self) -> bool:
+        """Whether an objective weighs the sampled tokens."""
+        return any(isinstance(one.reverse, Sampled) for one in self.objectives.values())
 
 
 @dataclass
@@ -284,8 +294,9 @@ class Options:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"
             )
-        if self.prompts.completion_column is not None and self.loss.objective == "paper":
-            raise UsageError("--objective", "'paper' needs completions that are sampled, not a --completion-column")
+        if self.prompts.completion_column is not None and self.loss.samples:
+            chosen = self.loss.objective
+            raise UsageError("--objective", f"{chosen!r} needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
 

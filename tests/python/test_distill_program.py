@@ -212,7 +212,7 @@ OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
             ["--objective", "paper", "--temperature", "2"],
             "--temperature: 2.0 is not 1, at which completions are sampled",
         ),
-        (["--objective", "jsd"], "argument --objective: invalid choice: 'jsd'"),
+        (["--objective", "jsf"], "argument --objective: 'jsf' is no preset, those are both, "),
         (["--combine", "mix"], "argument --combine: invalid choice: 'mix'"),
         (["--steps", "3"], "unrecognized arguments: --steps"),
         (["--eval-samples", "7"], "argument --eval-samples: pass@8 needs at least 8 samples per prompt, got 7"),
