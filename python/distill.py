@@ -18,7 +18,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distill.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except (Interrupted, KeyboardInterrupt):
-        begun = folder is not None and folder.read("config.json") is not None
+        begun = folder and folder.read("config.json")
         kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder and begun else ""
         print(f"\ndistill.py: interrupted{kept}", file=sys.stderr)
         return 130
@@ -92,7 +93,6 @@ def run(options: Options, folder: RunFolder) -> None:
     scenario = load_scenario(options, folder, device)
     if folder.writes:  # nothing is before everything has been checked
         begin(options, names, folder)
-    wait(options)
     results = Results(options, scenario, folder)
 
     results.add("teacher", lambda: scenario.teacher)
@@ -216,24 +216,21 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
     )
 
 
-class stopping:
+@contextmanager
+def stopping(trainer: OnPolicyTrainer) -> Iterator[None]:
     """While it is entered, Ctrl-C and SIGTERM end training after the step, with a checkpoint; a second one at once."""
 
-    def __init__(self, trainer: OnPolicyTrainer) -> None:
-        self.trainer = trainer
-        self.signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self.stop) for number in self.signals}
-
-    def stop(self, number: int, frame: Any) -> None:
-        if self.trainer.stop_requested:
+    def stop(number: int, frame: Any) -> None:
+        if trainer.stop_requested:
             raise KeyboardInterrupt
-        self.trainer.stop_requested = True
+        trainer.stop_requested = True
         print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -243,8 +240,8 @@ def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
     prompt = next((prompt for prompt in scenario.training if prompt.ids == completion.prompt), None)
     check = scenario.check(prompt) if prompt is not None else None
     correct = None if check is None else completion.ended and check(text)
-    shown_prompt = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
-    said = {"prompt": shown_prompt, "completion": text, "writer": completion.writer}
+    prompt_text = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
+    said = {"prompt": prompt_text, "completion": text, "writer": completion.writer}
     return {**said, "correct": correct, "ended": completion.ended}
 
 
@@ -292,11 +289,7 @@ class Results:
             correct = correctness(
                 model, scenario.tokenizer, prompts, checks, samples=options.run.eval_samples, **sampling
             )
-        # JSON has no nan: a mean over no tokens is null.
-        return {
-            "correct": correct,
-            "agreement": {key: None if math.isnan(value) else value for key, value in found.items()},
-        }
+        return {"correct": correct, "agreement": found}
 
     def rows(self) -> list[tuple[str, dict[str, float]]]:
         """The table's: pass@k beside the agreement."""

@@ -123,20 +123,14 @@ def as_words(name: str, value: Any) -> list[str]:
 
 def print_help() -> None:
     """Our own options; those of transformers by name only."""
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="distill.py",
-        usage="%(prog)s [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
+        "distill.py", "%(prog)s [options]", DESCRIPTION, EPILOG, formatter_class=form, add_help=False
     )
     first = parser.add_argument_group("from where")
     first.add_argument("--config", metavar="FILE", help="a .yaml or .json file with any of these")
     first.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, or with more --max-steps")
-    first.add_argument(
-        "--output-dir", metavar="DIR", help="the run folder, new or empty (default: runs/distill-<time>)"
-    )
+    first.add_argument("--output-dir", metavar="DIR", help="the run folder, new or empty; default: runs/distill-<time>")
     for group in GROUPS:
         shown = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
         for option in fields(group):

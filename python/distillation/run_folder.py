@@ -88,6 +88,10 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write {self.path / name}: {error.strerror or error}") from error
 
+    def save_pretrained(self, name: str, *parts: Any) -> None:
+        """What ``from_pretrained`` will load: a model and its tokenizer."""
+        self.save_model(name, lambda folder: [part.save_pretrained(folder) for part in parts])
+
 
 def stays(line: str, run: str, step: int) -> bool:
     try:

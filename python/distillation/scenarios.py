@@ -67,9 +67,7 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         if not (Path(name).exists() or on_hub(name)):
             raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
     if find_adapter_config_file(start) is not None:
-        raise UsageError(
-            "--student", f"{start!r} is an adapter, all of whose weights would be frozen; merge it into its base first"
-        )
+        raise UsageError("--student", f"{start!r} is an adapter, all of whose weights would be frozen: merge it first")
     tokenizer = load_tokenizer("--student", start)
     teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
     if tokenizer.chat_template is None:
@@ -103,17 +101,13 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
 def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and those held out."""
     limit, held = options.prompts.max_prompt_tokens, options.run.eval_prompts
-    longer = [prompt for prompt in prompts if limit is not None and len(prompt.ids) > limit]
-    if longer:
-        say(f"{len(longer)} of {len(prompts)} prompts exceed --max-prompt-tokens {limit} and are left out")
-        prompts = [prompt for prompt in prompts if prompt not in longer]
-    if len(prompts) <= held:
-        raise UsageError(
-            "--prompts",
-            f"holds {len(prompts)} different prompts and --eval-prompts keeps {held} of them for evaluation; "
-            "nothing is left to train on",
-        )
-    shuffled = random.Random(options.training.seed).sample(prompts, len(prompts))
+    fitting = [prompt for prompt in prompts if limit is None or len(prompt.ids) <= limit]
+    if longer := len(prompts) - len(fitting):
+        say(f"{longer} of {len(prompts)} prompts exceed --max-prompt-tokens {limit} and are left out")
+    if len(fitting) <= held:
+        kept = f"holds {len(fitting)} different prompts and --eval-prompts keeps {held} of them for evaluation"
+        raise UsageError("--prompts", f"{kept}; nothing is left to train on")
+    shuffled = random.Random(options.training.seed).sample(fitting, len(fitting))
     return shuffled[held:], shuffled[:held]
 
 

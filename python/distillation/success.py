@@ -5,12 +5,12 @@ All of it starts from a matrix of 0 and 1, ``[prompts, samples]``: whether each 
 
 from __future__ import annotations
 
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import comb
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -25,27 +25,20 @@ class Interval(NamedTuple):
     high: float
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The probability that at least one of k samples, drawn without replacement from these, is correct.
+def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Pass@k of each prompt, ``[prompts]``, from a matrix ``[prompts, samples]``.
 
-    Unbiased for k <= samples (Chen et al., arXiv 2107.03374): 1 − C(n − c, k) / C(n, k).
+    The probability that at least one of k samples, drawn without replacement from a prompt's, is right: of n samples
+    with c right ones 1 − C(n − c, k) / C(n, k), unbiased for k <= n (Chen et al., arXiv 2107.03374).
 
     Raises:
-        ValueError: k or correct lies outside what ``samples`` allows.
+        ValueError: k is not from 1 to the number of samples.
     """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must be from 1 to the {samples} samples of a prompt, got {k}")
-    if not 0 <= correct <= samples:
-        raise ValueError(f"correct must be from 0 to the {samples} samples of a prompt, got {correct}")
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Pass@k of each prompt, ``[prompts]``, from a matrix ``[prompts, samples]``."""
     matrix = outcomes(correct)
     samples = matrix.shape[1]
-    of_count = np.array([pass_at_k(samples, count, k) for count in range(samples + 1)])
-    return of_count[matrix.sum(axis=1)]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be from 1 to the {samples} samples of a prompt, got {k}")
+    return 1 - comb(samples - matrix.sum(axis=1), k) / comb(samples, k)
 
 
 def average_rates(correct: ArrayLike) -> NDArray[np.float64]:
@@ -66,10 +59,8 @@ def outcomes(correct: ArrayLike) -> NDArray[np.int64]:
         matrix = np.asarray(correct, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError("correct must be [prompts, samples] with as many samples for every prompt") from error
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"correct must be [prompts, samples] with one of each or more, got shape {matrix.shape}")
-    if not np.isin(matrix, (0, 1)).all():
-        raise ValueError("correct must hold nothing but 0 and 1")
+    if matrix.ndim != 2 or 0 in matrix.shape or not np.isin(matrix, (0, 1)).all():
+        raise ValueError(f"correct must be [prompts, samples] of 0 and 1, at least one each, got shape {matrix.shape}")
     return matrix.astype(np.int64)
 
 
@@ -108,9 +99,7 @@ def bootstrap(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAM
     return [Interval(*map(float, column)) for column in zip(table.mean(axis=0), *found, strict=True)]
 
 
-def paired_difference(
-    values: ArrayLike, baseline: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def paired_difference(values: ArrayLike, baseline: ArrayLike) -> Interval:
     """The mean of ``values − baseline`` over the prompts that both ``[prompts]`` are about, with its interval.
 
     A prompt that is hard for both models moves both rates and leaves the difference alone, so that this interval is
@@ -122,4 +111,4 @@ def paired_difference(
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape:
         raise ValueError(f"values and baseline must be [prompts] of the same prompts, got {ours.shape}, {theirs.shape}")
-    return bootstrap(ours - theirs, level=level, resamples=resamples, seed=seed)[0]
+    return bootstrap(ours - theirs)[0]

@@ -31,7 +31,7 @@ TIMINGS = {
 SPLIT = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy")
 METRICS = {
     *("run", "step", "loss", "gate_fraction", "grad_norm", "learning_rate"),
-    *("completion_length", "clipped_fraction", "tokens", "loss_share_by_flops"),
+    *("completion_length", "clipped_fraction", "tokens"),
     *(f"{name}{split}" for name in SPLIT for split in ("", "_open", "_closed")),
     *TIMINGS,
 }
