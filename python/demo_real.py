@@ -39,9 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser(prog="demo_real.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="a run each; default: 0")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs/smollm2"), metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/smollm2"), help="default: %(default)s")
     parser.add_argument("more", nargs="*", metavar="OPTION", help="after --: further options of distill.py")
     arguments = parser.parse_args(words)
     folder: Path = arguments.output_dir

@@ -14,10 +14,12 @@ import copy
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,8 @@ from distillation.scenarios import Scenario, load_scenario
 from distillation.stream import PromptStream
 from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
-from distillation.vllm_answering import SampledByVLLM
+from distillation.vllm_answering import SampledByVLLM, imported
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
-
-from eopd_kernels import EntropyGate, Objective
 
 PASS_AT = (1, 8)
 
@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"distill.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except (Interrupted, KeyboardInterrupt):
-        kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder else ""
+        begun = folder and folder.read("config.json")
+        kept = f"; `distill.py --resume {folder.path}` goes on with it" if folder and begun else ""
         print(f"\ndistill.py: interrupted{kept}", file=sys.stderr)
         return 130
     finally:
@@ -82,14 +83,16 @@ def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
     started = time.perf_counter()
     device = options.training.device
-    if folder.read("config.json") is None:
-        echoed = {**options.given, "device": device, "processes": options.training.world_size, "versions": versions()}
-        folder.write("config.json", echoed)
+    names = tuple(options.loss.objectives)
+    if options.rollouts.rollout_engine == "vllm":
+        imported()
     if options.demo and folder.writes:
+        begin(options, names, folder)
         build_models(options, folder, device)
     wait(options)
     scenario = load_scenario(options, folder, device)
-    names = ("reverse-kl", "entropy-aware") if options.loss.objective == "both" else (options.loss.objective,)
+    if folder.writes:  # nothing is before everything has been checked
+        begin(options, names, folder)
     results = Results(options, scenario, folder)
 
     results.add("teacher", lambda: scenario.teacher)
@@ -107,6 +110,29 @@ def run(options: Options, folder: RunFolder) -> None:
     say(f"{time.perf_counter() - started:.0f} s in all; config, metrics, results and models are in {folder.path}")
 
 
+def begin(options: Options, names: Sequence[str], folder: RunFolder) -> None:
+    """Writes what is to be run; of a run that has been and is to have more steps, forgets that it was finished."""
+    before, results = folder.read("config.json"), folder.read("results.json")
+    if before is not None and before["max_steps"] == options.training.max_steps:
+        return
+    for name in names:
+        if (done := steps_done(folder, name)) > options.training.max_steps > 0:
+            raise UsageError("--max-steps", f"the run has {done} steps already")
+    if results is not None:
+        results["models"] = [row for row in results["models"] if row["name"] not in names]
+        folder.write("results.json", results)
+    for name in names:
+        shutil.rmtree(folder.path / f"student-{name}", ignore_errors=True)
+    echoed = {"device": options.training.device, "processes": options.training.world_size, "versions": versions()}
+    folder.write("config.json", {**options.given, **echoed})
+
+
+def steps_done(folder: RunFolder, name: str) -> int:
+    """Of the last checkpoint of an objective."""
+    checkpoint = last_checkpoint(folder.checkpoints(name))
+    return TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
+
+
 def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) -> None:
     """One distillation with the objective called ``name``, from its last checkpoint if it has one."""
     args = copy.deepcopy(options.training)
@@ -114,7 +140,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
     if args.max_steps < 0:
         args.max_steps = math.ceil(args.num_train_epochs * len(scenario.training) / args.prompts_per_step)
     checkpoint = last_checkpoint(folder.checkpoints(name))
-    done = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
+    done = steps_done(folder, name)
     folder.forget_after(name, done)
 
     def on_step(metrics: dict[str, Any], histograms: dict[str, Any], completions: list[Completion]) -> None:
@@ -133,7 +159,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         scenario.tokenizer,
         args,
         PromptStream(scenario.training, args.max_steps * args.prompts_per_step, args.seed),
-        objective=objective_called(name, options),
+        objective=options.loss.objectives[name],
         tau=options.loss.tau,
         vocab_size=scenario.vocab_size,
         on_step=on_step,
@@ -190,24 +216,21 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
     )
 
 
-class stopping:
+@contextmanager
+def stopping(trainer: OnPolicyTrainer) -> Iterator[None]:
     """While it is entered, Ctrl-C and SIGTERM end training after the step, with a checkpoint; a second one at once."""
 
-    def __init__(self, trainer: OnPolicyTrainer) -> None:
-        self.trainer = trainer
-        self.signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> None:
-        self.before = {number: signal.signal(number, self.stop) for number in self.signals}
-
-    def stop(self, number: int, frame: Any) -> None:
-        if self.trainer.stop_requested:
+    def stop(number: int, frame: Any) -> None:
+        if trainer.stop_requested:
             raise KeyboardInterrupt
-        self.trainer.stop_requested = True
+        trainer.stop_requested = True
         print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -217,20 +240,9 @@ def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
     prompt = next((prompt for prompt in scenario.training if prompt.ids == completion.prompt), None)
     check = scenario.check(prompt) if prompt is not None else None
     correct = None if check is None else completion.ended and check(text)
-    shown_prompt = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
-    said = {"prompt": shown_prompt, "completion": text, "writer": completion.writer}
+    prompt_text = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
+    said = {"prompt": prompt_text, "completion": text, "writer": completion.writer}
     return {**said, "correct": correct, "ended": completion.ended}
-
-
-def objective_called(name: str, options: Options) -> Objective:
-    """The objective of the command line's ``name`` and loss options."""
-    loss = options.loss
-    if name == "reverse-kl":
-        return Objective.reverse_kl(temperature=loss.temperature)
-    if name == "forward-kl":
-        return Objective.forward_kl(temperature=loss.temperature)
-    whole = Objective.eopd_paper() if name == "paper" else Objective.eopd(loss.temperature)
-    return replace(whole, gate=EntropyGate(loss.tau), alpha=loss.alpha, combine=loss.combine)
 
 
 class Results:
@@ -277,11 +289,7 @@ class Results:
             correct = correctness(
                 model, scenario.tokenizer, prompts, checks, samples=options.run.eval_samples, **sampling
             )
-        # JSON has no nan: a mean over no tokens is null.
-        return {
-            "correct": correct,
-            "agreement": {key: None if math.isnan(value) else value for key, value in found.items()},
-        }
+        return {"correct": correct, "agreement": found}
 
     def rows(self) -> list[tuple[str, dict[str, float]]]:
         """The table's: pass@k beside the agreement."""

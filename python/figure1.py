@@ -227,15 +227,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(rows))
     if options.write:
         draw(tracks, ENTROPIES, options.write.with_suffix(".png"))
-        settings = {
-            **{"vocab_size": VOCAB_SIZE, "top": TOP, "start_noise": START_NOISE, "torch": torch.__version__},
-            **{"steps": options.steps, "rate": options.rate, "seeds": options.seeds},
-            **{
-                "settled": SETTLED,
-                "entropies": [round(h, 6) for h in ENTROPIES.tolist()],
-                "python": platform.python_version(),
-            },
-        }
+        entropies = [round(h, 6) for h in ENTROPIES.tolist()]
+        settings: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "top": TOP, "start_noise": START_NOISE}
+        settings |= {"torch": torch.__version__, "python": platform.python_version(), "entropies": entropies}
+        settings |= {"steps": options.steps, "rate": options.rate, "settled": SETTLED, "seeds": options.seeds}
         content = {"settings": settings, "columns": ["mean of seeds", "least", "most"], "rows": rows}
         options.write.with_suffix(".json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ class Answering(Protocol):
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]: ...
 
 
+@dataclass
 class SampledAnswers:
     """Completions by ``generate``, each with the numbers of its own draw.
 
@@ -29,32 +30,21 @@ class SampledAnswers:
         batch_size: completions at a time; None: all that are asked for at once.
     """
 
-    def __init__(
-        self,
-        student: PreTrainedModel,
-        teacher: PreTrainedModel,
-        tokenizer: Tokenizer,
-        *,
-        seed: int,
-        max_new_tokens: int,
-        vocab_size: int,
-        batch_size: int | None = None,
-        off_policy_fraction: float = 0.0,
-        synced: bool = False,
-    ) -> None:
-        self.models = (student, teacher)
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.max_new_tokens = max_new_tokens
-        self.vocab_size = vocab_size
-        self.batch_size = batch_size
-        self.off_policy_fraction = off_policy_fraction
-        self.synced = synced
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    tokenizer: Tokenizer
+    _: KW_ONLY
+    seed: int
+    max_new_tokens: int
+    vocab_size: int
+    batch_size: int | None = None
+    off_policy_fraction: float = 0.0
+    synced: bool = False
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found: dict[int, Completion] = {}
         by_teacher = [self.for_teacher(draw) for draw in draws]
-        for model, writer in zip(self.models, ("student", "teacher"), strict=True):
+        for model, writer in ((self.student, "student"), (self.teacher, "teacher")):
             teachers = writer == "teacher"
             chosen = [draw for draw, teachers_own in zip(draws, by_teacher, strict=True) if teachers_own is teachers]
             size = self.batch_size or max(1, len(chosen))

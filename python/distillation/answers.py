@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-BOXED = r"\boxed{"
+MARK = "####"  # GSM8K's, before the answer
 
 
-def exact_match(completion: str, answer: str) -> bool:
-    r"""Whether the completion's answer is ``answer`` to the letter, white space aside.
+def is_right(completion: str, answer: str, check: str = "mathematics") -> bool:
+    r"""Whether the completion's answer equals ``answer`` as math-verify judges, or with ``"exact"`` to the letter.
 
-    Its answer is what is in its last ``\boxed{...}``, or the whole of it where nothing is boxed. No mathematics is
-    done: 1/2 and 0.5 differ.
+    An answer is what is in the last ``\boxed{...}`` (and in those right beside it), or after the last ``####``. Where
+    there is neither, ``"exact"`` takes all of the text, white space aside, and ``"mathematics"`` what math-verify finds
+    in it: ``The answer is 7.``
     """
-    return squeezed(last_boxed(completion) or completion) == squeezed(last_boxed(answer) or answer)
+    from latex2sympy2_extended.math_normalization import extract_boxed_content
+    from math_verify import parse, verify
 
-
-def last_boxed(text: str) -> str | None:
-    start = text.rfind(BOXED)
-    if start < 0:
-        return None
-    depth = 0
-    for place in range(start + len(BOXED) - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[start + len(BOXED) : place]
-    return None
+    given, right = (extract_boxed_content(text.rpartition(MARK)[2]) for text in (completion, answer))
+    if squeezed(given) == squeezed(right) or check == "exact":
+        return squeezed(given) == squeezed(right)
+    if squeezed(right).isalnum() and sum(map(str.isalpha, right)) > 2:
+        right = rf"\text{{{right}}}"  # a word, else to mathematics a product of letters in any order
+    return bool(verify(parse(rf"\boxed{{{right}}}"), parse(completion.rpartition(MARK)[2])))
 
 
 def squeezed(text: str) -> str:

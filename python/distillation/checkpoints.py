@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from .errors import RunError
 
-if TYPE_CHECKING:
-    from transformers import Trainer as _Trainer
-else:
-    _Trainer = object
-
 PARTIAL = "partial"  # no name that the library takes for a checkpoint
 
 
-class AtomicCheckpoints(_Trainer):
+class AtomicCheckpoints(Trainer):
     """Has a Trainer write a checkpoint into a folder aside, and renames it when everything is on the disk.
 
     A process that is killed meanwhile leaves a folder that nobody reads, and the next checkpoint removes it. A

@@ -71,9 +71,10 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     first.add_argument("--resume", type=Path)
     named, rest = first.parse_known_args(arguments)
     if named.resume is not None:
-        if rest or named.config is not None:
-            raise UsageError("--resume", "stands alone: a run goes on with the configuration in its folder")
-        rest = [*from_file("--resume", named.resume / "config.json"), "--output-dir", str(named.resume)]
+        more = [word for word in rest if not word.isdigit()]
+        if named.config is not None or any(word.split("=")[0] != "--max-steps" for word in more):
+            raise UsageError("--resume", "stands alone, but for --max-steps: a run goes on as its config.json has it")
+        rest = [*from_file("--resume", named.resume / "config.json"), *rest, "--output-dir", str(named.resume)]
     elif named.config is not None:
         rest = [*from_file("--config", named.config), *rest]
     parser = OneLineParser(GROUPS, prog="distill.py", allow_abbrev=False, add_help=False)
@@ -122,20 +123,14 @@ def as_words(name: str, value: Any) -> list[str]:
 
 def print_help() -> None:
     """Our own options; those of transformers by name only."""
+    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="distill.py",
-        usage="%(prog)s [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
+        "distill.py", "%(prog)s [options]", DESCRIPTION, EPILOG, formatter_class=form, add_help=False
     )
     first = parser.add_argument_group("from where")
     first.add_argument("--config", metavar="FILE", help="a .yaml or .json file with any of these")
-    first.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, which was interrupted")
-    first.add_argument(
-        "--output-dir", metavar="DIR", help="the run folder, new or empty (default: runs/distill-<time>)"
-    )
+    first.add_argument("--resume", metavar="DIR", help="go on with the run in this folder, or with more --max-steps")
+    first.add_argument("--output-dir", metavar="DIR", help="the run folder, new or empty; default: runs/distill-<time>")
     for group in GROUPS:
         shown = parser.add_argument_group((group.__doc__ or "").strip().rstrip("."))
         for option in fields(group):

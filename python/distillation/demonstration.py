@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from . import coins
 from .models import described, small_llama
 from .options import Options
 from .prompts import Prompt
-from .report import progress, say
+from .report import say
 from .rollouts import left_pad
 from .run_folder import RunFolder
 from .training import train_supervised
@@ -51,15 +50,8 @@ def build_models(options: Options, folder: RunFolder, device: torch.device) -> N
         model = small_llama(tokenizer, hidden_size, layers, positions, device)
         say(f"training the {label} on right answers: {described(model)}, {steps} steps of {SUPERVISED_BATCH}")
         batches = supervised_batches(training, tokenizer, random.Random(seed), device)
-        losses = train_supervised(model, batches.__next__, steps=steps, learning_rate=3e-3)
-        for _ in progress(losses, steps, label):
-            pass
-
-        def save(path: str, model: PreTrainedModel = model) -> None:
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-
-        folder.save_model(name, save)
+        train_supervised(model, batches, steps=steps, learning_rate=3e-3, label=label)
+        folder.save_pretrained(name, model, tokenizer)
 
 
 def supervised_batches(

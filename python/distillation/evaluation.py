@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import fmean
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -11,31 +11,17 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from eopd_kernels import Objective
 
+from .metrics import StepTotals
 from .rollouts import Rollouts, completions, end_of_sequence_ids, sample
-from .success import pass_rates
 from .training import score
 
 
 def sample_in_batches(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    vocab_size: int | None = None,
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[list[int]], *, batch_size: int, **sampling: Any
 ) -> list[Rollouts]:
-    """One completion per prompt, ``batch_size`` at a time, in the order of the prompts."""
-    return [
-        sample(
-            model,
-            tokenizer,
-            prompts[start : start + batch_size],
-            max_new_tokens=max_new_tokens,
-            vocab_size=vocab_size,
-        )
-        for start in range(0, len(prompts), batch_size)
-    ]
+    """One completion per prompt, ``batch_size`` at a time, in the order of the prompts; the rest is ``sample``'s."""
+    starts = range(0, len(prompts), batch_size)
+    return [sample(model, tokenizer, prompts[start : start + batch_size], **sampling) for start in starts]
 
 
 def correctness(
@@ -45,9 +31,7 @@ def correctness(
     checks: list[Callable[[str], bool]],
     *,
     samples: int,
-    batch_size: int,
-    max_new_tokens: int,
-    vocab_size: int | None = None,
+    **sampling: Any,
 ) -> list[list[int]]:
     """Whether each of ``samples`` completions of each prompt is right, 0 or 1, ``[prompts][samples]``.
 
@@ -56,33 +40,12 @@ def correctness(
     """
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     eos_ids = end_of_sequence_ids(model, tokenizer)
-    texts: list[str | None] = []
-    for rollouts in sample_in_batches(
-        model, tokenizer, repeated, batch_size=batch_size, max_new_tokens=max_new_tokens, vocab_size=vocab_size
-    ):
-        texts += completions(rollouts, tokenizer, eos_ids)
+    batches = sample_in_batches(model, tokenizer, repeated, **sampling)
+    texts = [text for rollouts in batches for text in completions(rollouts, tokenizer, eos_ids)]
     return [
         [int(text is not None and check(text)) for text in texts[i * samples : (i + 1) * samples]]
         for i, check in enumerate(checks)
     ]
-
-
-def success_rates(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    checks: list[Callable[[str], bool]],
-    *,
-    samples: int,
-    ks: tuple[int, ...],
-    batch_size: int,
-    max_new_tokens: int,
-) -> dict[str, float]:
-    """pass@k for each k, the mean over the prompts, from what :func:`correctness` finds."""
-    correct = correctness(
-        model, tokenizer, prompts, checks, samples=samples, batch_size=batch_size, max_new_tokens=max_new_tokens
-    )
-    return {f"pass@{k}": fmean(pass_rates(correct, k)) for k in ks}
 
 
 @torch.no_grad()
@@ -92,24 +55,22 @@ def agreement(
     teacher_samples: list[Rollouts],
     *,
     tau: float,
-    vocab_size: int | None = None,
-) -> dict[str, float]:
+    vocab_size: int,
+) -> dict[str, float | None]:
     """Entropies and forward KL (nats) on the teacher's own samples, split at teacher entropy ``tau``.
 
-    A mean over no tokens is nan.
+    A mean over no tokens is None.
     """
-    columns: dict[str, list[torch.Tensor]] = {"teacher_entropy": [], "student_entropy": [], "forward_kl": []}
+    totals = StepTotals(tau, vocab_size, student.device)
     for rollouts in teacher_samples:
-        scores = score(student, teacher, rollouts, Objective.forward_kl(), vocab_size=vocab_size)
-        for name, values in columns.items():
-            values.append(getattr(scores, name)[rollouts.completion_mask])
-    scored = {name: torch.cat(values) for name, values in columns.items()}
-    uncertain = scored["teacher_entropy"] > tau
+        seen = score(student, teacher, rollouts, Objective.forward_kl(), vocab_size=vocab_size)
+        totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
+    found = totals.metrics(totals.sums)
     return {
-        "tokens": len(uncertain),
-        "uncertain_fraction": float(uncertain.float().mean()),
-        "teacher_entropy_uncertain": float(scored["teacher_entropy"][uncertain].mean()),
-        "student_entropy_uncertain": float(scored["student_entropy"][uncertain].mean()),
-        "forward_kl_uncertain": float(scored["forward_kl"][uncertain].mean()),
-        "forward_kl_certain": float(scored["forward_kl"][~uncertain].mean()),
+        "tokens": found["tokens"],
+        "uncertain_fraction": totals.sums[totals.places["tokens_open"]].item() / (found["tokens"] or 1),
+        "teacher_entropy_uncertain": found["teacher_entropy_open"],
+        "student_entropy_uncertain": found["student_entropy_open"],
+        "forward_kl_uncertain": found["forward_kl_open"],
+        "forward_kl_certain": found["forward_kl_closed"],
     }

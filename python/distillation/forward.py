@@ -17,17 +17,15 @@ def inside_forward(wrapper: nn.Module, module: nn.Module, function: Callable[[],
     there. The loss is computed in there as well, so that the head's weight is whole while it is read. The result is a
     tensor or a tuple that begins with one, so that FSDP finds what backward starts from.
     """
-    own = module.__dict__.get("forward")  # accelerate's, under mixed precision
+    own = {name: value for name, value in vars(module).items() if name == "forward"}  # accelerate's, in mixed precision
 
     def forward(*args: Any, **kwargs: Any) -> Result:
         restore()
         return function()
 
     def restore() -> None:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.__dict__["forward"] = own
+        vars(module).pop("forward", None)
+        vars(module).update(own)
 
     module.__dict__["forward"] = forward
     try:

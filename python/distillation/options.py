@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+from eopd_kernels import Sampled
 
 from .errors import UsageError
-
-DType = Literal["float32", "bfloat16", "auto"]
-ObjectiveName = Literal["entropy-aware", "reverse-kl", "forward-kl", "paper", "both"]
+from .objectives import objectives
 
 # Without --teacher: the demonstration.
 DEMO: dict[str, Any] = {
@@ -31,8 +32,9 @@ DEMO: dict[str, Any] = {
 }
 
 
-def described(meaning: str) -> dict[str, str]:
-    return {"help": meaning}
+def option(default: Any, meaning: str) -> Any:
+    """A field of that default, which ``--help`` explains."""
+    return field(default=default, metadata={"help": meaning})
 
 
 def require(allowed: bool, option: str, value: Any, meaning: str) -> None:
@@ -50,51 +52,40 @@ def require_at_least(options: Any, least: int, *names: str) -> None:
 class ModelOptions:
     """Own models (give both, with --prompts)."""
 
-    teacher: str | None = field(
-        default=None, metadata=described("a folder or a hub name; code from the hub is never run")
+    teacher: str | None = option(None, "a folder or a hub name; code from the hub is never run")
+    student: str | None = option(None, "a folder or a hub name; the model that is trained")
+    teacher_dtype: Literal["float32", "bfloat16", "auto"] = option(
+        "float32", "of the teacher's weights; 'auto': as saved"
     )
-    student: str | None = field(default=None, metadata=described("a folder or a hub name; the model that is trained"))
-    teacher_dtype: DType = field(default="float32", metadata=described("of the teacher's weights; 'auto': as saved"))
-    student_dtype: DType = field(
-        default="float32",
-        metadata=described("of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"),
+    student_dtype: Literal["float32", "bfloat16", "auto"] = option(
+        "float32", "of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"
     )
-    attn_implementation: str | None = field(
-        default=None, metadata=described("of both models, as transformers names them")
-    )
+    attn_implementation: str | None = option(None, "of both models, as transformers names them")
 
 
 @dataclass
 class PromptOptions:
     """Prompts and answers."""
 
-    prompts: str | None = field(
-        default=None,
-        metadata=described(
-            ".txt (a prompt a line), .jsonl or .parquet (each row with 'prompt' or 'messages'), or a data set as "
-            "'name' or 'name:configuration'"
-        ),
+    prompts: str | None = option(
+        None,
+        ".txt (a prompt a line), .jsonl or .parquet (each row with 'prompt' or 'messages'), or a data set as "
+        "'name' or 'name:configuration'",
     )
-    prompts_split: str = field(default="train", metadata=described("of a data set"))
-    prompt_column: str | None = field(
-        default=None, metadata=described("where the prompt is, if not in 'prompt' or 'messages'")
+    prompts_split: str = option("train", "of a data set")
+    prompt_column: str | None = option(None, "where the prompt is, if not in 'prompt' or 'messages'")
+    prompt_suffix: str = option("", "is appended to prompts that are texts")
+    chat: bool = option(False, "a prompt that is a text is a user's turn, through the chat template")
+    enable_thinking: bool | None = option(None, "handed to the chat template where given")
+    chat_template_kwargs: str | None = option(None, "more of what the chat template takes, as a JSON object")
+    answer_column: str = option("answer", "where the right answer is, if there is one")
+    answer_check: Literal["mathematics", "exact"] = option(
+        "mathematics", "equal as math-verify judges (1/2 is 0.5), or to the letter"
     )
-    prompt_suffix: str = field(default="", metadata=described("is appended to prompts that are texts"))
-    chat: bool = field(
-        default=False, metadata=described("a prompt that is a text is a user's turn, through the chat template")
+    completion_column: str | None = option(
+        None, "learn from the completions in this column: nothing is sampled from the student"
     )
-    enable_thinking: bool | None = field(default=None, metadata=described("handed to the chat template where given"))
-    chat_template_kwargs: str | None = field(
-        default=None, metadata=described("more of what the chat template takes, as a JSON object")
-    )
-    answer_column: str = field(
-        default="answer", metadata=described("where the right answer is, for exact match, if there is one")
-    )
-    completion_column: str | None = field(
-        default=None,
-        metadata=described("learn from the completions in this column: nothing is sampled from the student"),
-    )
-    max_prompt_tokens: int | None = field(default=None, metadata=described("longer prompts are left out"))
+    max_prompt_tokens: int | None = option(None, "longer prompts are left out")
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_prompt_tokens")
@@ -115,46 +106,49 @@ class PromptOptions:
 class LossOptions:
     """The loss."""
 
-    objective: ObjectiveName = field(
-        default="entropy-aware",
-        metadata=described(
-            "reverse KL plus forward KL where the teacher is uncertain; or one KL alone; or 'paper': the first as its "
-            "Alg. 1 trains it, on the sampled tokens and the teacher's top 16; or 'both': reverse-kl, then "
-            "entropy-aware, from the same start"
-        ),
+    objective: str = option(
+        "entropy-aware",
+        "reverse KL plus forward KL where the teacher is uncertain; or 'paper', as its Alg. 1 trains it; 'both': "
+        "reverse-kl, then entropy-aware; another preset (reverse-kl, forward-kl, jeffreys, gkd, ...); or a block "
+        "{preset: jsd, beta: 0.1}, {forward: {k: 8, teacher: raw, tail: true}, gate: {quantile: 0.9}}",
     )
-    tau: float = field(default=0.8, metadata=described("the gate opens above this teacher entropy, nats"))
-    alpha: float = field(default=1.0, metadata=described("weight of the forward KL where the gate is open"))
-    combine: Literal["add", "switch"] = field(
-        default="add", metadata=described("keep reverse KL where the gate is open (add) or replace it (switch)")
+    tau: float = option(0.8, "the gate opens above this teacher entropy, nats")
+    alpha: float = option(1.0, "weight of the forward KL where the gate is open")
+    combine: Literal["add", "switch"] = option(
+        "add", "keep reverse KL where the gate is open (add) or replace it (switch)"
     )
-    temperature: float = field(
-        default=1.0, metadata=described("of both distributions in the loss; sampling is always at 1")
-    )
+    temperature: float = option(1.0, "of both distributions in the loss; sampling is always at 1")
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.tau), "tau", self.tau, "a finite number")
         require(0 <= self.alpha < math.inf, "alpha", self.alpha, "a number of at least 0")
         require(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
-        if self.objective == "paper":
-            meaning = "1, at which completions are sampled and the objective 'paper' weighs them"
-            require(self.temperature == 1, "temperature", self.temperature, meaning)
+        self.objectives = objectives(
+            self.objective, tau=self.tau, alpha=self.alpha, combine=self.combine, temperature=self.temperature
+        )
+        for name, one in self.objectives.items():
+            meaning = f"1, at which completions are sampled and the objective {name!r} weighs them"
+            require(not self.samples or one.temperatures[0] == 1, "temperature", one.temperatures[0], meaning)
+
+    @property
+    def samples(self) -> bool:
+        """Whether an objective weighs the sampled tokens."""
+        return any(isinstance(one.reverse, Sampled) for one in self.objectives.values())
 
 
 @dataclass
 class RolloutOptions:
     """Completions."""
 
-    max_new_tokens: int = field(default=256, metadata=described("longest completion"))
-    generation_batch_size: int | None = field(
-        default=None,
-        metadata=described("completions sampled at a time on a process; by default all of an optimizer step"),
+    max_new_tokens: int = option(256, "longest completion")
+    generation_batch_size: int | None = option(
+        None, "completions sampled at a time on a process; by default all of an optimizer step"
     )
-    rollout_engine: Literal["generate", "vllm"] = field(
-        default="generate", metadata=described("what samples the student's completions; vllm must be installed")
+    rollout_engine: Literal["generate", "vllm"] = option(
+        "generate", "what samples the student's completions; vllm must be installed"
     )
-    vllm_memory: float = field(default=0.3, metadata=described("share of a GPU's memory that vllm may take"))
-    off_policy_fraction: float = field(default=0.0, metadata=described("share of the prompts that the teacher answers"))
+    vllm_memory: float = option(0.3, "share of a GPU's memory that vllm may take")
+    off_policy_fraction: float = option(0.0, "share of the prompts that the teacher answers")
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "max_new_tokens", "generation_batch_size")
@@ -167,17 +161,13 @@ class RolloutOptions:
 class RunOptions:
     """Evaluation and logs."""
 
-    eval_prompts: int = field(default=32, metadata=described("held-out prompts"))
-    eval_samples: int = field(default=1, metadata=described("completions per held-out prompt"))
-    evaluation_batch_size: int = field(
-        default=16, metadata=described("completions sampled at a time in the evaluation")
-    )
-    histogram_steps: int = field(default=10, metadata=described("entropy histograms every so many steps"))
-    logged_completions: int = field(default=3, metadata=described("completions kept per logged step"))
-    teacher_steps: int = field(default=400, metadata=described("demonstration: supervised steps of the teacher"))
-    student_steps: int = field(
-        default=280, metadata=described("demonstration: supervised steps of the student's start")
-    )
+    eval_prompts: int = option(32, "held-out prompts")
+    eval_samples: int = option(1, "completions per held-out prompt")
+    evaluation_batch_size: int = option(16, "completions sampled at a time in the evaluation")
+    histogram_steps: int = option(10, "entropy histograms every so many steps")
+    logged_completions: int = option(3, "completions kept per logged step")
+    teacher_steps: int = option(400, "demonstration: supervised steps of the teacher")
+    student_steps: int = option(280, "demonstration: supervised steps of the student's start")
 
     def __post_init__(self) -> None:
         names = ("eval_prompts", "eval_samples", "evaluation_batch_size", "histogram_steps")
@@ -189,26 +179,24 @@ class RunOptions:
 class TrainingOptions(TrainingArguments):
     """Training, as transformers.TrainingArguments has it; what this program would not honour is refused."""
 
-    max_steps: int = field(default=100, metadata=described("optimizer steps; -1: as many as --num-train-epochs needs"))
-    per_device_train_batch_size: int = field(
-        default=4, metadata=described("completions per forward and backward pass of a process")
-    )
-    gradient_accumulation_steps: int = field(default=8, metadata=described("such passes per optimizer step"))
-    learning_rate: float = field(default=1e-5, metadata=described("of AdamW, after the warm-up"))
-    warmup_steps: float = field(default=10, metadata=described("steps of linear warm-up"))
-    logging_steps: float = field(
-        default=1, metadata=described("steps between two records of --report-to; metrics.jsonl has every step")
-    )
-    save_total_limit: int | None = field(default=2, metadata=described("checkpoints kept"))
-    seed: int = field(default=0, metadata=described("of everything that is drawn"))
-    use_cache: bool = field(default=True, metadata=described("kept in the student's config"))
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata=described("all parameters of a language model are used")
-    )
+    max_steps: int = option(100, "optimizer steps; -1: as many as --num-train-epochs needs")
+    per_device_train_batch_size: int = option(4, "completions per forward and backward pass of a process")
+    gradient_accumulation_steps: int = option(8, "such passes per optimizer step")
+    learning_rate: float = option(1e-5, "of AdamW, after the warm-up")
+    warmup_steps: float = option(10, "steps of linear warm-up")
+    logging_steps: float = option(1, "steps between two records of --report-to; metrics.jsonl has every step")
+    save_steps: float = option(500, "steps between two checkpoints")
+    report_to: str | None = option("none", "loggers beside metrics.jsonl: tensorboard, wandb, trackio, ...")
+    bf16: bool = option(False, "mixed precision: products in bfloat16")
+    use_cpu: bool = option(False, "the CPU, also where there is an accelerator")
+    save_total_limit: int | None = option(2, "checkpoints kept")
+    seed: int = option(0, "of everything that is drawn")
+    use_cache: bool = option(True, "kept in the student's config")
+    ddp_find_unused_parameters: bool | None = option(False, "all parameters of a language model are used")
     # Fixed: the stream is shuffled already, its items are not tensors, and a loss that is not finite ends the run.
-    train_sampling_strategy: str = field(default="sequential", metadata=described("fixed"))
-    remove_unused_columns: bool = field(default=False, metadata=described("fixed"))
-    logging_nan_inf_filter: bool = field(default=False, metadata=described("fixed"))
+    train_sampling_strategy: str = option("sequential", "fixed")
+    remove_unused_columns: bool = option(False, "fixed")
+    logging_nan_inf_filter: bool = option(False, "fixed")
 
     FIXED = ("train_sampling_strategy", "remove_unused_columns", "logging_nan_inf_filter")
     REFUSED = (
@@ -234,6 +222,11 @@ class TrainingOptions(TrainingArguments):
             _ = self.device  # starts the process group
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError("of transformers.TrainingArguments", " ".join(str(error).split())) from error
+        try:
+            for logger in get_reporting_integration_callbacks(self.report_to):
+                logger()  # refuses where its library is missing
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError("--report-to", " ".join(str(error).split())) from error
         if self.fsdp and self.device.type == "cpu":
             raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
         if self.n_gpu > 1:
@@ -271,8 +264,9 @@ class Options:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"
             )
-        if self.prompts.completion_column is not None and self.loss.objective == "paper":
-            raise UsageError("--objective", "'paper' needs completions that are sampled, not a --completion-column")
+        if self.prompts.completion_column is not None and self.loss.samples:
+            chosen = self.loss.objective
+            raise UsageError("--objective", f"{chosen!r} needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
 

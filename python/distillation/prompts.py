@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .errors import UsageError
 from .options import PromptOptions
+from .report import say, warn
 
 FILES = (".txt", ".jsonl", ".parquet")
+ANSWERS = "assistant"  # the role
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,41 @@ class Prompt:
     text: str
     answer: str | None = None  # the right one, to compare with
     completion: list[int] | None = None  # given, to be learnt from in place of a sampled one
+    place: str = ""  # where it stands in the source
 
 
 def encode_prompts(
     rows: Iterable[tuple[str, dict[str, Any]]], options: PromptOptions, tokenizer: Tokenizer
 ) -> list[Prompt]:
-    """Every different prompt of what :func:`records` found, in the source's order."""
+    """Every different prompt of what :func:`records` found, in the source's order; says what it leaves out."""
     encoded: dict[tuple[int, ...], Prompt] = {}
-    for place, record in rows:
-        prompt = encode(record, place, options, tokenizer)
+    asked = [(question(record, place, options), record, place) for place, record in rows]
+    for found, record, place in asked:
+        prompt = encode(found, record, place, options, tokenizer)
         encoded.setdefault(tuple(prompt.ids), prompt)
+    chats = [found for found, _, _ in asked if isinstance(found, list)]
+    if answered := sum(chat[-1].get("role") == ANSWERS for chat in chats):
+        say(f"{answered} of {len(chats)} chats end with an answer, which is no part of the prompt")
+    if len(asked) > len(encoded):
+        say(f"{len(asked) - len(encoded)} of {len(asked)} prompts repeat an earlier one and are left out")
     return list(encoded.values())
+
+
+def warn_of_missing_answers(
+    rows: list[tuple[str, dict[str, Any]]], options: PromptOptions, held_out: list[Prompt]
+) -> None:
+    """Says why nobody will count right answers, where the source might have been expected to hold them."""
+    lacking = [prompt.place for prompt in held_out if prompt.answer is None]
+    columns = sorted({name for _, record in rows for name in record})
+    column = options.answer_column
+    if not lacking or (columns == ["prompt"] and column == "answer"):
+        return
+    where = f"they are {', '.join(lacking[:5])}{' and others' * (len(lacking) > 5)}"
+    why = where if column in columns else f"no row has it, the columns are {', '.join(columns)}"
+    warn(
+        f"--answer-column {column}: {len(lacking)} of {len(held_out)} held-out prompts have no answer, so that right "
+        f"ones are not counted; {why}"
+    )
 
 
 def records(options: PromptOptions) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,9 +81,20 @@ def records(options: PromptOptions) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, record if isinstance(record, dict) else {}
     elif path.is_file() and path.suffix != ".parquet":
         raise UsageError("--prompts", f"{str(path)!r} must end in {', '.join(FILES)}")
+    elif not path.exists() and (path.suffix in (*FILES, ".json", ".csv") or not on_hub(options.prompts)):
+        raise UsageError("--prompts", f"cannot read {str(options.prompts)!r}: there is no such file")
     else:
         for number, record in enumerate(dataset(options), start=1):
             yield f"{options.prompts}, row {number}", record
+
+
+def on_hub(name: str) -> bool:
+    """Whether the hub could have something of this name, which a path like ``./a`` or ``a/b/c`` cannot be."""
+    try:
+        validate_repo_id(name.partition(":")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def numbered_lines(path: Path) -> Iterable[tuple[int, str]]:
@@ -81,20 +119,30 @@ def dataset(options: PromptOptions) -> Iterable[dict[str, Any]]:
         raise UsageError("--prompts", f"cannot load {source!r}: {error}") from error
 
 
-def encode(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> Prompt:
-    """One prompt as token ids: text as it is, a chat (or, with ``chat``, text as a user's turn) by the template."""
+def question(record: dict[str, Any], place: str, options: PromptOptions) -> str | list[dict[str, Any]]:
+    """What a row asks: a text, or a chat's messages."""
     if options.prompt_column is not None:
         found = record.get(options.prompt_column)
         needed = f"a {options.prompt_column!r} that is a text or a list of messages"
     else:
         found = record.get("prompt", record.get("messages"))
         needed = "a 'prompt' (text) or 'messages' (a list)"
-    if not isinstance(found, str | list) or not found:
+    turns = found if isinstance(found, list) else [{}]
+    if not isinstance(found, str | list) or not found or all(turn.get("role") == ANSWERS for turn in turns):
         raise UsageError("--prompts", f"{place}: needs {needed}")
+    return found
+
+
+def encode(
+    found: str | list[dict[str, Any]], record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer
+) -> Prompt:
+    """One prompt as token ids: text as it is, a chat (or, with ``chat``, text as a user's turn) by the template."""
     if isinstance(found, str):
         found += options.prompt_suffix
         if options.chat:
             found = [{"role": "user", "content": found}]
+    while isinstance(found, list) and found[-1].get("role") == ANSWERS:
+        found = found[:-1]
     if isinstance(found, str):
         ids = tokenizer(found)["input_ids"]
     elif tokenizer.chat_template is None:
@@ -106,8 +154,9 @@ def encode(record: dict[str, Any], place: str, options: PromptOptions, tokenizer
     if not ids:
         raise UsageError("--prompts", f"{place}: {found!r} is no token at all for the student's tokenizer")
     text = found if isinstance(found, str) else str(found[-1]["content"])
-    answer = record.get(options.answer_column)
-    return Prompt(list(ids), text, None if answer is None else str(answer), given(record, place, options, tokenizer))
+    right = record.get(options.answer_column)
+    answer = None if right is None else str(right).strip() or None
+    return Prompt(list(ids), text, answer, given(record, place, options, tokenizer), place)
 
 
 def given(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> list[int] | None:

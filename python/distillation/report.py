@@ -7,13 +7,10 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 # Column heading, metric and format of the lines printed during training.
 STEP_COLUMNS = (
@@ -38,16 +35,10 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """A bar on standard error while ``items`` are consumed; none where that is not a terminal."""
-    yield from tqdm(
-        items,
-        total=total,
-        desc=label,
-        leave=False,
-        disable=None if os.environ.get("RANK", "0") == "0" else True,
-        dynamic_ncols=True,
-    )
+def warn(text: str) -> None:
+    """A warning on standard error, of the first process only."""
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(f"distill.py: warning: {text}", file=sys.stderr)
 
 
 def shown(step: int, steps: int, lines: int = 5) -> bool:

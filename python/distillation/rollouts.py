@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -73,15 +74,11 @@ class Rollouts:
 def collate(completions: Sequence[Completion], pad_id: int, device: torch.device) -> Rollouts:
     """Sequences of any lengths as one batch, padded no further than the longest prompt and completion in it."""
     input_ids, attention_mask = left_pad([completion.prompt for completion in completions], pad_id, device)
-    width = max(len(completion.ids) for completion in completions)
-    answers = [completion.ids + [pad_id] * (width - len(completion.ids)) for completion in completions]
-    lengths = torch.tensor([len(completion.ids) for completion in completions], device=device)
-    mask = torch.arange(width, device=device) < lengths.unsqueeze(1)
-    input_ids = torch.cat([input_ids, torch.tensor(answers, device=device)], dim=1)
-    known = [completion.log_probs for completion in completions if completion.log_probs is not None]
-    log_probs = None
-    if len(known) == len(completions):
-        log_probs = torch.tensor([values + [0.0] * (width - len(values)) for values in known], device=device)
+    answers = [torch.tensor(completion.ids, device=device) for completion in completions]
+    mask = pad_sequence([torch.ones_like(ids, dtype=torch.bool) for ids in answers], batch_first=True)
+    input_ids = torch.cat([input_ids, pad_sequence(answers, batch_first=True, padding_value=pad_id)], dim=1)
+    known = [torch.tensor(one.log_probs, device=device) for one in completions if one.log_probs is not None]
+    log_probs = pad_sequence(known, batch_first=True) if len(known) == len(completions) else None
     return Rollouts(input_ids, torch.cat([attention_mask, mask.long()], dim=1), mask, log_probs)
 
 

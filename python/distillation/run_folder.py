@@ -17,7 +17,7 @@ class RunFolder:
     """``config.json``, the records, ``results.json``, the models, and ``checkpoints/<objective>/``.
 
     Args:
-        path: new or empty; with ``resumed`` one that holds a run.
+        path: new or empty; with ``resumed`` one that holds a run. It is made when the first file is written.
         writes: whether this process is the one that writes; the others only read.
     """
 
@@ -26,12 +26,10 @@ class RunFolder:
         self.writes = writes
         if not writes:
             return
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
-        except OSError as error:
-            raise UsageError("--output-dir", f"cannot use {str(path)!r} as a run folder: {error.strerror}") from error
-        if occupied and not resumed:
+        above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise UsageError("--output-dir", f"cannot use {str(path)!r} as a run folder: {str(above)!r} is not for it")
+        if path.exists() and any(path.iterdir()) and not resumed:
             raise UsageError(
                 "--output-dir",
                 f"{str(path)!r} is not empty; a run needs a folder of its own (--resume goes on with one)",
@@ -45,6 +43,7 @@ class RunFolder:
         if self.writes:
             path = self.path / name
             try:
+                self.path.mkdir(parents=True, exist_ok=True)
                 aside = path.with_suffix(".partial")
                 aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
                 os.replace(aside, path)
@@ -88,6 +87,10 @@ class RunFolder:
                 os.replace(partial, self.path / name)
         except OSError as error:
             raise RunError(f"cannot write {self.path / name}: {error.strerror or error}") from error
+
+    def save_pretrained(self, name: str, *parts: Any) -> None:
+        """What ``from_pretrained`` will load: a model and its tokenizer."""
+        self.save_model(name, lambda folder: [part.save_pretrained(folder) for part in parts])
 
 
 def stays(line: str, run: str, step: int) -> bool:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
-from .answers import exact_match
+from .answers import is_right
 from .coins import Payment
 from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
 from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
-from .prompts import Prompt, encode_prompts, records
+from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
 
@@ -50,7 +53,8 @@ class Scenario:
         """Says of a completion whether it is right; None where nobody knows."""
         if self.task == "coins":
             return Payment.parse(prompt.text).accepts
-        return None if prompt.answer is None else partial(exact_match, answer=prompt.answer)
+        check = self.options.prompts.answer_check
+        return None if prompt.answer is None else partial(is_right, answer=prompt.answer, check=check)
 
 
 def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> Scenario:
@@ -59,11 +63,22 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     teacher_name = models.teacher or str(folder.path / TEACHER)
     start = models.student or str(folder.path / START)
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
+    for argument, name in (("--student", start), ("--teacher", teacher_name)):
+        if not (Path(name).exists() or on_hub(name)):
+            raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
+    if find_adapter_config_file(start) is not None:
+        raise UsageError("--student", f"{start!r} is an adapter, all of whose weights would be frozen: merge it first")
     tokenizer = load_tokenizer("--student", start)
     teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = teacher_tokenizer.chat_template
-    prompts = encode_prompts(rows, options.prompts, tokenizer)
+    if options.demo:
+        training, held_out = coin_prompts(options, tokenizer)
+    else:
+        training, held_out = split(options, encode_prompts(rows, options.prompts, tokenizer))
+        warn_of_missing_answers(rows, options.prompts, held_out)
+        if any(prompt.answer for prompt in held_out) and importlib.util.find_spec("math_verify") is None:
+            raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
     teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
     teacher.requires_grad_(False)
     student = load_model("--student", start, models.student_dtype, device, models.attn_implementation)
@@ -71,10 +86,6 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     eos_ids = align_ends(student, teacher, tokenizer, teacher_tokenizer, vocab_size)
     if not eos_ids:
         raise UsageError("--student", f"neither {start!r} nor the teacher names an end-of-sequence token")
-    if options.demo:
-        training, held_out = coin_prompts(options, tokenizer)
-    else:
-        training, held_out = split(options, prompts)
     check_prompts(options, training + held_out, student, teacher, vocab_size)
     check_head("--teacher", teacher, (training + held_out)[0].ids)
     check_head("--student", student, (training + held_out)[0].ids)
@@ -90,15 +101,13 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
 def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on, and those held out."""
     limit, held = options.prompts.max_prompt_tokens, options.run.eval_prompts
-    if limit is not None:
-        prompts = [prompt for prompt in prompts if len(prompt.ids) <= limit]
-    if len(prompts) <= held:
-        raise UsageError(
-            "--prompts",
-            f"holds {len(prompts)} different prompts and --eval-prompts keeps {held} of them for evaluation; "
-            "nothing is left to train on",
-        )
-    shuffled = random.Random(options.training.seed).sample(prompts, len(prompts))
+    fitting = [prompt for prompt in prompts if limit is None or len(prompt.ids) <= limit]
+    if longer := len(prompts) - len(fitting):
+        say(f"{longer} of {len(prompts)} prompts exceed --max-prompt-tokens {limit} and are left out")
+    if len(fitting) <= held:
+        kept = f"holds {len(fitting)} different prompts and --eval-prompts keeps {held} of them for evaluation"
+        raise UsageError("--prompts", f"{kept}; nothing is left to train on")
+    shuffled = random.Random(options.training.seed).sample(fitting, len(fitting))
     return shuffled[held:], shuffled[:held]
 
 

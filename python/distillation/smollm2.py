@@ -36,13 +36,8 @@ def prepare(folder: RunFolder, without: Collection[int]) -> None:
     for name in (TEACHER, STUDENT):
         if name == STUDENT:
             cut(model, without)
-
-        def save(path: str) -> None:
-            model.save_pretrained(path)
-            tokenizer.save_pretrained(path)
-
         if not (folder.path / name).exists():
-            folder.save_model(name, save)
+            folder.save_pretrained(name, model, tokenizer)
         say(f"{name}: {described(model)}, {len(model.model.layers)} layers")
     partial = folder.path / f"{PROMPTS}.partial"
     partial.write_text("".join(f"{json.dumps({'prompt': prompt})}\n" for prompt in prompts()), encoding="utf-8")

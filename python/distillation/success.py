@@ -1,19 +1,20 @@
-"""How often samples are right, and how sure that is: Avg@k, Pass@k, bootstrap intervals over prompts. Only numpy.
+"""How often samples are right, and how sure that is: Avg@k, Pass@k, bootstrap intervals over prompts. No torch.
 
 All of it starts from a matrix of 0 and 1, ``[prompts, samples]``: whether each sample of each prompt is right.
 """
 
 from __future__ import annotations
 
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import comb
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-AT_A_TIME = 2**22  # entries of the matrix of resampled counts that exist at once: 32 MiB
+AT_A_TIME = 2**22  # resampled numbers that exist at once: 32 MiB
 
 
 class Interval(NamedTuple):
@@ -24,27 +25,20 @@ class Interval(NamedTuple):
     high: float
 
 
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The probability that at least one of k samples, drawn without replacement from these, is correct.
+def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Pass@k of each prompt, ``[prompts]``, from a matrix ``[prompts, samples]``.
 
-    Unbiased for k <= samples (Chen et al., arXiv 2107.03374): 1 − C(n − c, k) / C(n, k).
+    The probability that at least one of k samples, drawn without replacement from a prompt's, is right: of n samples
+    with c right ones 1 − C(n − c, k) / C(n, k), unbiased for k <= n (Chen et al., arXiv 2107.03374).
 
     Raises:
-        ValueError: k or correct lies outside what ``samples`` allows.
+        ValueError: k is not from 1 to the number of samples.
     """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must be from 1 to the {samples} samples of a prompt, got {k}")
-    if not 0 <= correct <= samples:
-        raise ValueError(f"correct must be from 0 to the {samples} samples of a prompt, got {correct}")
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Pass@k of each prompt, ``[prompts]``, from a matrix ``[prompts, samples]``."""
     matrix = outcomes(correct)
     samples = matrix.shape[1]
-    of_count = np.array([pass_at_k(samples, count, k) for count in range(samples + 1)])
-    return of_count[matrix.sum(axis=1)]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be from 1 to the {samples} samples of a prompt, got {k}")
+    return 1 - comb(samples - matrix.sum(axis=1), k) / comb(samples, k)
 
 
 def average_rates(correct: ArrayLike) -> NDArray[np.float64]:
@@ -65,19 +59,17 @@ def outcomes(correct: ArrayLike) -> NDArray[np.int64]:
         matrix = np.asarray(correct, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError("correct must be [prompts, samples] with as many samples for every prompt") from error
-    if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"correct must be [prompts, samples] with one of each or more, got shape {matrix.shape}")
-    if not np.isin(matrix, (0, 1)).all():
-        raise ValueError("correct must hold nothing but 0 and 1")
+    if matrix.ndim != 2 or 0 in matrix.shape or not np.isin(matrix, (0, 1)).all():
+        raise ValueError(f"correct must be [prompts, samples] of 0 and 1, at least one each, got shape {matrix.shape}")
     return matrix.astype(np.int64)
 
 
 def bootstrap(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> list[Interval]:
-    """The mean over prompts of each column, with its percentile bootstrap interval.
+    """The mean over prompts of each column, with its percentile bootstrap interval (:func:`scipy.stats.bootstrap`).
 
     Prompts are drawn with replacement, whole rows of ``values`` at a time. That covers the choice of the prompts and
     the luck of their samples. It does not cover the luck of a training run: that takes runs with other seeds. Where
-    every prompt has the same value nothing can be resampled, and the interval has no width.
+    every prompt has the same value, or there is one only, nothing can be resampled, and the interval has no width.
 
     Args:
         values: ``[prompts]`` or ``[prompts, columns]``, one number for each prompt. Columns are resampled together.
@@ -95,22 +87,19 @@ def bootstrap(values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAM
         raise ValueError(f"values must be [prompts] or [prompts, columns], none of them 0, got shape {table.shape}")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level!r}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more, got {resamples!r}")
-    prompts = len(table)
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, rows := max(1, AT_A_TIME // prompts)):
-        # How often each prompt was drawn, instead of which one came when: the means are then one matrix product.
-        counts = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(rows, resamples - start))
-        means.append(counts @ table / prompts)
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*map(float, column)) for column in zip(table.mean(axis=0), low, high, strict=True)]
+    found = stats.bootstrap(
+        (np.repeat(table, 2, axis=0) if len(table) == 1 else table,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, AT_A_TIME // table.size),
+        confidence_level=level,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return [Interval(*map(float, column)) for column in zip(table.mean(axis=0), *found, strict=True)]
 
 
-def paired_difference(
-    values: ArrayLike, baseline: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def paired_difference(values: ArrayLike, baseline: ArrayLike) -> Interval:
     """The mean of ``values − baseline`` over the prompts that both ``[prompts]`` are about, with its interval.
 
     A prompt that is hard for both models moves both rates and leaves the difference alone, so that this interval is
@@ -122,4 +111,4 @@ def paired_difference(
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if ours.ndim != 1 or ours.shape != theirs.shape:
         raise ValueError(f"values and baseline must be [prompts] of the same prompts, got {ours.shape}, {theirs.shape}")
-    return bootstrap(ours - theirs, level=level, resamples=resamples, seed=seed)[0]
+    return bootstrap(ours - theirs)[0]

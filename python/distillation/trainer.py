@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from eopd_kernels import Objective
@@ -24,18 +24,17 @@ from .answering import Answering
 from .checkpoints import AtomicCheckpoints
 from .clock import Clock
 from .errors import RunError
-from .flops import StepFlops
 from .forward import inside_forward
 from .metrics import StepTotals
 from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
-from .stream import Draw, PromptStream
+from .stream import PromptStream
 from .training import score
 
 
-class OnPolicyTrainer(AtomicCheckpoints, Trainer):
+class OnPolicyTrainer(AtomicCheckpoints):
     """Trains ``student`` towards ``teacher`` on completions that ``answer`` draws for the prompts of ``stream``.
 
     Args:
@@ -69,7 +68,7 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
     ) -> None:
         # The distribution that is trained is the one that was sampled from.
         without_dropout(student)
-        super().__init__(student, args, data_collator=as_it_is, train_dataset=stream, callbacks=callbacks)
+        super().__init__(student, args, data_collator=cast(Any, list), train_dataset=stream, callbacks=callbacks)
         self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.answer: Answering | None = None
@@ -80,7 +79,6 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
         self.stop_requested = False  # set it, and training ends after the step, with a checkpoint
         self.clock = Clock(args.device)
         self.totals: StepTotals | None = None
-        self.flops = StepFlops(student, self.teacher, vocab_size)
         self.completions: list[Completion] = []
         self.latest: dict[str, Any] = {}
 
@@ -110,7 +108,6 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
             for start in range(0, len(draws), size)
         ]
         self.totals = StepTotals(self.tau, self.vocab_size, device)
-        self.flops = StepFlops(self.student, self.teacher, self.vocab_size)
         self.totals.add("sequences", len(self.completions))
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
         tokens = torch.stack([batch.completion_mask.sum() for batch in batches]).sum()
@@ -148,29 +145,16 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
         loss, seen = inside_forward(model, student, forward)
         assert self.totals is not None
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
-        self.flops.add(*rollouts.input_ids.shape)
         if self.accelerator.num_processes > 1:
             loss = loss * self.accelerator.num_processes
         return (loss, seen) if return_outputs else loss
 
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: Tensor,
-        grad_norm: Tensor | float | None,
-        model: nn.Module,
-        trial: Any,
-        epoch: float,
-        ignore_keys_for_eval: list[str] | None,
-        start_time: float,
-        learning_rate: float | None = None,
-    ) -> None:
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *given: Any, **more: Any) -> None:
         """The end of a step, before anything is saved of it. At the end of an epoch it is called once more."""
         if self.totals is not None:
-            self.finish_step(self.totals, grad_norm, learning_rate)
+            self.finish_step(self.totals, grad_norm, more.get("learning_rate"))
             self.totals = None
-        super()._maybe_log_save_evaluate(
-            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
-        )
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *given, **more)
 
     def finish_step(self, totals: StepTotals, grad_norm: Tensor | float | None, learning_rate: float | None) -> None:
         """Adds the processes up, tells ``on_step``, and ends the run where it has to end."""
@@ -195,7 +179,6 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
             "student_seconds": parts["student and teacher"] - parts["teacher"] - parts["loss"],
             "loss_seconds": parts["loss"],
             "loss_share": parts["loss"] / parts["student and teacher"],
-            "loss_share_by_flops": self.flops.loss_share(tokens / self.accelerator.num_processes),
             "optimizer_seconds": seconds - parts["rollout"] - parts["student and teacher"],
             "grad_norm": number(grad_norm),
             "learning_rate": learning_rate,
@@ -221,22 +204,10 @@ class OnPolicyTrainer(AtomicCheckpoints, Trainer):
 
 
 class Bar(ProgressCallback):
-    """The library's progress bar with the key numbers on it, on a terminal only; ``on_step`` prints the lines."""
+    """The library's progress bar without its records, which ``on_step`` prints; on a terminal only."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.leave = False
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and "loss" in logs:
-            shown = {"loss": logs["loss"], "tok/s": logs.get("tokens_per_second")}
-            self.training_bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if value is not None})
-
-
-def as_it_is(draws: list[Draw]) -> Any:
-    """A batch of the data loader: the draws themselves, to be answered first."""
-    return draws
+    def on_log(self, *given: Any, **more: Any) -> None:
+        """Nothing."""
 
 
 def number(value: Any) -> float | None:

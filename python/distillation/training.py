@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from torch.optim import AdamW
+from tqdm import trange
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from eopd_kernels import EntropyAwareKLOutput, LMHead, Objective, Sampled, entropy_aware_kl
 
 from .models import hidden_states
 from .rollouts import Rollouts
-
-
-def untimed(part: str) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def score(
@@ -29,7 +26,7 @@ def score(
     *,
     num_items: Tensor | int | None = None,
     vocab_size: int | None = None,
-    timed: Callable[[str], AbstractContextManager[None]] = untimed,
+    timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> EntropyAwareKLOutput:
     """The loss of a batch and its figures per token [B, C]; the teacher is scored without gradient.
 
@@ -58,36 +55,21 @@ def score(
         )
 
 
-def warmed_up(optimizer: Optimizer, warmup: int, steps: int, final: float) -> LambdaLR:
-    """A learning rate that rises over ``warmup`` steps, then falls linearly to the fraction ``final`` at ``steps``."""
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / (warmup + 1)) * (1.0 - (1.0 - final) * step / max(1, steps))
-
-    return LambdaLR(optimizer, factor)
-
-
 def train_supervised(
-    model: PreTrainedModel,
-    draw_batch: Callable[[], tuple[Tensor, Tensor, Tensor]],
-    *,
-    steps: int,
-    learning_rate: float,
-) -> Iterator[float]:
-    """Next-token training on right answers; trains in place and yields each step's loss (nats per token).
+    model: PreTrainedModel, batches: Iterator[tuple[Tensor, ...]], *, steps: int, learning_rate: float, label: str
+) -> None:
+    """Next-token training on right answers, in place, with a progress bar called ``label`` on a terminal.
 
-    ``draw_batch`` gives token ids, attention mask and labels, [B, L] each, labels −100 outside the answers.
+    ``batches`` gives token ids, attention mask and labels, [B, L] each, labels −100 outside the answers.
     """
     model.train()
     optimizer = AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = warmed_up(optimizer, warmup=20, steps=steps, final=0.05)
-    for _ in range(steps):
-        input_ids, attention_mask, labels = draw_batch()
-        loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=20, num_training_steps=steps)
+    for _ in trange(steps, desc=label, leave=False, disable=None, dynamic_ncols=True):
+        input_ids, attention_mask, labels = next(batches)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        yield float(loss.detach())
     model.eval()

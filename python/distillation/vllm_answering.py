@@ -49,10 +49,9 @@ class SampledByVLLM(SampledAnswers):
     ) -> None:
         super().__init__(*parts, **options)
         self.vllm = imported()
-        student = self.models[0]
-        self.engine = engine_of(start, str(student.dtype).removeprefix("torch."), longest, memory)
+        self.engine = engine_of(start, str(self.student.dtype).removeprefix("torch."), longest, memory)
         self.eos_ids = eos_ids
-        beyond = self.vocab_size < len(student.get_output_embeddings().weight)
+        beyond = self.vocab_size < len(self.student.get_output_embeddings().weight)
         self.allowed = list(range(self.vocab_size)) if beyond else None
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
@@ -65,10 +64,10 @@ class SampledByVLLM(SampledAnswers):
 
     def hand_over(self) -> None:
         """The student's weights as they are now."""
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_of(self.models[0])})
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights_of(self.student)})
 
     def answers(self, model: PreTrainedModel, draws: Sequence[Draw], synced: bool) -> list[Completion]:
-        if model is not self.models[0]:
+        if model is not self.student:
             return super().answers(model, draws, synced)
         answered = self.engine.generate(
             [{"prompt_token_ids": draw.prompt.ids} for draw in draws],
@@ -102,7 +101,7 @@ class SampledByVLLM(SampledAnswers):
             RunError: the completion's tokens have other log-probabilities there.
         """
         assert completion.log_probs is not None
-        own = log_probs_of(self.models[0], replace(completion, ids=completion.ids[:COMPARED]))
+        own = log_probs_of(self.student, replace(completion, ids=completion.ids[:COMPARED]))
         gap = (own - torch.tensor(completion.log_probs[:COMPARED], device=own.device)).abs().mean().item()
         if not gap <= LARGEST_GAP:
             raise RunError(

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     Gemma2Config,
     GPT2Config,
@@ -42,6 +43,9 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=48, bos_token_id=None, eos_token_id=EOS
+    ),
+    "bloom": lambda: BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=EOS
     ),
     "phi": lambda: PhiConfig(**SMALL),
     "gemma2": lambda: Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5),

@@ -31,7 +31,7 @@ TIMINGS = {
 SPLIT = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy")
 METRICS = {
     *("run", "step", "loss", "gate_fraction", "grad_norm", "learning_rate"),
-    *("completion_length", "clipped_fraction", "tokens", "loss_share_by_flops"),
+    *("completion_length", "clipped_fraction", "tokens"),
     *(f"{name}{split}" for name in SPLIT for split in ("", "_open", "_closed")),
     *TIMINGS,
 }
@@ -212,7 +212,7 @@ OWN = ["--teacher", "{folder}", "--student", "{folder}", "--prompts"]
             ["--objective", "paper", "--temperature", "2"],
             "--temperature: 2.0 is not 1, at which completions are sampled",
         ),
-        (["--objective", "jsd"], "argument --objective: invalid choice: 'jsd'"),
+        (["--objective", "jsf"], "argument --objective: 'jsf' is no preset, those are both, "),
         (["--combine", "mix"], "argument --combine: invalid choice: 'mix'"),
         (["--steps", "3"], "unrecognized arguments: --steps"),
         (["--eval-samples", "7"], "argument --eval-samples: pass@8 needs at least 8 samples per prompt, got 7"),

@@ -131,6 +131,7 @@ def test_a_partial_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", resumed=False)
+    folder.write("config.json", {})
     for name, step in (("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)):
         folder.log("metrics.jsonl", {"run": name, "step": step})
     with (folder.path / "metrics.jsonl").open("a") as stream:

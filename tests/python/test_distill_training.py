@@ -117,7 +117,7 @@ def test_the_heads_of_other_architectures_are_accepted(kind: str) -> None:
 def test_agreement_splits_at_tau() -> None:
     student, teacher = tiny_model("llama"), tiny_model("gpt2").requires_grad_(False)
     tau = median_teacher_entropy(student, teacher)
-    numbers = agreement(student, teacher, [batch()], tau=tau)
+    numbers = agreement(student, teacher, [batch()], tau=tau, vocab_size=VOCABULARY)
     scores = score(student, teacher, batch(), Objective())
     valid = batch().completion_mask
     uncertain = valid & (scores.teacher_entropy > tau)

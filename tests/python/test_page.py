@@ -213,16 +213,13 @@ def test_it_says_whose_completions_a_step_learned_from(tmp_path: Path, options: 
 def test_the_loss_share_is_stated_where_it_was_measured(tmp_path: Path) -> None:
     record = {"student_seconds": 3.0, "teacher_seconds": 0.0, "rollout_seconds": 1.0}
     for step, seconds in ((1, 0.5), (2, 1.5)):  # of all steps together: 2 of 8
-        measured = {"step": step, "loss_seconds": seconds, "loss_share_by_flops": 0.311}
+        measured = {"step": step, "loss_seconds": seconds}
         append(tmp_path / "metrics.jsonl", {"run": "a", **record, **measured})
     append(tmp_path / "metrics.jsonl", {"run": "b", "step": 1, **record})
     nothing = dict.fromkeys(("student_seconds", "teacher_seconds", "loss_seconds"), 0.0)
     append(tmp_path / "metrics.jsonl", {"run": "c", "step": 1, "rollout_seconds": 1.0, **nothing})
     page = written(tmp_path)
-    assert (
-        "took 25.0 % of a step's forward and backward passes; by the flops of the matrix products it would be 31.1 %."
-        in page.text
-    )
+    assert "took 25.0 % of a step's forward and backward passes." in page.text
     assert "360 %" in page.text and "120 %" in page.text  # seconds and share in one cell
     assert "b: heads" not in page.text and "c: heads" not in page.text
 
@@ -245,7 +242,9 @@ def test_long_runs_are_thinned_to_means() -> None:
 def test_the_command_needs_no_torch_and_names_a_wrong_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_run(tmp_path / "run", steps=2)
-    program = "import sys; sys.modules['torch'] = None; from distillation.page.__main__ import main; sys.exit(main())"
+    program = (
+        "import sys; from distillation.page.__main__ import main; sys.exit(main() or 3 * ('torch' in sys.modules))"
+    )
     for folder, status, said in ((tmp_path / "run", 0, "report.html"), (tmp_path, 1, "holds none of a run's files")):
         found = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, cwd=PYTHON)
         assert found.returncode == status and said in found.stdout + found.stderr, found.stderr

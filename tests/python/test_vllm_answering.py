@@ -78,11 +78,11 @@ def test_each_step_is_sampled_from_the_weights_of_its_beginning(tied: bool) -> N
     for _ in range(2):
         [completion, *_] = answer(DRAWS)
         assert completion.log_probs is not None
-        assert completion.log_probs == pytest.approx(log_probs_of(answer.models[0], completion).tolist(), abs=1e-4)
-        logits = answer.models[0](torch.tensor([completion.prompt + completion.ids])).logits[0].log_softmax(-1)
+        assert completion.log_probs == pytest.approx(log_probs_of(answer.student, completion).tolist(), abs=1e-4)
+        logits = answer.student(torch.tensor([completion.prompt + completion.ids])).logits[0].log_softmax(-1)
         last = len(completion.prompt) + len(completion.ids) - 2
         assert completion.log_probs[-1] == pytest.approx(float(logits[last, completion.ids[-1]].detach()), abs=1e-4)
-        changed(answer.models[0])
+        changed(answer.student)
     options = answer.engine.options
     assert options["enable_prefix_caching"] is False and options["model"] == "folder"
     assert options["gpu_memory_utilization"] == 0.25 and options["dtype"] == "float32"
@@ -94,7 +94,7 @@ def test_an_engine_that_keeps_old_weights_is_refused(stale: str, monkeypatch: py
     monkeypatch.setattr(Engine, "stale", (stale,))
     answer = answering()
     answer(DRAWS)
-    changed(answer.models[0])
+    changed(answer.student)
     with pytest.raises(RunError, match=r"vllm 0.0 does not sample from the student's weights.*nats away"):
         answer(DRAWS)
 
@@ -103,10 +103,10 @@ def test_an_engine_that_keeps_old_weights_is_refused(stale: str, monkeypatch: py
 def test_the_students_of_two_objectives_share_an_engine() -> None:
     first, second = answering(), answering()
     assert first.engine is second.engine
-    changed(second.models[0])
+    changed(second.student)
     for answer in (first, second, first):
         found = answer(DRAWS)[0]
-        assert found.log_probs == pytest.approx(log_probs_of(answer.models[0], found).tolist(), abs=1e-4)
+        assert found.log_probs == pytest.approx(log_probs_of(answer.student, found).tolist(), abs=1e-4)
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from . import plots, results
 from .records import Record, Records, column, number, read_records
@@ -17,32 +17,18 @@ NAME = "report.html"
 STYLE = Path(__file__).with_name("style.css")
 TEACHER, START, FIRST_RUN, COLOURS = 0, 1, 2, len(plots.SERIES)
 OPEN, SHUT = "H<sub>t</sub> &gt; τ", "elsewhere"
-# Title, metrics (the first solid, the second dashed, with what tells them apart), caption, whether it is a share.
-CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str, bool], ...] = (
-    ("Loss", (("loss", ""),), "Objectives differ, so do their losses: compare a curve with itself.", False),
-    (
-        "Forward KL",
-        (("forward_kl_open", OPEN), ("forward_kl_closed", SHUT)),
-        "KL(teacher ‖ student), nats, on {completions}.",
-        False,
-    ),
-    (
-        "Reverse KL",
-        (("reverse_kl_open", OPEN), ("reverse_kl_closed", SHUT)),
-        "KL(student ‖ teacher), nats, on {completions}.",
-        False,
-    ),
-    (
-        "Mean entropy",
-        (("student_entropy", "student"), ("teacher_entropy", "teacher")),
-        "In nats, on {completions}.",
-        False,
-    ),
-    ("Gate", (("gate_fraction", ""),), "Share of tokens with a forward KL in the loss.", True),
-    ("Completion length", (("completion_length", ""),), "Tokens, end of sequence included; mean of a step.", False),
-    ("Clipped completions", (("clipped_fraction", ""),), "Share that reached the longest length without an end.", True),
-    ("Gradient norm", (("grad_norm", ""),), "Before clipping.", False),
+# Title, metrics (the first solid, the second dashed, with what tells them apart), caption.
+CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
+    ("Loss", (("loss", ""),), "Objectives differ, so do their losses: compare a curve with itself."),
+    ("Forward KL", (("forward_kl_open", OPEN), ("forward_kl_closed", SHUT)), "KL(teacher ‖ student), {nats_on}."),
+    ("Reverse KL", (("reverse_kl_open", OPEN), ("reverse_kl_closed", SHUT)), "KL(student ‖ teacher), {nats_on}."),
+    ("Mean entropy", (("student_entropy", "student"), ("teacher_entropy", "teacher")), "In {nats_on}."),
+    ("Gate", (("gate_fraction", ""),), "Share of tokens with a forward KL in the loss."),
+    ("Completion length", (("completion_length", ""),), "Tokens, end of sequence included; mean of a step."),
+    ("Clipped completions", (("clipped_fraction", ""),), "Share that reached the longest length without an end."),
+    ("Gradient norm", (("grad_norm", ""),), "Before clipping."),
 )
+SHARES = ("Gate", "Clipped completions")
 TIMES = (
     ("rollout_seconds", "rollout", 2),
     ("teacher_seconds", "teacher", 4),
@@ -139,7 +125,7 @@ def training(records: Records, colours: dict[str, int]) -> list[str]:
     cards += [
         histograms(run, recorded, records.tau, trained_on, colours[run]) for run, recorded in records.histograms.items()
     ]
-    for title, metrics, caption, percent in CARDS:
+    for title, metrics, caption in CARDS:
         curves = plots.curves_of(records.metrics, [name for name, _ in metrics], colours)
         dashes = {curve.dashed for curve in curves}
         lines = [(escaped(run), colours[run], False) for run in records.metrics] if len(records.metrics) > 1 else []
@@ -147,8 +133,8 @@ def training(records: Records, colours: dict[str, int]) -> list[str]:
             only = colours[next(iter(records.metrics), "teacher")] if len(records.metrics) == 1 else TEACHER
             lines += [(text, only, i > 0) for i, (_, text) in enumerate(metrics) if (i > 0) in dashes]
         slug = title.lower().replace(" ", "-")
-        plot = plots.over_steps(slug, curves, percent)
-        cards.append(card(title, plot, lines, caption.format(completions=trained_on)))
+        plot = plots.over_steps(slug, curves, percent=title in SHARES)
+        cards.append(card(title, plot, lines, caption.format(nats_on=f"nats, on {trained_on}")))
     shown = [one for one in cards if one]
     return [tag("h2", "How it went"), tag("div", *shown, class_="grid")] if shown else []
 
@@ -201,15 +187,12 @@ def time_split(metrics: dict[str, list[Record]]) -> str:
 
 
 def loss_share(run: str, records: list[Record]) -> str:
-    """What the loss took (heads, loss and their gradients), beside what its flops predict, if that was measured."""
+    """What the loss took, with heads and their gradients, if that was measured."""
     loss, teacher, student = (mean(records, f"{part}_seconds") for part in ("loss", "teacher", "student"))
-    passes, predicted = loss + teacher + student, mean(records, "loss_share_by_flops")
-    if not passes > 0:  # not measured
+    if not loss + teacher + student > 0:
         return ""
-    share = loss / passes
-    text = f"{escaped(run)}: heads, loss and their gradients took {share:.1%} of a step's forward and backward passes"
-    beside = f"; by the flops of the matrix products it would be {predicted:.1%}" if math.isfinite(predicted) else ""
-    return f"{text}{beside}.".replace("%", " %")
+    share = f"{loss / (loss + teacher + student):.1%}".replace("%", " %")
+    return f"{escaped(run)}: heads, loss and their gradients took {share} of a step's forward and backward passes."
 
 
 def mean(records: list[Record], name: str) -> float:
@@ -259,13 +242,5 @@ def settings(config: Record) -> str:
     """All options and versions, folded."""
     if not config:
         return ""
-    entries = (tag("dt", escaped(key)) + tag("dd", escaped(value)) for key, value in flat(config))
-    return tag("h2", "What was run") + tag("details", tag("summary", "Options and versions"), tag("dl", *entries))
-
-
-def flat(config: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """Nested options as (dotted name, value)."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        pairs += flat(value, f"{above}{key}.") if isinstance(value, dict) else [(f"{above}{key}", value)]
-    return pairs
+    options = tag("pre", escaped(json.dumps(config, indent=2, ensure_ascii=False)))
+    return tag("h2", "What was run") + tag("details", tag("summary", "Options and versions"), options, class_="sample")

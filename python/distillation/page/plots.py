@@ -118,10 +118,8 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Centred; a shorter window at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    start, end = np.maximum(at - width // 2, 0), np.minimum(at + width // 2 + 1, len(values))
-    return (total[end] - total[start]) / (end - start)
+    window = np.ones(2 * (width // 2) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
 
 
 def as_percent(axes: Axes) -> None:
