@@ -164,7 +164,7 @@ def entropy_aware_kl(
             gradient is taken.
         workspace_bytes: budget for the blocks of logits of both sides and of their gradient. Default: 128 MiB on a CPU
             or what 128 tokens of the whole vocabulary need, on a GPU 3 GiB or what 1,024 tokens need. A budget of one's
-            own is kept to down to 32 tokens (512 entries of all tokens under "recompute"), below which the products
+            own is kept to down to 32 tokens (of 512 entries under "recompute"), below which the products
             would cost a multiple.
         gradient_filter: ε in (0, 1]: with a student_head, leave out of the products behind its gradients the entries of
             the vocabulary whose gradient is smaller than ε in a whole block of tokens, for a token of the largest
