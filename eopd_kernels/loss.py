@@ -15,6 +15,7 @@ from .inputs.keywords import ALL, MODULE, TENSORS, Keywords, ModuleKeywords, Ten
 from .inputs.top_k_teacher import TopKTeacher
 from .objective.objective import Objective
 from .row_math.statistics import RowStatistics
+from .tensors import widest_dtype
 
 # What is worth logging, in the order of EntropyAwareKLOutput.sums.
 FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate")
@@ -92,7 +93,7 @@ class EntropyAwareKLOutput:
         """
         names = FIGURES if self.student_log_probs is None else FIGURES + TOKEN_FIGURES
         figures = torch.stack([getattr(self, name).reshape(-1) for name in names])  # [k, N]
-        figures = figures.to(torch.float32 if figures.device.type == "mps" else torch.float64)
+        figures = figures.to(widest_dtype(figures.device))
         known = self.valid.reshape(1, -1) & ~figures.isnan()
         return torch.stack([figures.where(known, 0.0).sum(1), known.sum(1, dtype=figures.dtype)])
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import Objective, Sampled
 from ..arguments import described
+from ..inputs.keywords import with_defaults
+
+# Keywords of the loss that an adapter takes beside the objective: how it is computed.
+HOW = ("schedule", "backend", "workspace_bytes", "gradient_filter", "wait_free")
+
+
+def check_how(function: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns an adapter's options for the loss, which are among HOW.
+
+    Raises:
+        TypeError: in the name of ``function``: one of them is not.
+    """
+    with_defaults(function, options, HOW)
+    return options
 
 
 def check_objective(objective: Objective) -> None:

@@ -5,10 +5,14 @@ Nothing of Liger is imported. The arithmetic is this package's: fp32 logits and 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .. import LMHead, Objective, entropy_aware_kl
 from ..arguments import finite
+from .batches import check_how
+from .figures import Figures
 
 
 class LigerFusedLinearJSDLoss(nn.Module):
@@ -24,6 +28,11 @@ class LigerFusedLinearJSDLoss(nn.Module):
         compiled, chunk_size: taken and without effect, as they are in Liger on the result.
         return_soft_hard_loss: must be False: there is no hard loss to return.
         objective: an :class:`Objective` in place of β and the temperature, which must then keep their defaults.
+        **how: schedule, backend, workspace_bytes, gradient_filter, wait_free: as in :func:`entropy_aware_kl`.
+
+    Attributes:
+        figures: what the loss saw, added up: ``figures.means(training)`` gives the means since it was last asked, and
+            ``figures.last_output`` the last call's output.
 
     Raises:
         TypeError, ValueError: an argument is outside what is stated above.
@@ -41,6 +50,7 @@ class LigerFusedLinearJSDLoss(nn.Module):
         return_soft_hard_loss: bool = False,
         *,
         objective: Objective | None = None,
+        **how: Any,
     ) -> None:
         super().__init__()
         if weight_hard_loss != 0:
@@ -57,6 +67,8 @@ class LigerFusedLinearJSDLoss(nn.Module):
             )
         self.weight_soft_loss = finite("weight_soft_loss", weight_soft_loss, least=0.0)
         self.ignore_index = ignore_index
+        self.how = check_how("LigerFusedLinearJSDLoss", how)
+        self.figures = Figures()
         self.objective = Objective.gkd(beta, temperature) if objective is None else objective
 
     def forward(
@@ -87,7 +99,7 @@ class LigerFusedLinearJSDLoss(nn.Module):
                 f"student_weight and teacher_weight must have one vocabulary, got {len(student_weight)} and "
                 f"{len(teacher_weight)} entries: pass the common ones, e.g. teacher_weight[:{len(student_weight)}]"
             )
-        loss = entropy_aware_kl(
+        out = entropy_aware_kl(
             student_input,
             teacher_input.detach(),
             student_head=LMHead(student_weight, student_bias),
@@ -95,5 +107,7 @@ class LigerFusedLinearJSDLoss(nn.Module):
             labels=true_labels,
             ignore_index=self.ignore_index,
             objective=self.objective,
-        ).loss
-        return self.weight_soft_loss * loss
+            **self.how,
+        )
+        self.figures.add(out, self.training)
+        return self.weight_soft_loss * out.loss

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from .. import LMHead, Objective, entropy_aware_kl
 from ..heads.backbone import backbone_of
 from ..heads.from_model import unwrapped
-from .batches import check_objective
+from .batches import HOW, check_how, check_objective
+from .figures import Figures
 from .hooks import check_parameters, moved
 
 TESTED = "5.23"
@@ -35,6 +36,11 @@ class DistillationMixin:
         objective: see :class:`Objective`; default ``Objective()``. A sampled reverse half is refused: the inputs have
             no old log-probabilities.
         vocab_size: as in :func:`entropy_aware_kl`, for vocabularies of two sizes.
+        schedule, backend, workspace_bytes, gradient_filter, wait_free: likewise.
+
+    Each line of the log that has a loss gets the means of what was seen on the tokens since the last one, of all
+    micro-batches and processes: ``reverse_kl``, ``forward_kl``, ``teacher_entropy``, ``student_entropy``, ``gate``, in
+    an evaluation with its prefix. ``figures.last_output`` is the last call's output, for callbacks.
 
     Batches need ``labels`` (−100: left out), or ``shift_labels`` that are shifted already, beside what the models read.
     Neither model's logits are computed, except those of one position, and in an evaluation with ``compute_metrics``,
@@ -54,6 +60,8 @@ class DistillationMixin:
         vocab_size: int | None = None,
         **options: Any,
     ) -> None:
+        self.how = {name: options.pop(name) for name in HOW if name in options}
+        self.figures = Figures()
         super().__init__(*arguments, **options)
         trainer: Any = self
         base = super().compute_loss  # type: ignore[misc]
@@ -95,7 +103,7 @@ class DistillationMixin:
         with torch.no_grad():
             teacher, _ = hidden_states(self.teacher_model, read, 1)
         predicting = slice(None) if aligned else slice(-1)
-        loss = entropy_aware_kl(
+        out = entropy_aware_kl(
             student[:, predicting],
             teacher[:, predicting],
             student_head=LMHead.from_model(model),
@@ -104,15 +112,27 @@ class DistillationMixin:
             num_items=num_items_in_batch,
             vocab_size=self.vocab_size,
             objective=self.distillation_objective,
-        ).loss
+            **self.how,
+        )
+        self.figures.add(out, model.training)
+        loss = out.loss
         if trainer.args.average_tokens_across_devices and num_items_in_batch is not None:
             # num_items counts the tokens of all processes, and data parallelism averages their gradients.
             loss = loss * (trainer.accelerator.num_processes // trainer.get_tp_size())
         return (loss, outputs) if return_outputs else loss
 
+    def log(self, logs: dict[str, float], *rest: Any, **options: Any) -> None:
+        self.figures.log_with(super().log, self)(logs, *rest, **options)  # type: ignore[misc]
+
 
 def compute_loss_func(
-    student: nn.Module, teacher: nn.Module, objective: Objective | None = None, *, vocab_size: int | None = None
+    student: nn.Module,
+    teacher: nn.Module,
+    objective: Objective | None = None,
+    *,
+    vocab_size: int | None = None,
+    figures: Figures | None = None,
+    **how: Any,
 ) -> Callable[..., Tensor]:
     """A ``Trainer(compute_loss_func=...)`` for those who cannot subclass: both models' logits then exist in full.
 
@@ -125,12 +145,16 @@ def compute_loss_func(
         teacher: a causal language model of the same vocabulary, on the student's device. It is put into eval mode, and
             its parameters stop requiring gradients.
         objective, vocab_size: as in :class:`DistillationMixin`.
+        figures: takes up what the loss saw. After ``trainer.log = figures.log_with(trainer.log, trainer)`` the lines of
+            the log have its means, as those of a :class:`DistillationMixin`. Default None.
+        **how: schedule, backend, workspace_bytes, gradient_filter, wait_free.
 
     Returns:
         A function of ``(outputs, labels, num_items_in_batch=None)``.
     """
     objective = Objective() if objective is None else objective
     check_objective(objective)
+    check_how("compute_loss_func", how)
     teacher.requires_grad_(False).eval()
     kept: list[dict[str, Any]] = []
 
@@ -150,14 +174,18 @@ def compute_loss_func(
         logits = outputs["logits"]
         with torch.no_grad():
             teacher_logits = teacher(**kept.pop()).logits
-        return entropy_aware_kl(
+        out = entropy_aware_kl(
             logits[:, :-1],
             teacher_logits[:, :-1],
             labels=labels[:, 1:],
             num_items=num_items_in_batch,
             vocab_size=vocab_size,
             objective=objective,
-        ).loss
+            **how,
+        )
+        if figures is not None:
+            figures.add(out, student.training)
+        return out.loss
 
     return loss
 

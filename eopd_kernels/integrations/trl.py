@@ -6,17 +6,19 @@ and ``GKDTrainer.generalized_jsd_loss``, which is called on logits.
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import LMHead, Objective, entropy_aware_kl
-from .batches import check_objective
+from .batches import check_how, check_objective
+from .figures import Figures
 from .hooks import check_caller, check_parameters, find, moved
 
 TESTED = "1.16"
@@ -50,13 +52,18 @@ JSD_PARAMETERS = (
 
 
 @contextmanager
-def patch_trl(objective: Objective | None = None) -> Iterator[None]:
+def patch_trl(objective: Objective | None = None, **how: Any) -> Iterator[Figures]:
     """Inside of it trl's ``DistillationTrainer`` and ``GKDTrainer`` compute their loss with this package.
 
     Args:
         objective: what they minimise in place of their generalised JSD; then the ``beta`` of their configuration counts
             for nothing, and their ``temperature`` must be the objective's. Default None: the divergence that ``beta``
             and ``temperature`` say, with trl's own meaning (β = 0 forward KL, β = 1 reverse KL, between them a JSD).
+        **how: schedule, backend, workspace_bytes, gradient_filter, wait_free: as in :func:`entropy_aware_kl`.
+
+    Yields:
+        The :class:`Figures` of what the loss sees. Each line of the trainers' log that has a loss gets their means,
+        over the tokens of all micro-batches and processes since the last one; ``last_output`` is the last call's.
 
     Raises:
         HookMoved: trl is not as this was written for (1.16); the message says what has moved. Nothing is replaced.
@@ -68,16 +75,22 @@ def patch_trl(objective: Objective | None = None) -> Iterator[None]:
     """
     if objective is not None:
         check_objective(objective)
-    trainer, gkd = checked_hooks()
-    with only_thread:
-        original_chunked, original_jsd = getattr(trainer, CHUNKED), gkd.__dict__[JSD]
-        setattr(trainer, CHUNKED, chunked_loss(objective))
-        setattr(gkd, JSD, staticmethod(jsd_loss(objective)))
-        try:
-            yield
-        finally:
-            setattr(trainer, CHUNKED, original_chunked)
-            setattr(gkd, JSD, original_jsd)
+    check_how("patch_trl", how)
+    module, gkd = checked_hooks()
+    figures = Figures()
+    replaced = [
+        (module, CHUNKED, chunked_loss(objective, figures, how)),
+        (gkd, JSD, staticmethod(jsd_loss(objective, figures, how))),
+        *((trainer, "log", logging(trainer.log, figures)) for trainer in (module.DistillationTrainer, gkd)),
+    ]
+    with only_thread, ExitStack() as stack:
+        for owner, name, ours in replaced:
+            if name in vars(owner):
+                stack.callback(setattr, owner, name, vars(owner)[name])
+            else:  # inherited
+                stack.callback(delattr, owner, name)
+            setattr(owner, name, ours)
+        yield figures
 
 
 def checked_hooks() -> tuple[Any, Any]:
@@ -114,6 +127,16 @@ class OnlyThread:
 only_thread = OnlyThread()
 
 
+def logging(log: Any, figures: Figures) -> Any:
+    """A trainer's ``log`` that adds the figures' means."""
+
+    @functools.wraps(log)
+    def log_with_figures(self: Any, *arguments: Any, **options: Any) -> None:
+        figures.log_with(functools.partial(log, self), self)(*arguments, **options)
+
+    return log_with_figures
+
+
 def effective(objective: Objective | None, beta: float, temperature: float) -> Objective:
     """What is minimised: trl's own divergence, or the user's, whose temperature must be that of trl's trainer."""
     if objective is None:
@@ -134,7 +157,7 @@ def head(weight: Tensor, bias: Tensor | None, hidden: Tensor, scale: float, soft
     return LMHead(weight, bias, scale=scale, softcap=softcap)
 
 
-def chunked_loss(objective: Objective | None) -> Any:
+def chunked_loss(objective: Objective | None, figures: Figures, how: dict[str, Any]) -> Any:
     """``_chunked_divergence_loss`` with another divergence: (loss, sum of the student's entropies, valid tokens)."""
 
     def _chunked_divergence_loss(
@@ -177,13 +200,15 @@ def chunked_loss(objective: Objective | None) -> Any:
             mask=valid,
             num_items=num_items_in_batch,
             objective=effective(objective, beta, temperature),
+            **how,
         )
+        figures.add(out, training=student_hidden_states.requires_grad)
         return out.loss, out.student_entropy.sum(), valid.sum()
 
     return _chunked_divergence_loss
 
 
-def jsd_loss(objective: Objective | None) -> Any:
+def jsd_loss(objective: Objective | None, figures: Figures, how: dict[str, Any]) -> Any:
     """``generalized_jsd_loss`` with another divergence, of logits ``[B, T, V]``."""
 
     def generalized_jsd_loss(
@@ -204,13 +229,16 @@ def jsd_loss(objective: Objective | None) -> Any:
         if num_items is None and reduction == "batchmean" and labels is None:
             num_items = student_logits.size(0)  # trl's "batchmean" without labels: by the first dimension alone
         summed = num_items_in_batch is None and reduction == "sum"
-        return entropy_aware_kl(
+        out = entropy_aware_kl(
             student_logits,
             teacher_logits.detach(),
             labels=labels,
             num_items=num_items,
             reduction="sum" if summed else "mean",
             objective=effective(objective, beta, temperature),
-        ).loss
+            **how,
+        )
+        figures.add(out, training=student_logits.requires_grad)
+        return out.loss
 
     return generalized_jsd_loss

@@ -68,7 +68,7 @@ def test_the_signature_is_ligers(theirs: Any) -> None:
     for method in ("__init__", "forward"):
         expected = inspect.signature(getattr(theirs, method)).parameters
         found = inspect.signature(getattr(LigerFusedLinearJSDLoss, method)).parameters
-        positional = [p for p in found.values() if p.kind is not p.KEYWORD_ONLY]
+        positional = [p for p in found.values() if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
         assert [(p.name, p.default) for p in positional] == [(p.name, p.default) for p in expected.values()]
 
 
@@ -102,3 +102,20 @@ def test_a_student_is_not_padded() -> None:
     arguments[3] = torch.randn(V + 6, 20)
     with pytest.raises(ValueError, match=r"got 90 and 96 entries.*teacher_weight\[:90\]"):
         LigerFusedLinearJSDLoss(0.0)(*arguments)
+
+
+def test_what_the_loss_saw_is_added_up_and_how_it_is_computed_can_be_said() -> None:
+    generator = torch.Generator().manual_seed(2)
+    student, teacher = (torch.randn(7, 6, generator=generator) for _ in range(2))
+    weight = torch.randn(11, 6, generator=generator).requires_grad_()
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, schedule="recompute")
+    losses = [loss(student[part], weight, teacher[part], weight, torch.zeros(n).long()) for part, n in PARTS]
+    means = loss.figures.means()
+    assert means["reverse_kl"] == pytest.approx(float((losses[0] * 3 + losses[1] * 4).detach()) / 7)
+    last = loss.figures.last_output
+    assert last is not None and torch.equal(last.loss, losses[1]) and not last.loss.requires_grad
+    with pytest.raises(TypeError, match=r"LigerFusedLinearJSDLoss.* unexpected keyword argument 'chunks'"):
+        LigerFusedLinearJSDLoss(weight_hard_loss=0.0, chunks=3)
+
+
+PARTS = [(slice(0, 3), 3), (slice(3, 7), 4)]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from eopd_kernels import EntropyGate, Objective, Sampled, reference
 from eopd_kernels.integrations import hooks
+from eopd_kernels.integrations.figures import Figures
 from eopd_kernels.integrations.transformers import DistillationMixin, compute_loss_func
 from tests.conftest import relative_error
 from tests.heads.tiny_models import built
@@ -59,7 +60,11 @@ def by_mixin(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any)
 
 
 def by_function(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any) -> Trainer:
-    return Trainer(student, compute_loss_func=compute_loss_func(student, teacher, OBJECTIVE), **options)
+    figures = Figures()
+    loss = compute_loss_func(student, teacher, OBJECTIVE, figures=figures)
+    trainer = Trainer(student, compute_loss_func=loss, **options)
+    trainer.log = figures.log_with(trainer.log, trainer)  # type: ignore[method-assign]
+    return trainer
 
 
 @pytest.fixture(params=[by_mixin, by_function], ids=["mixin", "function"])
@@ -93,6 +98,71 @@ def test_micro_batches_weigh_every_token_alike(make: Any, tmp_path: Path, per_de
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
     head, old = student.get_output_embeddings().weight, before.get_output_embeddings().weight
     assert relative_error((old - head) / 0.1, old.grad) < 2e-3
+
+
+FIGURES = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy", "gate")
+
+
+def expected_figures(student: PreTrainedModel, teacher: PreTrainedModel, batch: list[dict[str, Any]]) -> Any:
+    """The means over all tokens that are predicted, by the specification."""
+    with torch.no_grad():
+        logits = [[m(input_ids=row["input_ids"][None]).logits[0, :-1] for row in batch] for m in (student, teacher)]
+    labels = torch.cat([row["labels"][1:] for row in batch])
+    out = reference.entropy_aware_kl(
+        torch.cat(logits[0]).double(), torch.cat(logits[1]).double(), labels=labels, objective=OBJECTIVE
+    )
+    return {name: getattr(out, name)[labels != -100].mean().item() for name in FIGURES}
+
+
+@pytest.mark.parametrize("per_device", [1, 4])
+def test_the_log_has_the_means_over_all_tokens_since_the_last_line(make: Any, tmp_path: Path, per_device: int) -> None:
+    student, teacher = tiny_pair()
+    before = copy.deepcopy(student)
+    cut = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": 4 // per_device}
+    evaluated = {"per_device_eval_batch_size": 3, "eval_strategy": "steps", "eval_steps": 2}
+    settings = arguments(tmp_path, max_steps=2, learning_rate=0.0, **cut, **evaluated)
+    trainer = make(student, teacher, args=settings, train_dataset=rows(), eval_dataset=rows()[:3])
+    trainer.train()
+    trained, evaluation = expected_figures(before, teacher, rows()), expected_figures(before, teacher, rows()[:3])
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert {name: line[name] for name in FIGURES} == pytest.approx(trained, abs=1e-5)
+    (line,) = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert {name: line[f"eval_{name}"] for name in FIGURES} == pytest.approx(evaluation, abs=1e-5)
+    assert not set(FIGURES) & set(line)
+
+
+def test_the_figures_are_those_of_all_processes(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path))
+    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
+    student.train()
+    trainer.compute_loss(student, batch)
+    theirs = trainer.figures.last_output.sums() * torch.tensor([[3.0], [1.0]])  # as many tokens, three times the sums
+    own = trainer.figures.means()
+    trainer.compute_loss(student, batch)
+    of_both = trainer.figures.means(reduce=lambda sums: sums + theirs)
+    assert of_both == pytest.approx({name: 2 * mean for name, mean in own.items()})
+    assert trainer.figures.means() == {}
+    # A process without tokens of this kind takes part all the same.
+    assert trainer.figures.means(training=False, reduce=lambda sums: sums + theirs) == pytest.approx(
+        {name: 3 * mean for name, mean in own.items()}
+    )
+
+
+def test_how_the_loss_is_computed_can_be_said(tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
+    plain = by_mixin(student, teacher, args=arguments(tmp_path)).compute_loss(student, batch)
+    how: dict[str, Any] = {"schedule": "recompute", "backend": "torch", "workspace_bytes": 2**16}
+    trainer = by_mixin(student, teacher, args=arguments(tmp_path), **how)
+    torch.testing.assert_close(trainer.compute_loss(student, batch), plain)
+    assert trainer.how == how
+    with pytest.raises(ValueError, match="backend must be 'auto' or one of"):
+        by_mixin(student, teacher, args=arguments(tmp_path), backend="gpu").compute_loss(student, batch)
+    with pytest.raises(TypeError, match=r"compute_loss_func\(\) got an unexpected keyword argument 'tau'"):
+        compute_loss_func(student, teacher, tau=0.8)
 
 
 def test_the_mixin_counts_shifted_labels_whatever_the_models_own_loss_is(tmp_path: Path) -> None:

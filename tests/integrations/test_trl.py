@@ -41,6 +41,9 @@ def calls(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> list[Objective]:
     return seen
 
 
+logs: list[list[dict[str, float]]] = []  # of each run
+
+
 def distillation_losses(tmp_path: Path, steps: int = STEPS, **config: Any) -> tuple[list[float], list[float]]:
     """The loss and the student's entropy of every step of a run of trl's DistillationTrainer, always the same one."""
     from datasets import Dataset
@@ -74,12 +77,14 @@ def distillation_losses(tmp_path: Path, steps: int = STEPS, **config: Any) -> tu
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    logs.append(log)
     return [entry["loss"] for entry in log], [entry["entropy"] for entry in log]
 
 
 def test_reverse_kl_runs_are_the_same_with_and_without_the_patch(
     adapter: Any, calls: list[Objective], tmp_path: Path
 ) -> None:
+    logs.clear()
     expected, entropies = distillation_losses(tmp_path, beta=1.0)
     assert len(expected) == STEPS and not calls
     with adapter.patch_trl(Objective(gate="never")):
@@ -87,6 +92,10 @@ def test_reverse_kl_runs_are_the_same_with_and_without_the_patch(
     assert len(calls) == 2 * STEPS, "the patch was not active in every micro-batch"
     assert found == pytest.approx(expected, abs=1e-4)
     assert ours == pytest.approx(entropies, abs=1e-4)
+    seen = {name: [line[name] for line in logs[-1]] for name in ("reverse_kl", "student_entropy", "gate")}
+    assert seen["reverse_kl"] == pytest.approx(found, abs=1e-4) and set(seen["gate"]) == {0.0}
+    assert seen["student_entropy"] == pytest.approx(ours, abs=1e-4)
+    assert "reverse_kl" not in logs[0][0]
     assert expected[-1] < 0.8 * expected[0], "a run that learns nothing compares nothing"
 
 
@@ -198,26 +207,29 @@ def test_gkds_trainer_calls_it(adapter: Any, calls: list[Objective], tmp_path: P
             processing_class=tokenizer(),
         )
         trainer.train()
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+        return [entry["loss"] for entry in logs[-1]]
 
     expected = losses()
     with adapter.patch_trl(Objective.reverse_kl()):
         found = losses()
     assert len(calls) == 4
     assert found == pytest.approx(expected, abs=1e-4)
+    assert [line["reverse_kl"] for line in logs[-1]] == pytest.approx(found, abs=1e-4)
 
 
-def hooked() -> tuple[Any, Any]:
+def hooked() -> tuple[Any, ...]:
     trainer = importlib.import_module("trl.trainer.distillation_trainer")
     gkd = importlib.import_module("trl.experimental.gkd.gkd_trainer").GKDTrainer
-    return trainer._chunked_divergence_loss, gkd.__dict__["generalized_jsd_loss"]
+    log = trainer.DistillationTrainer.log, vars(gkd).get("log")
+    return trainer._chunked_divergence_loss, gkd.__dict__["generalized_jsd_loss"], *log
 
 
 def test_leaving_restores_trl_also_after_an_exception_and_from_within(adapter: Any) -> None:
     before = hooked()
     with pytest.raises(KeyError), adapter.patch_trl(Objective.reverse_kl()):
         outer = hooked()
-        assert outer[0] is not before[0] and outer[1] is not before[1]
+        assert all(ours is not theirs for ours, theirs in zip(outer, before, strict=True))
         with adapter.patch_trl(Objective.forward_kl()):
             assert hooked()[0] is not outer[0]
         assert hooked() == outer
