@@ -2,7 +2,7 @@
 
 EOPD_BUILD_CPU, EOPD_BUILD_CUDA = auto (default): what cannot be built is left out, and the package installs without it.
                                   1: a failure is an error, and so is a warning.    0: it is not built.
-TORCH_CUDA_ARCH_LIST            = the GPUs to compile for, default 8.0;9.0a;10.0a;12.0+PTX. No GPU and no CUDA build of
+TORCH_CUDA_ARCH_LIST            = the GPUs to compile for, default 8.0;9.0;10.0;12.0+PTX. No GPU and no CUDA build of
                                   torch is asked for.
 What happened is recorded in eopd_kernels/_build.json, where the package looks for the reason why a backend is missing.
 """
@@ -33,7 +33,7 @@ if X86:
     INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
 
 NVCC_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra".split()
-ARCHITECTURES = "8.0;9.0a;10.0a;12.0+PTX"
+ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 
 class BuildError(Exception):
@@ -81,7 +81,7 @@ def find_nvcc() -> str:
 
 
 def gencode(architectures: str) -> list[str]:
-    """nvcc's words for a list like "8.0;9.0a;12.0+PTX"."""
+    """nvcc's words for a list like "8.0;9.0;12.0+PTX"."""
     flags = []
     for name in re.split(r"[;,\s]+", architectures.strip("; ")):
         match = re.fullmatch(r"(\d+)\.?(\d[af]?)(\+PTX)?", name)

@@ -63,11 +63,11 @@ def cuda_table(found: Iterable[Kernel]) -> str:
             spread(one.stack for one in there),
             spread(one.wide_loads for one in there),
             spread(one.wide_stores for one in there),
-            spread(one.distributed_loads for one in there if one.has_clusters),
+            spread(one.distributed_stores for one in there if one.has_clusters),
             spread(one.instructions for one in there),
         )
         rows.append([f"`{name}`", logits, KEPT[kept], *registers, *figures])
-    columns = ("most registers", "stack", "16-byte loads", "16-byte stores", "distributed loads", "instructions")
+    columns = ("most registers", "stack", "16-byte loads", "16-byte stores", "distributed stores", "instructions")
     return markdown_table(("kernel", "logits", "kept", *architectures, *columns), rows)
 
 

@@ -53,10 +53,9 @@ EOPD_HD Value times_or_zero(Value mass, Value x) {
 }
 
 // Moves a row's sums to higher maxima. d = m_old - m_new <= 0; an unmoved maximum costs no exponential, and -inf that
-// stays -inf (nothing seen yet) has moved by 0.
-template <typename Real>
-EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_max) {
-  using std::exp;
+// stays -inf (nothing seen yet) has moved by 0. `exp` is of the unit that maxima and weighted sums are in.
+template <typename Real, typename Exp>
+EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_max, const Exp& exp) {
   const Real d_s = row.student_max == student_max ? Real(0) : row.student_max - student_max;
   const Real d_t = row.teacher_max == teacher_max ? Real(0) : row.teacher_max - teacher_max;
   if (d_s == 0 && d_t == 0) return;
@@ -70,6 +69,11 @@ EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_m
   row.teacher_sum *= c_t;
   row.student_max = student_max;
   row.teacher_max = teacher_max;
+}
+
+template <typename Real>
+EOPD_HD void recentre(RowStatistics<Real>& row, Real student_max, Real teacher_max) {
+  recentre(row, student_max, teacher_max, [](Real distance) { return std::exp(distance); });
 }
 
 // Adds the six sums of a row, or of some of its columns, to others on the same centres.
@@ -222,13 +226,14 @@ EOPD_HD ColumnCoefficients<Real> column_coefficients(const RowStatistics<Real>& 
 }
 
 // g_v of columns. `has_ratio` and `has_other` say whether b and c are used: with b = 0 the log-ratio may be infinite,
-// with c = 0 the teacher's exponential need not exist.
-template <bool has_ratio, bool has_other, typename Value, typename Real>
+// with c = 0 the teacher's exponential need not exist. Unguarded, a column of zero mass may become NaN; the caller sees
+// that, as with add_columns.
+template <bool has_ratio, bool has_other, bool guarded = true, typename Value, typename Real>
 EOPD_HD Value column_gradient(const ColumnCoefficients<Real>& k, Value ds, Value dt, Value exp_ds, Value exp_dt) {
   Value factor = k.self + Value{};
   if constexpr (has_ratio) factor += k.ratio * (ds - dt);
   Value gradient = exp_ds * factor;
-  gradient = exp_ds == Value{} ? Value{} : gradient;
+  if constexpr (guarded) gradient = exp_ds == Value{} ? Value{} : gradient;
   if constexpr (has_other) gradient -= k.other * exp_dt;
   return gradient;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ BF16_ROW = Logits(151_936, torch.bfloat16, torch.bfloat16)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA and Triton kernels are there, and the device is an H100."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("EOPD_CUDA_EMULATION", raising=False)
+    monkeypatch.setattr(BACKENDS["cuda"], "kernels", lambda: SimpleNamespace(device_type="cuda"))
     monkeypatch.setattr(BACKENDS["triton"], "unavailable", lambda: None)
     monkeypatch.setattr(BACKENDS["cuda"], "unavailable", lambda: None)
     monkeypatch.setattr(BACKENDS["cuda"], "index_of", lambda device: 0)

@@ -12,16 +12,16 @@ namespace {
 using namespace eopd;
 using namespace eopd::cuda;
 
-using PlanArgument = std::tuple<int, int, int, int>;  // kept, cluster, threads, clusters
+using PlanArgument = std::tuple<int, int, int>;       // kept, cluster, threads
 using PlaceArgument = std::tuple<int, uintptr_t>;     // device, stream
 
 using TaskArgument = std::tuple<Matrices, BlockShape, Transforms, PlanArgument, PlaceArgument>;
 
 Task task_of(const TaskArgument& argument) {
   const auto& [matrices, shape, transforms, plan, place] = argument;
-  const auto [kept, cluster, threads, clusters] = plan;
+  const auto [kept, cluster, threads] = plan;
   const auto [device, stream] = place;
-  return {problem_of(matrices, shape, transforms), {kept, cluster, threads, clusters}, {device, stream}};
+  return {problem_of(matrices, shape, transforms), {kept, cluster, threads}, {device, stream}};
 }
 
 int64_t shared_bytes_of(int student_dtype, int teacher_dtype, int64_t columns, const PlanArgument& plan) {
@@ -45,7 +45,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() =
       "The CUDA kernels. A matrix is (address, dtype code, row stride in elements), dtype codes are 0 float32, "
       "1 bfloat16, 2 float16, 3 float64; all other arrays are contiguous, float64 where a side is, else float32. A plan "
-      "is (where a row is kept, CTAs of a cluster, threads of a CTA, most clusters), a place (device, stream), a task "
+      "is (where a row is kept, CTAs of a cluster, threads of a CTA), a place (device, stream), a task "
       "((student, teacher, out), (rows, columns), transforms, plan, place).";
   offer_row_functions(module, &task_of, &launchers_of);
   module.def("shared_bytes", &shared_bytes_of, py::arg("student_dtype"), py::arg("teacher_dtype"), py::arg("columns"),

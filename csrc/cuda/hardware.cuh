@@ -29,7 +29,11 @@ __device__ __forceinline__ void block_barrier() { __syncthreads(); }
 constexpr bool has_clusters = true;
 __device__ __forceinline__ int cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
 __device__ __forceinline__ int cluster_size() { return cooperative_groups::this_cluster().num_blocks(); }
-__device__ __forceinline__ void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
+// The cluster's barrier in two halves. What a thread wrote before it released is there for all who have waited; an
+// arrival alone shows nothing, and needs no fence.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
+__device__ __forceinline__ void cluster_release() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 template <typename Value>
 __device__ __forceinline__ Value* in_shared_memory_of(int rank, Value* mine) {
   return cooperative_groups::this_cluster().map_shared_rank(mine, rank);
@@ -38,7 +42,9 @@ __device__ __forceinline__ Value* in_shared_memory_of(int rank, Value* mine) {
 constexpr bool has_clusters = false;
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ int cluster_size() { return 1; }
-__device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_release() {}
+__device__ __forceinline__ void cluster_wait() { __syncthreads(); }
 template <typename Value>
 __device__ __forceinline__ Value* in_shared_memory_of(int, Value* mine) {
   return mine;
@@ -46,7 +52,6 @@ __device__ __forceinline__ Value* in_shared_memory_of(int, Value* mine) {
 #endif
 
 __device__ __forceinline__ int cluster_index() { return blockIdx.x / cluster_size(); }
-__device__ __forceinline__ int clusters() { return gridDim.x / cluster_size(); }
 
 // Dynamic shared memory, of as many bytes as the launch asked for.
 __device__ __forceinline__ char* shared_memory() {
@@ -63,17 +68,6 @@ __device__ __forceinline__ Value shuffle_xor(const Value& value, int mask) {
   auto* to = reinterpret_cast<uint32_t*>(&result);
 #pragma unroll
   for (int i = 0; i < int(sizeof(Value) / 4); ++i) to[i] = __shfl_xor_sync(0xffffffffu, from[i], mask);
-  return result;
-}
-
-template <typename Value>
-__device__ __forceinline__ Value shuffle_from_first(const Value& value) {
-  static_assert(sizeof(Value) % 4 == 0);
-  Value result;
-  const auto* from = reinterpret_cast<const uint32_t*>(&value);
-  auto* to = reinterpret_cast<uint32_t*>(&result);
-#pragma unroll
-  for (int i = 0; i < int(sizeof(Value) / 4); ++i) to[i] = __shfl_sync(0xffffffffu, from[i], 0);
   return result;
 }
 
@@ -128,13 +122,17 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // ---- Arithmetic ----------------------------------------------------------------------------------------------------
 
-// e^x for x <= 0 in two instructions. The product's rounding makes a relative error of 2^-25 |x| log2 e: 5e-7 of a column whose mass is
-// e^-10 of the largest. Results below 2^-126 are 0.
-__device__ __forceinline__ float exp_of_nonpositive(float x) {
+// 2^x in one instruction, within 2^-22 of it. Results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_of(float x) {
   float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+__device__ __forceinline__ double exp2_of(double x) { return ::exp2(x); }
+
+// e^x for x <= 0 in two instructions. The product's rounding makes a relative error of 2^-25 |x| log2 e: 5e-7 of a column whose mass is
+// e^-10 of the largest.
+__device__ __forceinline__ float exp_of_nonpositive(float x) { return exp2_of(x * 1.44269504f); }
 __device__ __forceinline__ double exp_of_nonpositive(double x) { return ::exp(x); }
 
 // log x for x in (0, 1]. Not the hardware's own: it is off by 2^-22 near 1, where the result is a divergence.
@@ -167,6 +165,16 @@ __device__ __forceinline__ uint16_t float16_of_float(float value) {
 }
 __device__ __forceinline__ uint16_t bfloat16_of_float(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+// Two numbers in a word, the first in its low half.
+__device__ __forceinline__ uint32_t float16s_of_floats(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ __forceinline__ uint32_t bfloat16s_of_floats(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 }  // namespace eopd::cuda::hardware

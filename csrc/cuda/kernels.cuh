@@ -1,8 +1,8 @@
 // The three plain row functions: docs/math.md, "One pass" and "One gradient form"; docs/cuda.md has a picture.
 //
-// A cluster takes a row, then the row that lies as many rows further as there are clusters. row_loss_and_gradient is one
-// kernel for every place that a row can be kept in between its visits: kept in shared memory or registers, each logit is
-// read once.
+// A cluster takes a row: the hardware hands them out as others end, more evenly than any fixed share of rows.
+// row_loss_and_gradient is one kernel for every place that a row can be kept in between its visits: kept in shared memory
+// or registers, each logit is read once.
 #pragma once
 
 #include "merge.cuh"
@@ -14,9 +14,12 @@ namespace eopd::cuda {
 // The statistics of this thread's part of a row.
 template <typename Sides, typename Keeping>
 __device__ __forceinline__ auto visit_for_statistics(Keeping& on_chip, const Slice<Sides>& slice) {
-  RowStatistics<typename Sides::Real> mine;
-  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_group(mine, z_s, z_t); });
-  return mine;
+  GrowingRow<typename Sides::Real> mine;
+  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) {
+    add_group(mine, z_s, z_t);
+  });
+  mine.move();
+  return mine.row;
 }
 
 template <typename Sides, Kept kept>
@@ -29,27 +32,25 @@ __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, ke
   using Real = typename Sides::Real;
   if constexpr (kept == Kept::nothing || hardware::has_clusters) {
     char* memory = hardware::shared_memory();
-    Merge<RowStatistics<Real>> merge(memory);
-    OnChip<Sides, kept> on_chip(memory + sizeof(typename Merge<RowStatistics<Real>>::Scratch), block.columns);
-    for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-      const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
-      const Real weight = hardware::load_number(weights + row);
-      RowStatistics<Real> numbers;
-      Real opened = 0;
-      Coefficients<Real> k{0, 0, 0};
-      if (weight != 0) {
-        numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice));
-        opened = gate_of(numbers);
-        k = gated_coefficients(numbers, opened, weight, combine);
-      }
-      if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) {
-        store_statistics(statistics, row, numbers);
-        hardware::store_number(gate + row, opened);
-      }
-      write_gradient(slice, RowGradient<Real>(numbers, k, block.slope),
-                     [&](auto function) { on_chip.visit_again(slice, function); });
+    Merge<RowInBits<Real>> merge(memory);
+    OnChip<Sides, kept> on_chip(memory + sizeof(typename Merge<RowInBits<Real>>::Scratch), block.columns);
+    const int row = hardware::cluster_index();
+    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+    RowStatistics<Real> numbers;
+    Real opened = 0;
+    Coefficients<Real> k{0, 0, 0};
+    if (hardware::load_number(weights + row) != 0) {
+      numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice)).in_nats();
+      opened = gate_of(numbers);
+      const Real weight = hardware::load_number(weights + row);  // again: it would take a register through the visit
+      k = gated_coefficients(numbers, opened, weight, combine);
     }
-    merge.leave();
+    if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) {
+      store_statistics(statistics, row, numbers);
+      hardware::store_number(gate + row, opened);
+    }
+    write_gradient(slice, RowGradient<Real>(numbers, k, block.slope),
+                   [&](auto aligned, auto function) { on_chip.template visit_again<aligned.value>(slice, function); });
   }
 }
 
@@ -60,14 +61,12 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                           typename Sides::Real* statistics) {  // [n, 8], written
   using Real = typename Sides::Real;
   char* memory = hardware::shared_memory();
-  Merge<RowStatistics<Real>> merge(memory);
-  OnChip<Sides, Kept::nothing> on_chip(memory + sizeof(typename Merge<RowStatistics<Real>>::Scratch), block.columns);
-  for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
-    const RowStatistics<Real> numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice));
-    if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) store_statistics(statistics, row, numbers);
-  }
-  merge.leave();
+  Merge<RowInBits<Real>> merge(memory);
+  OnChip<Sides, Kept::nothing> on_chip(memory + sizeof(typename Merge<RowInBits<Real>>::Scratch), block.columns);
+  const int row = hardware::cluster_index();
+  const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+  const RowStatistics<Real> numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice)).in_nats();
+  if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) store_statistics(statistics, row, numbers);
 }
 
 template <typename Sides>
@@ -80,11 +79,11 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                         const typename Sides::Real* c) {         // [n]
   using Real = typename Sides::Real;
   OnChip<Sides, Kept::nothing> on_chip(hardware::shared_memory(), block.columns);
-  for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
-    const RowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), block.slope);
-    write_gradient(slice, gradient, [&](auto function) { on_chip.visit(slice, function); });
-  }
+  const int row = hardware::cluster_index();
+  const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+  const RowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), block.slope);
+  write_gradient(slice, gradient,
+                 [&](auto aligned, auto function) { on_chip.template visit<aligned.value>(slice, function); });
 }
 
 }  // namespace eopd::cuda

@@ -1,6 +1,6 @@
 // The launchers of one pair of widths: EOPD_STUDENT and EOPD_TEACHER name the types of storage.cuh, EOPD_LAUNCHERS the
 // table. A pair is an object of its own, launchers_*.cu, so that the build is parallel.
-#include <algorithm>
+#include <string>
 
 #include "kernels.cuh"
 #include "launch.cuh"
@@ -11,28 +11,34 @@ namespace {
 
 using Pair = Sides<EOPD_STUDENT, EOPD_TEACHER>;
 using Real = Pair::Real;
-constexpr int64_t scratch_bytes = sizeof(Merge<RowStatistics<Real>>::Scratch);
+constexpr int64_t scratch_bytes = sizeof(Merge<RowInBits<Real>>::Scratch);
 
 // A transform in the factors that it takes per logit.
 LogitTransform<Real> factors_of(const Transform& transform) {
   const bool softcap = transform.softcap != 0;
   const double width = softcap ? transform.softcap : transform.temperature;
-  return {Real(transform.scale / width), Real(transform.softcap / transform.temperature), softcap};
+  const double inner = transform.scale / width;
+  return {Real(inner), Real(transform.softcap / transform.temperature), softcap, !softcap && Real(inner) == 1};
 }
 
 Block<Real> block_of(const Task& task) {
   if (task.columns > 1 << 30)  // a column's index is an int, and its distance in bytes computed from it
     throw std::invalid_argument("a row may have 2^30 columns, got " + std::to_string(task.columns));
+  if (task.rows > (1 << 30) / task.plan.cluster)  // each has its cluster, and a grid 2^31 CTAs
+    throw std::invalid_argument("a block may have 2^30 / " + std::to_string(task.plan.cluster) + " rows, got " +
+                                std::to_string(task.rows));
+  if (task.out.dtype == DType::float64 && !std::is_same_v<Real, double>)
+    throw std::invalid_argument("a gradient in float64 wants a side in float64");
   const Transform& student = task.student_transform;
   const bool softcap = student.softcap != 0;
   const Slope<Real> slope{Real(student.scale / student.temperature),
                           Real(softcap ? student.temperature / student.softcap : 0), softcap};
-  return {task.student, task.teacher, task.out, factors_of(student), factors_of(task.teacher_transform), slope,
-          task.rows, int(task.columns)};
+  return {task.student, task.teacher, task.out, {factors_of(student), factors_of(task.teacher_transform)}, slope,
+          int(task.rows), int(task.columns)};
 }
 
 Shape shape_of(const Task& task, int64_t bytes) {
-  return {int(std::min<int64_t>(task.rows, task.plan.clusters)), task.plan.cluster, task.plan.threads, bytes};
+  return {int(task.rows), task.plan.cluster, task.plan.threads, bytes};
 }
 
 template <Kept kept>

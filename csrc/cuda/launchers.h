@@ -10,7 +10,6 @@ struct Plan {
   int kept;      // of on_chip.cuh: nothing, shared, registers
   int cluster;   // CTAs that share a row
   int threads;   // of a CTA
-  int clusters;  // at most so many; each takes every `clusters`-th row
 };
 
 // The device and the stream of a launch.

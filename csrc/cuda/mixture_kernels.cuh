@@ -20,17 +20,17 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
   char* memory = hardware::shared_memory();
   Merge<Sums> merge(memory);
   OnChip<Sides, Kept::nothing> on_chip(memory + sizeof(typename Merge<Sums>::Scratch), block.columns);
-  for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
-    const RowStatistics<Real> numbers = load_statistics(statistics, row);
-    const MixtureRow<Real> mixed = mixture_row(numbers, skews);
-    Sums mine;
-    visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) { add_group(mine, mixed, z_s, z_t); });
-    const Sums sums = merge.over_the_cluster(mine);
-    if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0)
-      store_mixture(mixture, row, normalised(sums, numbers));
-  }
-  merge.leave();
+  const int row = hardware::cluster_index();
+  const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+  const RowStatistics<Real> numbers = load_statistics(statistics, row);
+  const MixtureRow<Real> mixed = mixture_row(numbers, skews);
+  Sums mine;
+  visit_for_sums(on_chip, slice, [&](int, const auto& z_s, const auto& z_t) {
+    add_group(mine, mixed, z_s, z_t);
+  });
+  const Sums sums = merge.over_the_cluster(mine);
+  if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0)
+    store_mixture(mixture, row, normalised(sums, numbers));
 }
 
 template <typename Sides>
@@ -44,12 +44,12 @@ __global__ void __launch_bounds__(OnChip<Sides, Kept::nothing>::threads,
                                 const Skews<typename Sides::Real> skews) {
   using Real = typename Sides::Real;
   OnChip<Sides, Kept::nothing> on_chip(hardware::shared_memory(), block.columns);
-  for (int64_t row = hardware::cluster_index(); row < block.rows; row += hardware::clusters()) {
-    const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
-    const MixtureRowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), skews,
+  const int row = hardware::cluster_index();
+  const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
+  const MixtureRowGradient<Real> gradient(load_statistics(statistics, row), load_coefficients(a, b, c, row), skews,
                                           block.slope);
-    write_gradient(slice, gradient, [&](auto function) { on_chip.visit(slice, function); });
-  }
+  write_gradient(slice, gradient,
+                 [&](auto aligned, auto function) { on_chip.template visit<aligned.value>(slice, function); });
 }
 
 }  // namespace eopd::cuda

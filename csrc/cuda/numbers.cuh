@@ -7,7 +7,7 @@
 namespace eopd::cuda {
 
 // The gate of a row. A bare number would stay in a register: the kernel that keeps the teacher in registers then spilled 24
-// bytes on sm_100a and 16 on sm_120.
+// bytes on sm_100 and 16 on sm_120.
 template <typename Real>
 struct Gate {
   Real threshold;

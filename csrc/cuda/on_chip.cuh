@@ -40,21 +40,16 @@ class Slots {
   __device__ __forceinline__ Slots(char* memory, int slots)
       : student_(reinterpret_cast<Vector16*>(memory)), teacher_(student_ + Sides::student_vectors * slots), slots_(slots) {}
 
-  __device__ __forceinline__ int first() const { return hardware::thread_index(); }
-  __device__ __forceinline__ int after(int slot) const {
-    const int next = slot + hardware::threads_per_block();
-    return next < slots_ ? next : next - slots_;
-  }
-
   // Begins to bring a group of this CTA's, if there is one, and closes the thread's group of copies.
+  template <bool aligned>
   __device__ __forceinline__ void fetch(const Slice<Sides>& slice, int group, int slot) {
     if (group < slice.groups) {
       const int column = slice.first_column + group * Sides::columns;
-      fetch_side<typename Sides::Student>(slice.student, column, slice.block.student.dtype, slice.student_aligned,
-                                          student_ + slot);
+      fetch_side<typename Sides::Student>(slice.student, column, slice.block.student.dtype,
+                                          aligned || slice.student_aligned, student_ + slot);
       if constexpr (with_teacher)
-        fetch_side<typename Sides::Teacher>(slice.teacher, column, slice.block.teacher.dtype, slice.teacher_aligned,
-                                            teacher_ + slot);
+        fetch_side<typename Sides::Teacher>(slice.teacher, column, slice.block.teacher.dtype,
+                                            aligned || slice.teacher_aligned, teacher_ + slot);
     }
     hardware::close_copies();
   }
@@ -115,25 +110,26 @@ class OnChip {
       : slots_(memory, slots_of(columns, hardware::cluster_size(), hardware::threads_per_block())) {}
 
   // Calls function(column, student's group, teacher's group) for each of this thread's groups.
-  template <typename Function>
+  template <bool aligned, typename Function>
   __device__ __forceinline__ void visit(const Slice<Sides>& slice, Function function) {
     const int stride = hardware::threads_per_block();
-    int coming = hardware::thread_index(), into = slots_.first();
+    int coming = hardware::thread_index(), into = coming;
 #pragma unroll
-    for (int i = 0; i < groups_ahead; ++i, coming += stride, into = slots_.after(into)) slots_.fetch(slice, coming, into);
-    int slot = slots_.first();
-    for (int group = hardware::thread_index(); group < slice.groups; group += stride, slot = slots_.after(slot)) {
-      slots_.fetch(slice, coming, into);
-      coming += stride, into = slots_.after(into);
+    for (int i = 0; i < groups_ahead; ++i, coming += stride, into = after(into))
+      slots_.template fetch<aligned>(slice, coming, into);
+    int slot = hardware::thread_index();
+    for (int group = slot; group < slice.groups; group += stride, slot = after(slot)) {
+      slots_.template fetch<aligned>(slice, coming, into);
+      coming += stride, into = after(into);
       hardware::wait_for_copies<groups_ahead>();
       function(slice.first_column + group * Sides::columns, slots_.student(slot), slots_.teacher(slot));
     }
   }
 
-  template <typename Function>
+  template <bool aligned, typename Function>
   __device__ __forceinline__ void visit_again(const Slice<Sides>& slice, Function function) {
     if constexpr (kept == Kept::nothing) {
-      visit(slice, function);
+      visit<aligned>(slice, function);
     } else {
       const int stride = hardware::threads_per_block();
       for (int group = hardware::thread_index(); group < slice.groups; group += stride)
@@ -142,6 +138,14 @@ class OnChip {
   }
 
  private:
+  // The thread's next slot: a ring's begin again, others are the groups' own.
+  static __device__ __forceinline__ int after(int slot) {
+    const int next = slot + hardware::threads_per_block();
+    if constexpr (kept != Kept::nothing) return next;
+    const int slots = ring_groups * hardware::threads_per_block();
+    return next < slots ? next : next - slots;
+  }
+
   Slots<Sides, true> slots_;
 };
 
@@ -162,19 +166,19 @@ class OnChip<Sides, Kept::registers> {
   __device__ __forceinline__ OnChip(char* memory, int columns)
       : slots_(memory, most_groups<Sides>(columns, hardware::cluster_size())) {}
 
-  template <typename Function>
+  template <bool aligned, typename Function>
   __device__ __forceinline__ void visit(const Slice<Sides>& slice, Function function) {
-    fetch_chunk(slice, 0);
+    fetch_chunk<aligned>(slice, 0);
 #pragma unroll 1
     for (int first = 0; first < most; first += chunk) {
       turn();  // the chunk that was fetched to the front is the last one now
       hardware::wait_for_copies<0>();
-      fetch_chunk(slice, first + chunk);
+      fetch_chunk<aligned>(slice, first + chunk);
       use_chunk(slice, first, most - chunk, function);
     }
   }
 
-  template <typename Function>
+  template <bool, typename Function>
   __device__ __forceinline__ void visit_again(const Slice<Sides>& slice, Function function) {
 #pragma unroll 1
     for (int first = 0; first < most; first += chunk) {
@@ -189,19 +193,21 @@ class OnChip<Sides, Kept::registers> {
   }
 
   // Brings a chunk of the thread's groups, the teacher's into the front; none beyond the last chunk, whose front is in use.
+  template <bool aligned>
   __device__ __forceinline__ void fetch_chunk(const Slice<Sides>& slice, int first) {
     if (first >= most) return;
 #pragma unroll
     for (int i = 0; i < chunk; ++i) {
       const int group = group_of(first + i);
-      slots_.fetch(slice, group, group);
-      if (group < slice.groups) teacher_[i] = teacher_group(slice, group);
+      slots_.template fetch<aligned>(slice, group, group);
+      if (group < slice.groups) teacher_[i] = teacher_group<aligned>(slice, group);
     }
   }
 
+  template <bool aligned>
   __device__ __forceinline__ typename Sides::TeacherGroup teacher_group(const Slice<Sides>& slice, int group) {
     const int column = slice.first_column + group * Sides::columns;
-    if (!slice.teacher_aligned)
+    if (!aligned && !slice.teacher_aligned)
       return Sides::Teacher::template gather<Sides::columns>(slice.teacher, column, slice.block.teacher.dtype);
     typename Sides::TeacherGroup teacher;
 #pragma unroll

@@ -13,13 +13,12 @@ namespace eopd::cuda {
 template <typename Real>
 struct Block {
   Matrix student, teacher, out;  // [n, V]; out may be the student
-  LogitTransform<Real> student_transform, teacher_transform;
+  LogitTransforms<Real> transforms;
   Slope<Real> slope;
-  int64_t rows;
-  int columns;
+  int rows, columns;
 };
 
-__device__ __forceinline__ char* row_of(const Matrix& matrix, int64_t row) {
+__device__ __forceinline__ char* row_of(const Matrix& matrix, int row) {
   return static_cast<char*>(matrix.data) + row * matrix.row_stride * bytes_of(matrix.dtype);
 }
 
@@ -42,12 +41,13 @@ struct Slice {
   const char* teacher;
   char* out;
   bool student_aligned = false, teacher_aligned = false, out_aligned = false;
+  bool aligned = false;  // all three
   int head = 0;
   int edges = 0;   // columns of head and tail, where they are this CTA's
   int all_groups;  // of the row
   int first_column, groups;  // of this CTA
 
-  __device__ __forceinline__ Slice(const Block<Real>& of, int64_t row, int part, int parts)
+  __device__ __forceinline__ Slice(const Block<Real>& of, int row, int part, int parts)
       : block(of), student(row_of(of.student, row)), teacher(row_of(of.teacher, row)), out(row_of(of.out, row)) {
     if constexpr (in_groups) align();
     all_groups = (of.columns - head) / columns;
@@ -64,10 +64,21 @@ struct Slice {
   __device__ __forceinline__ void visit_edges(Function function) const {
     for (int edge = hardware::thread_index(); edge < edges; edge += hardware::threads_per_block()) {
       const int column = edge < head ? edge : edge + all_groups * columns;
-      const Real z_s[1] = {block.student_transform(load_scalar<Real>(student, column, block.student.dtype))};
-      const Real z_t[1] = {block.teacher_transform(load_scalar<Real>(teacher, column, block.teacher.dtype))};
+      Real z_s[1] = {load_scalar<Real>(student, column, block.student.dtype)};
+      Real z_t[1] = {load_scalar<Real>(teacher, column, block.teacher.dtype)};
+      block.transforms(z_s, z_t);
       function(column, z_s, z_t);
     }
+  }
+
+  // Calls function(true_type) where groups of all matrices can be moved as a whole, which is the usual case, or
+  // function(false_type): a loop that is compiled for the first asks no matrix, which took a third of its instructions.
+  template <typename Function>
+  __device__ __forceinline__ void with_alignment(Function function) const {
+    if constexpr (in_groups) {
+      if (aligned) return function(std::true_type{});
+    }
+    function(std::false_type{});
   }
 
   // Writes exact zeros, for a row whose logits nobody reads.
@@ -92,6 +103,7 @@ struct Slice {
       head = column;
       student_aligned = of_student, teacher_aligned = of_teacher, out_aligned = of_out;
     }
+    aligned = most == 3;
     if (head > block.columns) head = block.columns;
   }
 };

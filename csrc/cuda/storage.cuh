@@ -171,7 +171,8 @@ __device__ __forceinline__ void store_group(char* row, int column, DType dtype, 
       uint32_t pair[columns / 2];
 #pragma unroll
       for (int v = 0; v < columns; v += 2)
-        pair[v / 2] = narrowed(gradient[v], dtype) | uint32_t(narrowed(gradient[v + 1], dtype)) << 16;
+        pair[v / 2] = dtype == DType::bfloat16 ? hardware::bfloat16s_of_floats(gradient[v], gradient[v + 1])
+                                               : hardware::float16s_of_floats(gradient[v], gradient[v + 1]);
       char* to = row + int64_t(column) * 2;
       if constexpr (columns == 8) {
         hardware::store_gradients(to, {{pair[0], pair[1], pair[2], pair[3]}});

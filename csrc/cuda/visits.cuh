@@ -15,8 +15,7 @@ __device__ __forceinline__ void in_steps(const Block<typename Sides::Real>& bloc
     typename Sides::Real z_s[Sides::step], z_t[Sides::step];
     Sides::Student::widen(student, first, block.student.dtype, z_s);
     Sides::Teacher::widen(teacher, first, block.teacher.dtype, z_t);
-    transform(block.student_transform, z_s);
-    transform(block.teacher_transform, z_t);
+    block.transforms(z_s, z_t);
     function(first, z_s, z_t);
   }
 }
@@ -25,30 +24,34 @@ __device__ __forceinline__ void in_steps(const Block<typename Sides::Real>& bloc
 template <typename Sides, typename Keeping, typename Add>
 __device__ __forceinline__ void visit_for_sums(Keeping& on_chip, const Slice<Sides>& slice, Add add) {
   slice.visit_edges(add);
-  on_chip.visit(slice, [&](int, const auto& student, const auto& teacher) {
-    in_steps<Sides>(slice.block, student, teacher, add);
+  slice.with_alignment([&](auto aligned) {
+    on_chip.template visit<aligned.value>(slice, [&](int, const auto& student, const auto& teacher) {
+      in_steps<Sides>(slice.block, student, teacher, add);
+    });
   });
 }
 
-// Writes a row's gradient. `row` is what gradient_of takes besides columns; visit(function) is called with the function
-// that writes the gradient of a group.
+// Writes a row's gradient. `row` is what gradient_of takes besides columns; visit(aligned, function) is called with the
+// function that writes the gradient of a group.
 template <typename Sides, typename Row, typename Visit>
 __device__ __forceinline__ void write_gradient(const Slice<Sides>& slice, const Row& row, Visit visit) {
   using Real = typename Sides::Real;
   if (row.zero) return slice.write_zeros();
   const auto& slope = slice.block.slope;
-  visit([&](int column, const auto& student, const auto& teacher) {
-    Real gradient[Sides::columns];
-    in_steps<Sides>(slice.block, student, teacher, [&](int first, const auto& z_s, const auto& z_t) {
-      gradient_of(row, z_s, z_t, gradient + first);
-      multiply_by_slope(slope, z_s, gradient + first);
+  slice.with_alignment([&](auto aligned) {
+    visit(aligned, [&](int column, const auto& student, const auto& teacher) {
+      Real gradient[Sides::columns];
+      in_steps<Sides>(slice.block, student, teacher, [&](int first, const auto& z_s, const auto& z_t) {
+        gradient_of(row, z_s, z_t, gradient + first);
+        multiply_bz_slope(slope, z_s, gradient + first);
+      });
+      store_group(slice.out, column, slice.block.out.dtype, aligned.value || slice.out_aligned, gradient);
     });
-    store_group(slice.out, column, slice.block.out.dtype, slice.out_aligned, gradient);
   });
   slice.visit_edges([&](int column, const auto& z_s, const auto& z_t) {
     Real gradient[1];
     gradient_of(row, z_s, z_t, gradient);
-    multiply_by_slope(slope, z_s, gradient);
+    multiply_bz_slope(slope, z_s, gradient);
     store_scalar(slice.out, column, slice.block.out.dtype, gradient[0]);
   });
 }

@@ -16,7 +16,7 @@ inline int device_count() { return 1; }
 
 inline DeviceProperties properties_of(int) {
   const emulation::Device& device = emulation::device();
-  return {"an emulated device",
+  return {"emulated on CPU tensors: for tests",
           device.major,
           device.minor,
           device.multiprocessors,
@@ -39,7 +39,12 @@ inline std::map<std::string, int64_t> counted() {
 }
 
 inline void offer_controls(pybind11::module_& module) {
-  module.attr("emulated") = true;
+  module.attr("device_type") = "cpu";
+  pybind11::module_ driver = module.def_submodule("driver", "What torch.cuda is to the extension.");
+  driver.def("current_device", [] { return 0; });
+  driver.def("current_stream", [](const pybind11::object&) {
+    return pybind11::module_::import("types").attr("SimpleNamespace")(pybind11::arg("cuda_stream") = 0);
+  });
   module.def("set_seed", [](uint64_t seed) { settings().seed = seed; });
   module.def("reset_counters", [] { counters() = {}; });
   module.def("counters", &counted);

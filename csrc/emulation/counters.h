@@ -19,7 +19,7 @@ struct Settings {
 // the streaming kernel takes is not counted against it.
 struct Device {
   int major = 9, minor = 0, multiprocessors = 8;
-  int64_t shared_per_block = 4 << 10, shared_per_multiprocessor = 10 << 10, shared_reserved = 1 << 10;
+  int64_t shared_per_block = 5 << 10, shared_per_multiprocessor = 12 << 10, shared_reserved = 1 << 10;
   int threads_per_block = 64, largest_cluster = 16;
 };
 

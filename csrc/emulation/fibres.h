@@ -41,6 +41,7 @@ struct Warp {
 };
 
 struct Cta {
+  bool begun = false;
   std::unique_ptr<char[]> shared;  // [shared_bytes]
   int64_t shared_bytes = 0;
   int running = 0;
@@ -66,6 +67,9 @@ struct Fibre {
   bool started = false, done = true;
   const Barrier* awaited = nullptr;
   uint64_t generation = 0;
+  uint64_t pause = 0;  // the scheduler's turn before which nothing goes on
+  bool arrived = false;
+  uint64_t arrived_in = 0;  // the generation of the cluster's barrier
   int thread = 0, rank = 0;
   std::vector<Copy> copies;
   int open_group = 0;
@@ -74,7 +78,7 @@ struct Fibre {
 
 class Cluster {
  public:
-  int index = 0, count = 0, size = 0, threads = 0;
+  int index = 0, size = 0, threads = 0;
   std::vector<Cta> ctas;
 
   static Cluster*& current() {
@@ -83,43 +87,68 @@ class Cluster {
   }
 
   // Runs one cluster of a grid to its end.
-  void run(int of_index, int of_count, int of_size, int of_threads, int64_t shared_bytes, uint64_t seed,
+  void run(int of_index, int of_size, int of_threads, int64_t shared_bytes, uint64_t seed,
            const std::function<void()>& body) {
-    index = of_index, count = of_count, size = of_size, threads = of_threads;
+    index = of_index, size = of_size, threads = of_threads;
     body_ = &body;
     prepare(shared_bytes);
     random_.seed(seed);
     left_ = size * threads;
+    last_pause_ = 0;
     current() = this;
     std::vector<int> order(size);
     std::iota(order.begin(), order.end(), 0);
-    while (left_ > 0) {
+    for (turn_ = 1; left_ > 0; ++turn_) {
       std::shuffle(order.begin(), order.end(), random_);
       bool progress = false;
-      for (const int rank : order)
+      for (const int rank : order) {
+        if (!std::exchange(ctas[rank].begun, true)) ctas[rank].poison();
         while (advance_cta(rank)) progress = true;
-      if (!progress) throw std::runtime_error("deadlock: threads wait at barriers that others will not reach");
+      }
+      if (!progress && last_pause_ <= turn_) throw std::runtime_error("deadlock: threads wait at barriers that others will not reach");
     }
   }
 
   Fibre& fibre() { return *running_; }
   Cta& cta() { return ctas[running_->rank]; }
-  Barrier& barrier() { return barrier_; }
   bool toss() { return random_() & 1; }
 
   // Blocks the running fibre until all of a barrier's threads have come.
-  void wait(Barrier& barrier) {
-    running_->awaited = &barrier;
-    running_->generation = barrier.generation;
-    if (++barrier.arrived == barrier.expected) {
-      barrier.arrived = 0;
-      ++barrier.generation;
-    }
+  void wait(Barrier& barrier) { wait_since(barrier, come(barrier)); }
+
+  // The two halves of the cluster's barrier. By the toss of a coin a thread that has arrived goes on only after others have
+  // gone as far as they can: what it should have written before, they miss.
+  void arrive() {
+    if (std::exchange(running_->arrived, true)) throw std::runtime_error("a thread arrives that has not waited");
+    running_->arrived_in = come(barrier_);
+    if (!toss()) return;
+    running_->pause = last_pause_ = turn_ + 1;
     leave();
+  }
+
+  void wait_for_arrivals() {
+    if (!std::exchange(running_->arrived, false)) throw std::runtime_error("a thread waits that has not arrived");
+    wait_since(barrier_, running_->arrived_in);
   }
 
  private:
   static constexpr size_t stack_bytes = 256 << 10;
+
+  // Counts the running fibre among those that have come, and returns the generation they come in.
+  static uint64_t come(Barrier& barrier) {
+    const uint64_t generation = barrier.generation;
+    if (++barrier.arrived == barrier.expected) {
+      barrier.arrived = 0;
+      ++barrier.generation;
+    }
+    return generation;
+  }
+
+  void wait_since(const Barrier& barrier, uint64_t generation) {
+    running_->awaited = &barrier;
+    running_->generation = generation;
+    leave();
+  }
 
   // Runs each warp until all of its threads wait for others, or have ended; returns whether any thread did anything.
   bool advance_cta(int rank) {
@@ -139,7 +168,8 @@ class Cluster {
     bool progress = false;
     for (const int i : order) {
       Fibre& fibre = *fibres_[i];
-      if (fibre.done || (fibre.awaited != nullptr && fibre.awaited->generation == fibre.generation)) continue;
+      if (fibre.done || fibre.pause > turn_) continue;
+      if (fibre.awaited != nullptr && fibre.awaited->generation == fibre.generation) continue;
       fibre.awaited = nullptr;
       enter(fibre);
       progress = true;
@@ -155,7 +185,6 @@ class Cluster {
     for (Cta& cta : ctas) {
       cta.shared.reset(new char[shared_bytes]);
       cta.shared_bytes = shared_bytes;
-      cta.poison();
       cta.running = threads;
       cta.barrier.expected = threads;
       cta.warps.resize(threads / warp_size);
@@ -169,6 +198,8 @@ class Cluster {
       if (!fibre.done) fibre.started = false;  // a launch that failed has left it somewhere in the middle
       fibre.done = false;
       fibre.awaited = nullptr;
+      fibre.arrived = false;
+      fibre.pause = 0;
       fibre.copies.clear();
       fibre.open_group = 0;
       fibre.rank = i / threads;
@@ -244,6 +275,7 @@ class Cluster {
 #endif
   std::mt19937_64 random_;
   int left_ = 0;  // fibres that have not ended
+  uint64_t turn_ = 0, last_pause_ = 0;
   Barrier barrier_;
   Fibre* running_ = nullptr;
   const std::function<void()>* body_ = nullptr;

@@ -39,9 +39,10 @@ inline int threads_per_block() { return here().threads; }
 inline void block_barrier() { here().wait(here().cta().barrier); }
 inline int cluster_rank() { return here().fibre().rank; }
 inline int cluster_size() { return here().size; }
-inline void cluster_barrier() { here().wait(here().barrier()); }
+inline void cluster_arrive() { here().arrive(); }
+inline void cluster_release() { here().arrive(); }
+inline void cluster_wait() { here().wait_for_arrivals(); }
 inline int cluster_index() { return here().index; }
-inline int clusters() { return here().count; }
 inline char* shared_memory() { return here().cta().shared.get(); }
 
 template <typename Value>
@@ -51,25 +52,15 @@ Value* in_shared_memory_of(int rank, Value* mine) {
 }
 
 template <typename Value>
-Value shuffle_from(int lane, const Value& value) {
+Value shuffle_xor(const Value& value, int mask) {
   emulation::Warp& warp = here().cta().warps[thread_index() / warp_size];
   static_assert(sizeof(Value) <= sizeof warp.shown[0]);
   std::memcpy(warp.shown[thread_index() % warp_size], &value, sizeof value);
   here().wait(warp.barrier);
   Value result;
-  std::memcpy(&result, warp.shown[lane], sizeof result);
+  std::memcpy(&result, warp.shown[thread_index() % warp_size ^ mask], sizeof result);
   here().wait(warp.barrier);
   return result;
-}
-
-template <typename Value>
-Value shuffle_xor(const Value& value, int mask) {
-  return shuffle_from(thread_index() % warp_size ^ mask, value);
-}
-
-template <typename Value>
-Value shuffle_from_first(const Value& value) {
-  return shuffle_from(0, value);
 }
 
 // ---- Global memory: counted, and aligned as the hardware wants it --------------------------------------------------
@@ -153,10 +144,13 @@ void wait_for_copies() {
 
 // ---- Arithmetic, rounded where the hardware's is --------------------------------------------------------------------
 
-inline float exp_of_nonpositive(float x) {
-  const float result = std::exp2(x * 1.44269504f);
+inline float exp2_of(float x) {
+  const float result = std::exp2(x);
   return result < std::numeric_limits<float>::min() ? 0.0f : result;
 }
+inline double exp2_of(double x) { return std::exp2(x); }
+
+inline float exp_of_nonpositive(float x) { return exp2_of(x * 1.44269504f); }
 inline double exp_of_nonpositive(double x) { return std::exp(x); }
 
 inline float log_of_share(float x) { return std::log(x); }
@@ -179,5 +173,11 @@ inline uint64_t bits_of_double(double value) { return cpu::bit_cast<uint64_t>(va
 inline float float_of_float16(uint16_t stored) { return cpu::float_of_float16(stored); }
 inline uint16_t float16_of_float(float value) { return cpu::float16_of_float(value); }
 inline uint16_t bfloat16_of_float(float value) { return cpu::bfloat16_of_float(value); }
+inline uint32_t float16s_of_floats(float low, float high) {
+  return float16_of_float(low) | uint32_t(float16_of_float(high)) << 16;
+}
+inline uint32_t bfloat16s_of_floats(float low, float high) {
+  return bfloat16_of_float(low) | uint32_t(bfloat16_of_float(high)) << 16;
+}
 
 }  // namespace eopd::cuda::hardware

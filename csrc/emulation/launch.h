@@ -19,7 +19,7 @@ void launch(const std::string& name, void (*kernel)(Parameters...), const Shape&
   const std::tuple<std::decay_t<Parameters>...> given{arguments...};
   const std::function<void()> body = [&] { std::apply(kernel, given); };
   for (int index = 0; index < shape.clusters; ++index)
-    cluster.run(index, shape.clusters, shape.cluster, shape.threads, shape.shared_bytes,
+    cluster.run(index, shape.cluster, shape.threads, shape.shared_bytes,
                 emulation::settings().seed + index, body);
 }
 

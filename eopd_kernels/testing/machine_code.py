@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends.cuda.plan import NOTHING, THREADS
+from .column_loops import Instruction
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WIDTHS = {"Bits32": "32", "Bits16": "16", "AnyBits": "any"}
@@ -26,6 +27,7 @@ REGISTERS = 65_536
 CTAS, CTAS_OF_ANY = 2, 1
 # Registers come in steps of 8, and a multiprocessor's are in four parts that a warp does not straddle.
 STEP, PARTS, WARP = 8, 4, 32
+SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", re.MULTILINE)
 # The bits that a load moves, by the parts of its name; 32 where none of them occurs.
 NVIDIA_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "sshort": 16, "short": 16}
@@ -102,6 +104,17 @@ def of_amdgcn(text: str) -> Code:
     return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)))
 
 
+def sass(file: Path, architecture: str, symbol: str) -> list[Instruction]:
+    """Reads the instructions of the first function of an architecture whose symbol matches, in order."""
+    tool = disassembler()
+    assert tool is not None
+    command = [tool, "-sass", "-arch", architecture, str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = re.split(r"\n\s*Function : ", text)[1:]
+    function = next(one for one in functions if re.search(symbol, one.partition("\n")[0]))
+    return [(int(at, 16), bool(switch), name, rest) for at, switch, name, rest in SASS.findall(function)]
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One instantiation of a CUDA kernel on one architecture; ``student`` and ``teacher`` are the bits of a logit."""
@@ -116,7 +129,7 @@ class Kernel:
     instructions: int
     wide_loads: int
     wide_stores: int
-    distributed_loads: int
+    distributed_stores: int
     cluster_barriers: int
 
     @property
@@ -159,7 +172,7 @@ class Kernel:
             f"{self.registers} registers, at most {self.most_registers}": self.registers > self.most_registers,
             "no loads of 16 bytes": in_vectors and self.wide_loads == 0,
             "no stores of 16 bytes": in_vectors and self.writes and self.wide_stores == 0,
-            "no distributed shared memory": self.merges and self.distributed_loads == 0,
+            "no distributed shared memory": self.merges and self.distributed_stores == 0,
             "no cluster barrier": self.merges and self.cluster_barriers == 0,
         }
         return [problem for problem, there in found.items() if there]
@@ -209,6 +222,6 @@ def kernel(architecture: str, symbol: str, code: Code) -> Kernel:
         instructions=len(names),
         wide_loads=sum(name.startswith("LDG") and name.endswith(".128") for name in names),
         wide_stores=sum(name.startswith("STG") and name.endswith(".128") for name in names),
-        distributed_loads=sum(name.split(".")[0] == "LD" for name in names),
+        distributed_stores=sum(name.split(".")[0] == "ST" for name in names),
         cluster_barriers=sum(name.startswith("UCGABAR") for name in names),
     )

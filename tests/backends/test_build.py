@@ -134,11 +134,20 @@ def test_every_cuda_source_is_compiled_for_the_architectures_asked_for(project: 
     assert "-cudart=static" in linked
 
 
+def test_no_gpu_between_the_first_and_the_last_is_shut_out(project: Path, fake_cuda: Path) -> None:
+    """Code for 9.0a or 10.0a runs on that one only: a B300, 10.3, had no kernels."""
+    record = cuda_record(project, CUDA_HOME=str(fake_cuda), TORCH_CUDA_ARCH_LIST="", EOPD_BUILD_CUDA="1")
+    assert record["architectures"] == "8.0;9.0;10.0;12.0+PTX"
+    call = (fake_cuda / "bin" / "calls").read_text().splitlines()[0]
+    codes = re.findall(r"code=\[?sm_(\w+)", call)
+    assert codes == ["80", "90", "100", "120"] and "code=[sm_120,compute_120]" in call
+
+
 def test_an_architecture_that_is_none_is_named(project: Path, fake_cuda: Path) -> None:
     record = cuda_record(project, CUDA_HOME=str(fake_cuda), TORCH_CUDA_ARCH_LIST="9.0a;Hopper")
     assert record == {
         "built": False,
-        "reason": "TORCH_CUDA_ARCH_LIST may hold architectures like 8.0;9.0a;10.0a;12.0+PTX, got 'Hopper'",
+        "reason": "TORCH_CUDA_ARCH_LIST may hold architectures like 8.0;9.0;10.0;12.0+PTX, got 'Hopper'",
     }
 
 

@@ -28,7 +28,6 @@ H100 = {
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The record says that the extension is built, and torch has CUDA."""
-    monkeypatch.setattr(backend, "emulation", lambda: None)
     record_of_the_build(tmp_path, monkeypatch, {"built": True})
     monkeypatch.setattr(backend, "unavailable", backend.unavailable.__wrapped__)
     monkeypatch.setattr(backend, "device_on", backend.device_on.__wrapped__)
@@ -49,7 +48,9 @@ def raising(error: Exception) -> Any:
 
 
 def extension(device_count: Any = lambda: 1, properties: Any = lambda device: H100) -> Any:
-    return lambda: SimpleNamespace(device_count=device_count, properties=properties)
+    return lambda: SimpleNamespace(
+        device_count=device_count, properties=properties, device_type="cuda", driver=torch.cuda
+    )
 
 
 def test_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +106,7 @@ def test_this_torch_has_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_launch_goes_to_torch_s_stream_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "kernels", extension())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=70 + device.index))
     tensor: Any = SimpleNamespace(device=torch.device("cuda", 2))
     assert backend.place_of(tensor) == (2, 72)

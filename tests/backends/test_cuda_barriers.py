@@ -19,9 +19,11 @@ from tests.test_rows import IDENTITY, block
 
 pytestmark = pytest.mark.skipif(backend.unavailable() is not None, reason=str(backend.unavailable()))
 KERNELS = emulation.ROOT / "csrc" / "cuda"
-BARRIER = re.compile(r"hardware::(block_barrier|cluster_barrier|wait_for_copies<\w+>)\(\);")
+BARRIER = re.compile(r"hardware::(block_barrier|cluster_arrive|cluster_release|cluster_wait|wait_for_copies<\w+>)\(\);")
 SEEDS = range(8)
 MISSING = "EOPD_MISSING_BARRIER"
+EARLY = 100
+PUSH = "      if (lane < hardware::cluster_size())\n        *hardware::in_shared_memory_of"
 
 
 def barriers() -> Iterator[tuple[str, int]]:
@@ -38,7 +40,9 @@ def test_they_are_found() -> None:
     found = [BARRIER.match((KERNELS / name).read_text(), at)[1] for name, at in PLACES]  # type: ignore[index]
     assert sorted(found) == [
         "block_barrier",
-        *2 * ["cluster_barrier"],
+        *2 * ["cluster_arrive"],
+        "cluster_release",
+        *2 * ["cluster_wait"],
         "wait_for_copies<0>",
         "wait_for_copies<groups_ahead>",
     ]
@@ -54,6 +58,12 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, (file, position) in reversed([*enumerate(PLACES)]):
             if file == name:
                 text = f"{text[:position]}if ({variable} != {number}) {text[position:]}"
+        if name == "merge.cuh":  # EARLY: the cluster is told before the parts are there
+            assert text.count(PUSH) == 1
+            text = text.replace(PUSH, f"if ({variable} == {EARLY}) hardware::cluster_release ();\n{PUSH}")
+            text = text.replace(
+                "hardware::cluster_release();", f"if ({variable} != {EARLY}) hardware::cluster_release();"
+            )
         changed[name] = (
             f'#include <cstdlib>\nstatic const int {variable} = std::atoi(std::getenv("{MISSING}"));\n{text}'
         )
@@ -80,9 +90,14 @@ def wrong_results(module: Path, missing: int, folder: Path, monkeypatch: pytest.
         for kept in (SHARED, REGISTERS):
             with planned(kept, 4, seed, threads=96):
                 expected = solve(CUDA, student, teacher, IDENTITY, torch.float32)
-            with mock.patch.object(backend, "kernels", lambda: changed), planned(kept, 4, seed, threads=96):
-                found = solve(CUDA, student, teacher, IDENTITY, torch.float32)
-            wrong += not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            try:
+                with mock.patch.object(backend, "kernels", lambda: changed), planned(kept, 4, seed, threads=96):
+                    found = solve(CUDA, student, teacher, IDENTITY, torch.float32)
+            except RuntimeError as error:  # half a barrier is refused, and does not end
+                assert re.search("has not waited|has not arrived|deadlock", str(error))
+                wrong += 1
+            else:
+                wrong += not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     return wrong
 
 
@@ -91,6 +106,12 @@ def test_without_it_results_are_wrong(
     number: int, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert wrong_results(module, number, tmp_path, monkeypatch) > 0
+
+
+def test_whoever_arrives_before_it_has_written_is_caught(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wrong_results(module, EARLY, tmp_path, monkeypatch) > 0
 
 
 def test_with_all_of_them_they_are_right(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ CONVERT, KERNELS, VECTOR = "csrc/cpu/convert.h", "csrc/cpu/kernels.cpp", "csrc/c
 MIXED_BLOCK = "csrc/cpu/mixture.h"
 CUDA_ROW, CUDA_CHIP, CUDA_MERGE = "csrc/cuda/row.cuh", "csrc/cuda/on_chip.cuh", "csrc/cuda/merge.cuh"
 CUDA_KERNELS, CUDA_COLUMNS = "csrc/cuda/kernels.cuh", "csrc/cuda/columns.cuh"
-CUDA_VISITS, CUDA_MIXTURE = "csrc/cuda/visits.cuh", "csrc/cuda/mixture.cuh"
+CUDA_VISITS, CUDA_MIXTURE, CUDA_BITS = "csrc/cuda/visits.cuh", "csrc/cuda/mixture.cuh", "csrc/cuda/bits.cuh"
 CUDA_MIXTURE_KERNELS = "csrc/cuda/mixture_kernels.cuh"
 CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/numbers.cuh", "csrc/cuda/launchers.cuh"
 MASKED, GPU_PATH = ("tests/schedules/test_masked.py",), ("tests/test_gpu_path.py",)
@@ -190,13 +190,12 @@ MUTANTS = [
     Mutant("C++: the teacher is transformed as the student", KERNELS, "load_block(problem.teacher, problem.teacher_transform,", "load_block(problem.teacher, problem.student_transform,"),
     Mutant("C++: the last row is forgotten", KERNELS, "row < rows; ++row", "row < rows - 1; ++row"),
     Mutant("CUDA: gate inverted", CUDA_NUMBERS, "return open_gate(row, threshold);", "return 1 - open_gate(row, threshold);"),
-    Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (weight != 0) {", "{"),
+    Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (hardware::load_number(weights + row) != 0) {", "{"),
     Mutant("CUDA: rows without a gradient are read", CUDA_VISITS, "if (row.zero) return slice.write_zeros();", ""),
     Mutant("CUDA: head and tail are not summed", CUDA_VISITS, "  slice.visit_edges(add);\n", ""),
     Mutant("CUDA: head and tail have no gradient", CUDA_VISITS, "slice.block.out.dtype, gradient[0]);", "slice.block.out.dtype, 0 * gradient[0]);"),
     Mutant("CUDA: the tail begins late", CUDA_ROW, "const int column = edge < head ? edge : edge + all_groups * columns;", "const int column = edge < head ? edge : edge + all_groups * columns + 1;"),
     Mutant("CUDA: parts overlap", CUDA_ROW, "first + most < all_groups ? most : all_groups - first", "all_groups - first"),
-    Mutant("CUDA: rows are skipped", CUDA_KERNELS, "row += hardware::clusters()) {\n      const Slice", "row += hardware::clusters() + 1) {\n      const Slice"),
     Mutant("CUDA: alignment is taken for granted", CUDA_ROW, "% width == 0", "% width < 16"),
     Mutant("CUDA: groups are loaded column by column", CUDA_CHIP, "if (Slice<Sides>::in_groups && aligned)", "if (Slice<Sides>::in_groups && aligned && !aligned)"),
     Mutant("CUDA: copies are not waited for", CUDA_CHIP, "hardware::wait_for_copies<groups_ahead>();", ""),
@@ -204,16 +203,18 @@ MUTANTS = [
     Mutant("CUDA: registers do not turn", CUDA_CHIP, "turn();  // the chunk", "// the chunk"),
     Mutant("CUDA: the last groups are not kept", CUDA_CHIP, "if (first >= most) return;", "if (first >= most - chunk) return;"),
     Mutant("CUDA: a kept row is loaded again", CUDA_CHIP, "if constexpr (kept == Kept::nothing) {\n      visit", "if constexpr (kept != Kept::registers) {\n      visit"),
-    Mutant("CUDA: a partial row has one place", CUDA_MERGE, "turn_ = 1 - turn_;", ""),
     Mutant("CUDA: a warp is left out", CUDA_MERGE, "/ hardware::warp_size) part =", "/ hardware::warp_size - 1) part ="),
-    Mutant("CUDA: a CTA is left out", CUDA_MERGE, "lane < hardware::cluster_size())", "lane < hardware::cluster_size() - 1)"),
-    Mutant("CUDA: nobody waits before leaving", CUDA_MERGE, "void leave() { hardware::cluster_barrier(); }", "void leave() {}"),
-    Mutant("CUDA: no guards", CUDA_COLUMNS, "if (!(trace - trace == 0))", "if (trace != trace && false)"),
-    Mutant("CUDA: a maximum of -inf is subtracted", CUDA_COLUMNS, "= finite_centre(student_max), teacher_centre = finite_centre(teacher_max);", "= student_max, teacher_centre = teacher_max;"),
-    Mutant("CUDA: an infinite log-ratio is used unasked", CUDA_COLUMNS, "row.has_ratio ?", "true ?"),
+    Mutant("CUDA: a CTA is left out", CUDA_MERGE, "lane < hardware::cluster_size()) row", "lane < hardware::cluster_size() - 1) row"),
+    Mutant("CUDA: memory is written before its CTA has begun", CUDA_MERGE, "    hardware::block_barrier();\n    hardware::cluster_wait();\n", "    hardware::block_barrier();\n"),
+    Mutant("CUDA: a warp keeps its centres", CUDA_MERGE, "  row.move(largest_of_the_warp(row.student_max), largest_of_the_warp(row.teacher_max));\n", ""),
+    Mutant("CUDA: no guards", CUDA_COLUMNS, "if (!(trace - trace == 0)) here", "if (trace != trace && false) here"),
+    Mutant("CUDA: a maximum of -inf is subtracted", CUDA_BITS, "none = std::numeric_limits<Real>::lowest();", "none = -std::numeric_limits<Real>::infinity();"),
+    Mutant("CUDA: centres stay behind", CUDA_COLUMNS, "if (!sums.centres_will_do()) sums.move();", ""),
+    Mutant("CUDA: a scale is forgotten", CUDA_LAUNCH, "!softcap && Real(inner) == 1", "!softcap"),
+    Mutant("CUDA: a log-ratio in bits", CUDA_COLUMNS, "    k.ratio *= Real(nats_per_bit);\n", ""),
+    Mutant("CUDA: an infinite log-ratio is used unasked", CUDA_COLUMNS, "row.k.ratio != 0 ?", "true ?"),
     Mutant("CUDA: slope of the softcap forgotten", CUDA_COLUMNS, "if (slope.softcap) {", "if (false) {"),
     Mutant("CUDA: mixture: not divided by the sums", CUDA_MIXTURE_KERNELS, "normalised(sums, numbers)", "sums"),
-    Mutant("CUDA: mixture: nobody waits before leaving", CUDA_MIXTURE_KERNELS, "  merge.leave();\n", ""),
     Mutant("CUDA: mixture: an infinite log-ratio is used unasked", CUDA_MIXTURE, "row.has_reverse ?", "true ?"),
     Mutant("CUDA: mixture: slope of the transform forgotten", CUDA_MIXTURE, "slope.of_row()", "1 + 0 * slope.of_row()"),
     Mutant("CUDA: bf16 pairs swapped", CUDA_STORAGE, "x[v] = hardware::float_of_bits(pair << 16);", "x[v] = hardware::float_of_bits(pair & 0xffff0000u);"),
@@ -225,6 +226,6 @@ MUTANTS = [
     Mutant("CUDA: clusters before sm_90", "resident", "device.capability < (9, 0) or ", ""),
     Mutant("CUDA: fp64 is kept", "resident", " or max(row.student_bytes, row.teacher_bytes) > 4", ""),
     Mutant("CUDA: few rows are not split", "streaming", "        cluster *= 2\n", "        break\n"),
-    Mutant("CUDA: the default stream", "place_of", "torch.cuda.current_stream(tensor.device).cuda_stream", "0"),
+    Mutant("CUDA: the default stream", "place_of", "kernels().driver.current_stream(tensor.device).cuda_stream", "0"),
     Mutant("auto takes CUDA for rows it would read twice", "automatic", " and cuda.reads_once(device, *logits)", ""),
 ]  # fmt: skip

@@ -1,14 +1,10 @@
-"""The backend ``cuda``: the kernels of csrc/cuda, which docs/cuda.md explains.
-
-``EOPD_CUDA_EMULATION`` names a module in which the same kernels run on a CPU, and take CPU tensors, to be tested.
-"""
+"""The backend ``cuda``: the kernels of csrc/cuda, which docs/cuda.md explains."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import os
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,10 +29,10 @@ def unavailable() -> str | None:
         return f"there is no CUDA device ({error})"
     if count == 0:
         return "there is no CUDA device"
-    if emulation() is None and torch.version.cuda is None:
+    if kernels().device_type == "cuda" and torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA"
     try:
-        device_on(0 if emulation() is not None else torch.cuda.current_device())  # a context on no other device
+        device_on(kernels().driver.current_device())  # a context on no other device
     except RuntimeError as error:
         return f"the CUDA kernels do not run on this device ({error}); TORCH_CUDA_ARCH_LIST names others for a build"
     return None
@@ -44,18 +40,14 @@ def unavailable() -> str | None:
 
 def description() -> str:
     """One line for ``python -m eopd_kernels.info``."""
-    if emulation() is not None:
-        return "CUDA kernels in emulation, on CPU tensors: for tests"
-    device = device_on(torch.cuda.current_device())
+    device = device_on(kernels().driver.current_device())
     kept = "rows are kept on the chip" if device.capability >= (9, 0) else "two visits per row, older than sm_90"
     return f"CUDA kernels, {device.name}; {kept}"
 
 
 def takes(device: torch.device) -> bool:
     """Whether tensors on ``device`` can be given to the kernels."""
-    if emulation() is not None:
-        return device.type == "cpu"
-    return device.type == "cuda" and torch.version.hip is None
+    return device.type == kernels().device_type and torch.version.hip is None
 
 
 def reads_once(device: torch.device, vocab_size: int, student: torch.dtype, teacher: torch.dtype) -> bool:
@@ -63,17 +55,17 @@ def reads_once(device: torch.device, vocab_size: int, student: torch.dtype, teac
     return resident(Row(vocab_size, student.itemsize, teacher.itemsize), device_on(index_of(device))) is not None
 
 
-def emulation() -> str | None:
-    """The file of the module that runs the kernels on a CPU, if there is to be one."""
-    return os.environ.get("EOPD_CUDA_EMULATION") or None
-
-
 @functools.cache
-def kernels() -> ModuleType:
-    """The extension, or what emulates it."""
-    file = emulation()
-    if file is None:
-        return importlib.import_module("eopd_kernels._cuda")
+def kernels() -> Any:
+    """The extension, with the ``device_type`` of its tensors and the ``driver`` that knows devices and streams.
+
+    ``EOPD_CUDA_EMULATION`` names the file of another, to be tested: the kernels on a CPU, with a driver of its own.
+    """
+    file = os.environ.get("EOPD_CUDA_EMULATION")
+    if not file:
+        module: Any = importlib.import_module("eopd_kernels._cuda")
+        module.device_type, module.driver = "cuda", torch.cuda
+        return module
     spec = importlib.util.spec_from_file_location("_cuda", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -89,15 +81,12 @@ def device_on(index: int) -> Device:
 
 def index_of(device: torch.device) -> int:
     """Which of the process's devices that is."""
-    if device.type == "cpu":  # emulated
-        return 0
-    return torch.cuda.current_device() if device.index is None else device.index
+    return kernels().driver.current_device() if device.index is None else device.index
 
 
 def place_of(tensor: Tensor) -> tuple[int, int]:
     """Device and stream of a launch."""
-    stream = 0 if tensor.device.type == "cpu" else torch.cuda.current_stream(tensor.device).cuda_stream
-    return index_of(tensor.device), stream
+    return index_of(tensor.device), kernels().driver.current_stream(tensor.device).cuda_stream
 
 
 def resident_or_streaming(student: Tensor, teacher: Tensor) -> Plan:

@@ -16,14 +16,11 @@ THREADS = {NOTHING: 320, SHARED: 320, REGISTERS: 192}
 # Vectors of the teacher that a thread keeps in registers, by the columns of a group.
 VECTORS_IN_REGISTERS = {4: 25, 8: 24}
 VECTOR_BYTES = 16
-# csrc/cuda/merge.cuh: partial rows of 32 warps and twice of the CTA.
-SCRATCH_BYTES = (32 + 2) * 32
+# csrc/cuda/merge.cuh: partial rows of 32 warps and of 16 CTAs.
+SCRATCH_BYTES = (32 + 16) * 32
 # The smallest cluster that will do: a barrier of fewer CTAs, and more rows side by side. More than 8 CTAs are not
 # granted everywhere. A side in registers comes last, because there the registers leave room for 12 warps only.
 PREFERENCES = [*((SHARED, cluster) for cluster in (1, 2, 4, 8, 16)), (REGISTERS, 8), (REGISTERS, 16)]
-# A cluster per row: the hardware hands them out as others end, more evenly than any fixed share of rows. Beyond this
-# many, each cluster takes every `MOST_CLUSTERS`-th row.
-MOST_CLUSTERS = 2**16
 # A CTA of a split row should have a few columns per thread.
 LEAST_COLUMNS = 4096
 
@@ -72,9 +69,9 @@ class Plan:
     threads: int
 
     @property
-    def arguments(self) -> tuple[int, int, int, int]:
+    def arguments(self) -> tuple[int, int, int]:
         """The plan as the extension takes it."""
-        return self.kept, self.cluster, self.threads, MOST_CLUSTERS
+        return self.kept, self.cluster, self.threads
 
     def shared_bytes(self, row: Row) -> int:
         """The shared memory of one CTA that keeps its part of a row (not NOTHING)."""
