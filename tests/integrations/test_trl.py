@@ -93,9 +93,9 @@ def test_reverse_kl_runs_are_the_same_with_and_without_the_patch(
     assert found == pytest.approx(expected, abs=1e-4)
     assert ours == pytest.approx(entropies, abs=1e-4)
     seen = {name: [line[name] for line in logs[-1]] for name in ("reverse_kl", "student_entropy", "gate")}
-    # trl's loss is the mean of its micro-batches' means, the figure that of all tokens.
+    # trl's figures are the mean of its micro-batches' means, ours those of all tokens.
     assert seen["reverse_kl"] == pytest.approx(found, rel=0.05) and set(seen["gate"]) == {0.0}
-    assert seen["student_entropy"] == pytest.approx(ours, abs=1e-4)
+    assert seen["student_entropy"] == pytest.approx(ours, rel=0.05)
     assert "reverse_kl" not in logs[0][0]
     assert expected[-1] < 0.8 * expected[0], "a run that learns nothing compares nothing"
 
