@@ -43,7 +43,7 @@ class Distillation(lightning.LightningModule):
             student_head=LMHead.from_model(self.student),
             teacher_head=LMHead.from_model(teacher),
         )
-        self.log_dict({"loss": out.loss, "gate": out.gate.mean(), "teacher_entropy": out.teacher_entropy.mean()})
+        self.log_dict({"loss": out.loss, **{name: mean.float() for name, mean in out.means().items()}})
         self.losses.append(out.loss.item())
         return out.loss
 
