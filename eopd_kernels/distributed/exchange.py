@@ -123,7 +123,8 @@ def check_alike(table: list[list[int]], rank: int, alike: Mapping[str, Any]) -> 
             ", ".join(f"{name}={value}" for name, value in alike.items())
             if of_options
             else "the options are the same, but not every number of a token (mask, labels, num_items, token_ids, "
-            "old_log_probs, advantages, gate, reverse_weights, forward_weights, a TopKTeacher's), which must be the same to the bit"
+            "old_log_probs, advantages, gate, reverse_weights, forward_weights, a TopKTeacher's), which must be the "
+            "same to the bit"
         )
     )
 

@@ -260,6 +260,11 @@ def test_reports_of_pytest_are_read(tmp_path: Path) -> None:
     assert "needs two GPUs" in found["test_it[cuda]"].reason and found["test_it[cuda]"].backends == {"cuda"}
 
 
+def emulated() -> bool:
+    """Whether the CUDA kernels run on a CPU here."""
+    return cuda.unavailable() is None and cuda.kernels().device_type == "cpu"
+
+
 def counted(cuda_reads: float) -> list[str]:
     """What ncu prints."""
     names = ["ID", "Kernel Name", counters.READ, counters.WRITTEN, counters.TIME, counters.SHARE]
@@ -271,7 +276,7 @@ def counted(cuda_reads: float) -> list[str]:
     return ["==PROF== Connected", *(",".join(f'"{word}"' for word in line) for line in lines)]
 
 
-@pytest.mark.skipif(cuda.emulation() is None or triton.unavailable() is not None, reason="wants both kernels on a CPU")
+@pytest.mark.skipif(not emulated() or triton.unavailable() is not None, reason="wants both kernels on a CPU")
 def test_both_kernels_are_launched_for_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     for name, value in (("DEVICE", "cpu"), ("ROWS", 2), ("COLUMNS", 1040)):
@@ -314,7 +319,7 @@ def test_each_logit_is_read_once_by_the_counters(reads: float, status: int, caps
     assert counters.judge(counted(8)[:1]) == 1  # neither kernel was seen
 
 
-@pytest.mark.skipif(cuda.emulation() is None, reason="no emulated CUDA kernels")
+@pytest.mark.skipif(not emulated(), reason="no emulated CUDA kernels")
 def test_the_driver_without_torch_notices_a_wrong_gradient(capsys: pytest.CaptureFixture[str]) -> None:
     driver = runpy.run_path(str(ROOT / "tests" / "gpu" / "driver.py"))
     main, exact = driver["main"], driver["exact"]
