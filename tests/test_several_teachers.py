@@ -63,9 +63,13 @@ def test_each_token_has_its_own_teacher(objective: Objective, schedule: str) -> 
 
 def test_a_teachers_call_pays_for_its_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(leading=(3, 11), vocab_size=V)
-    owner, rows = torch.arange(33).view(3, 11) % 3, []
-    project = products.project
-    monkeypatch.setattr(products, "project", lambda x, w, out: rows.append(len(x)) or project(x, w, out))
+    owner, rows, project = torch.arange(33).view(3, 11) % 3, [], products.project
+
+    def counted(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+        rows.append(len(hidden))
+        project(hidden, weight, out)
+
+    monkeypatch.setattr(products, "project", counted)
     for index, (hidden, head) in enumerate(teachers()):
         mask = owner == index
         entropy_aware_kl(case.student, hidden, student_head=case.student_head, teacher_head=head, mask=mask)

@@ -55,7 +55,7 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**silent, **step, "lr_scheduler_type": "constant", **changes})
 
 
-def by_mixin(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any) -> Trainer:
+def by_mixin(student: PreTrainedModel, teacher: PreTrainedModel, **options: Any) -> Any:
     return Distiller(student, teacher_model=teacher, objective=OBJECTIVE, **options)
 
 
