@@ -11,7 +11,9 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,12 @@ CTAS, CTAS_OF_ANY = 2, 1
 STEP, PARTS, WARP = 8, 4, 32
 # The bits that a load moves, by the parts of its name; 32 where none of them occurs.
 NVIDIA_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
+# An instruction's address, name and operands; AMD's assembly has labels and line numbers instead.
+NVIDIA_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
+AMD_INSTRUCTION = re.compile(r"^(?:\t([a-z]+_\w+)(.*)|(\.LBB\w+):)", re.MULTILINE)
+# What threads wait for each other in: shuffles, votes, barriers, shared memory. How loads from global memory begin.
+NVIDIA_EXCHANGES, NVIDIA_LOADS = re.compile(r"SHFL|REDUX|VOTE|BAR|LDS|STS|ATOMS"), "LDG"
+AMD_EXCHANGES, AMD_LOADS = re.compile(r"ds_|s_barrier|v_readlane|v_permlane|\w+_dpp$"), ("global_load", "buffer_load")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "sshort": 16, "short": 16}
 
 
@@ -40,12 +48,29 @@ class Code:
         stack: bytes of stack, local memory or spills of a thread, whichever is most.
         instructions: their names, in order.
         load_bits: the widths of its loads from global memory, ascending.
+        exchanges_in_loops: what threads wait for each other in, within loops that load from global memory.
     """
 
     registers: int
     stack: int
     instructions: tuple[str, ...]
     load_bits: tuple[int, ...]
+    exchanges_in_loops: tuple[str, ...]
+
+
+def exchanges_in_loops(
+    instructions: Sequence[tuple[int, str]],  # addresses and names
+    branches: Mapping[int, int],  # from an address to another
+    exchanges: re.Pattern[str],
+    loads: str | tuple[str, ...],
+) -> tuple[str, ...]:
+    """Names the exchanges from the target of a branch back to the branch, where there is a load as well."""
+    found: list[str] = []
+    for end, begin in branches.items():
+        body = [name for address, name in instructions if begin <= address <= end]
+        if any(name.startswith(loads) for name in body):
+            found += filter(exchanges.match, body)
+    return tuple(found)
 
 
 def of_cubin(cubin: bytes) -> Code:
@@ -63,7 +88,7 @@ def disassembled(file: Path) -> dict[tuple[str, str], Code]:
     assert tool is not None
     architecture = symbol = ""
     usage: dict[tuple[str, str], tuple[int, int]] = {}
-    names: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Instruction]] = {}
     with subprocess.Popen([tool, "-res-usage", "-sass", str(file)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -74,16 +99,29 @@ def disassembled(file: Path) -> dict[tuple[str, str], Code]:
             elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
                 registers, stack, local = map(int, match.groups())
                 usage[architecture, symbol] = registers, max(stack, local)
-            elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", line):
-                names.setdefault((architecture, symbol), []).append(match[1])
-    return {key: nvidia_code(*figures, names.get(key, [])) for key, figures in usage.items()}
+            elif match := NVIDIA_INSTRUCTION.match(line):
+                found.setdefault((architecture, symbol), []).append(instruction(match))
+    return {key: nvidia_code(*figures, found.get(key, [])) for key, figures in usage.items()}
 
 
-def nvidia_code(registers: int, stack: int, names: list[str]) -> Code:
+Instruction = tuple[int, str, int]  # address, name, and where a branch leads: else, to the end
+
+
+def instruction(match: re.Match[str]) -> Instruction:
+    """One line of NVIDIA's disassembly."""
+    target = re.search(r"0x([0-9a-f]+)", match[3]) if match[2].startswith("BRA") else None
+    return int(match[1], 16), match[2], int(target[1], 16) if target else sys.maxsize
+
+
+def nvidia_code(registers: int, stack: int, instructions: Sequence[Instruction]) -> Code:
+    names = [name for _, name, _ in instructions]
     spills = sum(name.startswith(("LDL", "STL")) for name in names)
     loads = [name.split(".")[1:] for name in names if name.startswith("LDG")]
     bits = {next((NVIDIA_BITS[part] for part in load if part in NVIDIA_BITS), 32) for load in loads}
-    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)))
+    back = {address: target for address, _, target in instructions if target <= address}
+    addressed = [(address, name) for address, name, _ in instructions]
+    exchanges = exchanges_in_loops(addressed, back, NVIDIA_EXCHANGES, NVIDIA_LOADS)
+    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)), exchanges)
 
 
 def of_amdgcn(text: str) -> Code:
@@ -94,12 +132,18 @@ def of_amdgcn(text: str) -> Code:
         assert found is not None, name
         return int(found[1])
 
-    names = re.findall(r"^\t([a-z]+_\w+)", text, re.MULTILINE)
+    lines = list(AMD_INSTRUCTION.finditer(text))
+    labels = {line[3]: i for i, line in enumerate(lines) if line[3]}
+    addressed = [(i, line[1]) for i, line in enumerate(lines) if line[1]]
+    names = [name for _, name in addressed]
+    targets = {i: labels[lines[i][2].strip()] for i, name in addressed if name.startswith(("s_branch", "s_cbranch"))}
+    back = {i: target for i, target in targets.items() if target <= i}
     loads = [re.fullmatch(r"(?:global|buffer|flat)_load_([a-z0-9]+)\w*", name) for name in names]
     bits = {AMD_BITS.get(load[1], 8) for load in loads if load is not None}
     spills = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     stack = max(number("private_segment_fixed_size"), spills)
-    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)))
+    exchanges = exchanges_in_loops(addressed, back, AMD_EXCHANGES, AMD_LOADS)
+    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)), exchanges)
 
 
 @dataclass(frozen=True)
