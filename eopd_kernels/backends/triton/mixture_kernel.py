@@ -36,11 +36,12 @@ def row_mixture_kernel(
     numbers = load_statistics(statistics, row)
     shared = mixture_row(numbers, number(forward_skew, dtype), number(reverse_skew, dtype))
     LANES: tl.constexpr = OPTIONS.lanes
+    STEPS: tl.constexpr = OPTIONS.steps
     zero = tl.zeros([LANES], dtype)
     lanes = MixtureStatistics(zero, zero, zero, zero)
     whole = tl.maximum(end - begin, 0) // OPTIONS.columns
     for i in range(0, tl.cdiv(tl.maximum(end - begin, 0), OPTIONS.columns)):
-        columns = tile_columns(begin + i * OPTIONS.columns, OPTIONS)
+        columns = tile_columns(begin + i * OPTIONS.columns, STEPS, OPTIONS)
         # The ragged end differs in its loads alone: a second copy of the arithmetic spilled scalar registers in fp64 on
         # gfx942, 28 bytes.
         if i < whole:

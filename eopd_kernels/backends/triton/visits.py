@@ -7,8 +7,8 @@ the loop has neither a shuffle nor a barrier, and a maximum that moves costs a l
 
 The tiles of a group are tensors of their own: as a dimension of one tensor, Triton 3.6 spread the steps over threads.
 
-Whole groups are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end has a group of its
-own. It is visited first on the way back, and the whole groups in reverse: what was read last is likeliest still in L2.
+Whole groups are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end tile by tile, with
+one. It comes first on the way back, and the whole groups in reverse: what was read last is likeliest still in L2.
 """
 
 from typing import NamedTuple
@@ -65,9 +65,8 @@ def converted(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def tile_columns(first, OPTIONS: tl.constexpr):  # -> a group of [lanes, vector]
-    """The columns of a group of tiles that begins at ``first``: neighbouring lanes have neighbouring vectors."""
-    STEPS: tl.constexpr = OPTIONS.steps
+def tile_columns(first, STEPS: tl.constexpr, OPTIONS: tl.constexpr):  # -> STEPS times [lanes, vector]
+    """The columns of tiles that begin at ``first``: neighbouring lanes have neighbouring vectors."""
     columns = ()
     for step in tl.static_range(STEPS):
         lane = tl.arange(0, OPTIONS.lanes)[:, None] + step * OPTIONS.lanes
@@ -118,15 +117,18 @@ def sums_of_columns(sides, begin, end, OPTIONS: tl.constexpr):
     """The first visit: the eight numbers of the columns from ``begin``, a multiple of a group, to ``end``; empty where
     there are none."""
     LANES: tl.constexpr = OPTIONS.lanes
+    STEPS: tl.constexpr = OPTIONS.steps
     whole = tl.maximum(end - begin, 0) // OPTIONS.columns
+    ragged = begin + whole * OPTIONS.columns
     zero = tl.zeros([LANES], sides.student.inner.dtype)
     lanes = RowStatistics(zero - float("inf"), zero, zero - float("inf"), zero, zero, zero, zero, zero)
     for i in range(0, whole):
-        z_s, z_t = load_sides(sides, tile_columns(begin + i * OPTIONS.columns, OPTIONS), end, OPTIONS, MASKED=False)
+        z_s, z_t = load_sides(
+            sides, tile_columns(begin + i * OPTIONS.columns, STEPS, OPTIONS), end, OPTIONS, MASKED=False
+        )
         lanes = add_columns(lanes, z_s, z_t)
-    ragged = begin + whole * OPTIONS.columns
-    if ragged < end:
-        z_s, z_t = load_sides(sides, tile_columns(ragged, OPTIONS), end, OPTIONS, MASKED=True)
+    for first in range(ragged, end, OPTIONS.lanes * OPTIONS.vector):
+        z_s, z_t = load_sides(sides, tile_columns(first, 1, OPTIONS), end, OPTIONS, MASKED=True)
         lanes = add_columns(lanes, z_s, z_t)
     return merge(lanes)
 
@@ -147,23 +149,23 @@ def gradient_of_columns(
 
     ``MIXTURE``: of skewed divergences, of which the plain halves are computed without a mixture.
     """
+    STEPS: tl.constexpr = OPTIONS.steps
+    tile = OPTIONS.lanes * OPTIONS.vector
     whole = tl.maximum(end - begin, 0) // OPTIONS.columns
     ragged = begin + whole * OPTIONS.columns
     if unused:
         zero = tl.full((1, 1), 0, out.dtype.element_ty)
-        columns = tile_columns(ragged, OPTIONS)
-        for step in tl.static_range(len(columns)):
-            tl.store(out + columns[step], zero, mask=columns[step] < end)
-        for i in range(0, whole):
-            columns = tile_columns(begin + i * OPTIONS.columns, OPTIONS)
-            for step in tl.static_range(len(columns)):
-                tl.store(out + columns[step], zero)
+        for first in range(ragged, end, tile):
+            columns = tile_columns(first, 1, OPTIONS)
+            tl.store(out + columns[0], zero, mask=columns[0] < end)
+        for first in range(begin, ragged, tile):
+            tl.store(out + tile_columns(first, 1, OPTIONS)[0], zero)
     else:
-        if ragged < end:
-            columns = tile_columns(ragged, OPTIONS)
+        for first in range(ragged, end, tile):
+            columns = tile_columns(first, 1, OPTIONS)
             gradient_of_tiles(sides, out, columns, end, row, k, MIXTURE, OPTIONS, MASKED=True)
         for i in range(0, whole):
-            columns = tile_columns(begin + (whole - 1 - i) * OPTIONS.columns, OPTIONS)
+            columns = tile_columns(begin + (whole - 1 - i) * OPTIONS.columns, STEPS, OPTIONS)
             gradient_of_tiles(sides, out, columns, end, row, k, MIXTURE, OPTIONS, MASKED=False)
 
 
