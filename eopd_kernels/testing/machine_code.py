@@ -11,11 +11,11 @@ import importlib.util
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..backends.cuda.plan import NOTHING, THREADS
 
@@ -30,12 +30,12 @@ CTAS, CTAS_OF_ANY = 2, 1
 STEP, PARTS, WARP = 8, 4, 32
 # The bits that a load moves, by the parts of its name; 32 where none of them occurs.
 NVIDIA_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
-# An instruction's address, name and operands; AMD's assembly has labels and line numbers instead.
-NVIDIA_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
+# An instruction's address, predicate, name and operands; AMD's assembly has labels instead of addresses.
+NVIDIA_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
 AMD_INSTRUCTION = re.compile(r"^(?:\t([a-z]+_\w+)(.*)|(\.LBB\w+):)", re.MULTILINE)
-# What threads wait for each other in: shuffles, votes, barriers, shared memory. How loads from global memory begin.
-NVIDIA_EXCHANGES, NVIDIA_LOADS = re.compile(r"SHFL|REDUX|VOTE|BAR|LDS|STS|ATOMS"), "LDG"
-AMD_EXCHANGES, AMD_LOADS = re.compile(r"ds_|s_barrier|v_readlane|v_permlane|\w+_dpp$"), ("global_load", "buffer_load")
+# What threads wait for each other in: shuffles, votes, barriers, shared memory.
+EXCHANGES = re.compile(r"SHFL|REDUX|VOTE|BAR|LDS|STS|ATOMS|ds_|s_barrier|v_readlane|v_permlane|\w+_dpp$")
+LOADS = ("LDG", "global_load", "buffer_load")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "sshort": 16, "short": 16}
 
 
@@ -58,19 +58,47 @@ class Code:
     exchanges_in_loops: tuple[str, ...]
 
 
-def exchanges_in_loops(
-    instructions: Sequence[tuple[int, str]],  # addresses and names
-    branches: Mapping[int, int],  # from an address to another
-    exchanges: re.Pattern[str],
-    loads: str | tuple[str, ...],
-) -> tuple[str, ...]:
-    """Names the exchanges from the target of a branch back to the branch, where there is a load as well."""
-    found: list[str] = []
-    for end, begin in branches.items():
-        body = [name for address, name in instructions if begin <= address <= end]
-        if any(name.startswith(loads) for name in body):
-            found += filter(exchanges.match, body)
-    return tuple(found)
+class Instruction(NamedTuple):
+    """An instruction at an address; where it may branch to, and whether what follows it may come next."""
+
+    address: int
+    name: str
+    target: int | None
+    goes_on: bool
+
+
+def exchanges_in_loops(instructions: Sequence[Instruction]) -> tuple[str, ...]:
+    """Names what threads wait for each other in, within the loops that load from global memory.
+
+    A loop is what lies on a way from the target of a branch back to the branch, wherever compilers have put it.
+    """
+    index = {one.address: i for i, one in enumerate(instructions)}
+    after: list[list[int]] = [[] for _ in instructions]
+    before: list[list[int]] = [[] for _ in instructions]
+    for i, one in enumerate(instructions):
+        following = [i + 1] if one.goes_on and i + 1 < len(instructions) else []
+        for j in following if one.target is None else [*following, index[one.target]]:
+            after[i].append(j)
+            before[j].append(i)
+    found: set[str] = set()
+    for i, one in enumerate(instructions):
+        if one.target is not None and one.target <= one.address:
+            loop = {instructions[j].name for j in reached(index[one.target], after) & reached(i, before)}
+            if any(name.startswith(LOADS) for name in loop):
+                found |= set(filter(EXCHANGES.match, loop))
+    return tuple(sorted(found))
+
+
+def reached(start: int, edges: Sequence[Sequence[int]]) -> set[int]:
+    """All nodes of a graph that edges lead to from one of them, which is among them."""
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += edges[node]
+    return seen
 
 
 def of_cubin(cubin: bytes) -> Code:
@@ -104,24 +132,21 @@ def disassembled(file: Path) -> dict[tuple[str, str], Code]:
     return {key: nvidia_code(*figures, found.get(key, [])) for key, figures in usage.items()}
 
 
-Instruction = tuple[int, str, int]  # address, name, and where a branch leads: else, to the end
-
-
 def instruction(match: re.Match[str]) -> Instruction:
     """One line of NVIDIA's disassembly."""
-    target = re.search(r"0x([0-9a-f]+)", match[3]) if match[2].startswith("BRA") else None
-    return int(match[1], 16), match[2], int(target[1], 16) if target else sys.maxsize
+    address, predicate, name, operands = match.groups()
+    target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
+    ends = name.startswith(("BRA", "EXIT", "RET")) and not predicate and not re.search(r"\bU?P\d|UR\d", operands)
+    return Instruction(int(address, 16), name, int(target[1], 16) if target else None, not ends)
 
 
 def nvidia_code(registers: int, stack: int, instructions: Sequence[Instruction]) -> Code:
-    names = [name for _, name, _ in instructions]
+    names = [one.name for one in instructions]
     spills = sum(name.startswith(("LDL", "STL")) for name in names)
     loads = [name.split(".")[1:] for name in names if name.startswith("LDG")]
     bits = {next((NVIDIA_BITS[part] for part in load if part in NVIDIA_BITS), 32) for load in loads}
-    back = {address: target for address, _, target in instructions if target <= address}
-    addressed = [(address, name) for address, name, _ in instructions]
-    exchanges = exchanges_in_loops(addressed, back, NVIDIA_EXCHANGES, NVIDIA_LOADS)
-    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)), exchanges)
+    in_loops = exchanges_in_loops(instructions)
+    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)), in_loops)
 
 
 def of_amdgcn(text: str) -> Code:
@@ -132,18 +157,24 @@ def of_amdgcn(text: str) -> Code:
         assert found is not None, name
         return int(found[1])
 
-    lines = list(AMD_INSTRUCTION.finditer(text))
-    labels = {line[3]: i for i, line in enumerate(lines) if line[3]}
-    addressed = [(i, line[1]) for i, line in enumerate(lines) if line[1]]
-    names = [name for _, name in addressed]
-    targets = {i: labels[lines[i][2].strip()] for i, name in addressed if name.startswith(("s_branch", "s_cbranch"))}
-    back = {i: target for i, target in targets.items() if target <= i}
+    labels: dict[str, int] = {}
+    lines: list[tuple[str, str]] = []
+    for name, operands, label in AMD_INSTRUCTION.findall(text):
+        if label:
+            labels[label] = len(lines)
+        else:
+            lines.append((name, operands.strip()))
+    names = [name for name, _ in lines]
+    instructions = [
+        Instruction(i, name, labels.get(operands), name not in ("s_branch", "s_endpgm"))
+        for i, (name, operands) in enumerate(lines)
+    ]
     loads = [re.fullmatch(r"(?:global|buffer|flat)_load_([a-z0-9]+)\w*", name) for name in names]
     bits = {AMD_BITS.get(load[1], 8) for load in loads if load is not None}
     spills = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     stack = max(number("private_segment_fixed_size"), spills)
-    exchanges = exchanges_in_loops(addressed, back, AMD_EXCHANGES, AMD_LOADS)
-    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)), exchanges)
+    in_loops = exchanges_in_loops(instructions)
+    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)), in_loops)
 
 
 @dataclass(frozen=True)

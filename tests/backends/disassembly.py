@@ -45,7 +45,7 @@ def codes(cubins: Sequence[bytes], architecture: int) -> list[Code]:
     found: list[list[Instruction]] = [[] for _ in cubins]
     i = 0
     for one in map(instruction, NVIDIA_INSTRUCTION.finditer(text)):
-        while one[0] >= ends[i]:
+        while one.address >= ends[i]:
             i += 1
         found[i].append(one)
     return [nvidia_code(*usage(cubin), instructions) for cubin, instructions in zip(cubins, found, strict=True)]
