@@ -2,7 +2,7 @@
 
 Needs no GPU. Compiles Triton's for a covering choice of dtypes and options; ``--all`` every pair of dtypes, and every
 option with a dtype of each size. The CUDA kernels are read from the built extension. Ends with status 1 where a kernel
-spills, wants more shared memory or registers than there are, or loads 16-bit logits one by one.
+spills, wants more shared memory or registers than there are, loads 16-bit logits singly or waits within a loop.
 """
 
 from __future__ import annotations

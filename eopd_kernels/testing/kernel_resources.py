@@ -76,6 +76,7 @@ class Resources:
         instructions: how many there are.
         load_bits: the widths of its global loads, ascending.
         narrow_loads: whether a 16-bit logit is loaded by itself where it need not be.
+        exchanges_in_loops: what threads wait for each other in, in the loops over columns: nothing.
     """
 
     kernel: str
@@ -88,10 +89,16 @@ class Resources:
     instructions: int
     load_bits: tuple[int, ...]
     narrow_loads: bool
+    exchanges_in_loops: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
-        return self.stack == 0 and self.shared <= self.shared_limit and not self.narrow_loads
+        return (
+            self.stack == 0
+            and self.shared <= self.shared_limit
+            and not self.narrow_loads
+            and not self.exchanges_in_loops
+        )
 
 
 READ: dict[str, machine_code.Code] = {}  # by hash, because several calls launch the same kernel
@@ -121,6 +128,7 @@ def resources(function: str, variant: Variant, rows: int, device: str) -> list[R
                 len(code.instructions),
                 code.load_bits,
                 variant.loads_16_bits and min(code.load_bits, default=32) < 32,
+                code.exchanges_in_loops,
             )
         )
     return result

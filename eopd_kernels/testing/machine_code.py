@@ -12,8 +12,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..backends.cuda.plan import NOTHING, THREADS
 from .column_loops import Instruction
@@ -30,6 +32,12 @@ STEP, PARTS, WARP = 8, 4, 32
 SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", re.MULTILINE)
 # The bits that a load moves, by the parts of its name; 32 where none of them occurs.
 NVIDIA_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
+# An instruction's address, predicate, name and operands; AMD's assembly has labels instead of addresses.
+NVIDIA_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)([^;]*)", re.MULTILINE)
+AMD_INSTRUCTION = re.compile(r"^(?:\t([a-z]+_\w+)(.*)|(\.LBB\w+):)", re.MULTILINE)
+# What threads wait for each other in: shuffles, votes, barriers, shared memory.
+EXCHANGES = re.compile(r"SHFL|REDUX|VOTE|BAR|LDS|STS|ATOMS|ds_|s_barrier|v_readlane|v_permlane|\w+_dpp$")
+LOADS = ("LDG", "global_load", "buffer_load")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "sshort": 16, "short": 16}
 
 
@@ -42,12 +50,57 @@ class Code:
         stack: bytes of stack, local memory or spills of a thread, whichever is most.
         instructions: their names, in order.
         load_bits: the widths of its loads from global memory, ascending.
+        exchanges_in_loops: what threads wait for each other in, within loops that load from global memory.
     """
 
     registers: int
     stack: int
     instructions: tuple[str, ...]
     load_bits: tuple[int, ...]
+    exchanges_in_loops: tuple[str, ...]
+
+
+class Instruction(NamedTuple):
+    """An instruction at an address; where it may branch to, and whether what follows it may come next."""
+
+    address: int
+    name: str
+    target: int | None
+    goes_on: bool
+
+
+def exchanges_in_loops(instructions: Sequence[Instruction]) -> tuple[str, ...]:
+    """Names what threads wait for each other in, within the loops that load from global memory.
+
+    A loop is what lies on a way from the target of a branch back to the branch, wherever compilers have put it.
+    """
+    index = {one.address: i for i, one in enumerate(instructions)}
+    after: list[list[int]] = [[] for _ in instructions]
+    before: list[list[int]] = [[] for _ in instructions]
+    for i, one in enumerate(instructions):
+        following = [i + 1] if one.goes_on and i + 1 < len(instructions) else []
+        for j in following if one.target is None else [*following, index[one.target]]:
+            after[i].append(j)
+            before[j].append(i)
+    found: set[str] = set()
+    for i, one in enumerate(instructions):
+        if one.target is not None and one.target <= one.address:
+            loop = {instructions[j].name for j in reached(index[one.target], after) & reached(i, before)}
+            if any(name.startswith(LOADS) for name in loop):
+                found |= set(filter(EXCHANGES.match, loop))
+    return tuple(sorted(found))
+
+
+def reached(start: int, edges: Sequence[Sequence[int]]) -> set[int]:
+    """All nodes of a graph that edges lead to from one of them, which is among them."""
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += edges[node]
+    return seen
 
 
 def of_cubin(cubin: bytes) -> Code:
@@ -65,7 +118,7 @@ def disassembled(file: Path) -> dict[tuple[str, str], Code]:
     assert tool is not None
     architecture = symbol = ""
     usage: dict[tuple[str, str], tuple[int, int]] = {}
-    names: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Instruction]] = {}
     with subprocess.Popen([tool, "-res-usage", "-sass", str(file)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -76,16 +129,26 @@ def disassembled(file: Path) -> dict[tuple[str, str], Code]:
             elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
                 registers, stack, local = map(int, match.groups())
                 usage[architecture, symbol] = registers, max(stack, local)
-            elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", line):
-                names.setdefault((architecture, symbol), []).append(match[1])
-    return {key: nvidia_code(*figures, names.get(key, [])) for key, figures in usage.items()}
+            elif match := NVIDIA_INSTRUCTION.match(line):
+                found.setdefault((architecture, symbol), []).append(instruction(match))
+    return {key: nvidia_code(*figures, found.get(key, [])) for key, figures in usage.items()}
 
 
-def nvidia_code(registers: int, stack: int, names: list[str]) -> Code:
+def instruction(match: re.Match[str]) -> Instruction:
+    """One line of NVIDIA's disassembly."""
+    address, predicate, name, operands = match.groups()
+    target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
+    ends = name.startswith(("BRA", "EXIT", "RET")) and not predicate and not re.search(r"\bU?P\d|UR\d", operands)
+    return Instruction(int(address, 16), name, int(target[1], 16) if target else None, not ends)
+
+
+def nvidia_code(registers: int, stack: int, instructions: Sequence[Instruction]) -> Code:
+    names = [one.name for one in instructions]
     spills = sum(name.startswith(("LDL", "STL")) for name in names)
     loads = [name.split(".")[1:] for name in names if name.startswith("LDG")]
     bits = {next((NVIDIA_BITS[part] for part in load if part in NVIDIA_BITS), 32) for load in loads}
-    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)))
+    in_loops = exchanges_in_loops(instructions)
+    return Code(registers, max(stack, 4 * spills), tuple(names), tuple(sorted(bits)), in_loops)
 
 
 def of_amdgcn(text: str) -> Code:
@@ -96,12 +159,24 @@ def of_amdgcn(text: str) -> Code:
         assert found is not None, name
         return int(found[1])
 
-    names = re.findall(r"^\t([a-z]+_\w+)", text, re.MULTILINE)
+    labels: dict[str, int] = {}
+    lines: list[tuple[str, str]] = []
+    for name, operands, label in AMD_INSTRUCTION.findall(text):
+        if label:
+            labels[label] = len(lines)
+        else:
+            lines.append((name, operands.strip()))
+    names = [name for name, _ in lines]
+    instructions = [
+        Instruction(i, name, labels.get(operands), name not in ("s_branch", "s_endpgm"))
+        for i, (name, operands) in enumerate(lines)
+    ]
     loads = [re.fullmatch(r"(?:global|buffer|flat)_load_([a-z0-9]+)\w*", name) for name in names]
     bits = {AMD_BITS.get(load[1], 8) for load in loads if load is not None}
     spills = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     stack = max(number("private_segment_fixed_size"), spills)
-    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)))
+    in_loops = exchanges_in_loops(instructions)
+    return Code(number("vgpr_count"), stack, tuple(names), tuple(sorted(bits)), in_loops)
 
 
 def sass(file: Path, architecture: str, symbol: str) -> list[Instruction]:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import triton
 
-from eopd_kernels.testing.machine_code import Code, nvidia_code
+from eopd_kernels.testing.machine_code import NVIDIA_INSTRUCTION, Code, Instruction, instruction, nvidia_code
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", re.MULTILINE)
 # What nvdisasm calls the targets that Triton compiles for.
 ARCHITECTURES = {80: "SM80", 90: "SM90a", 100: "SM100a", 120: "SM120a"}
 
@@ -43,13 +42,13 @@ def codes(cubins: Sequence[bytes], architecture: int) -> list[Code]:
             ends.append(file.tell())
         file.flush()
         text = printed("nvdisasm", "--binary", ARCHITECTURES[architecture], file.name)
-    names: list[list[str]] = [[] for _ in cubins]
+    found: list[list[Instruction]] = [[] for _ in cubins]
     i = 0
-    for match in INSTRUCTION.finditer(text):
-        while int(match[1], 16) >= ends[i]:
+    for one in map(instruction, NVIDIA_INSTRUCTION.finditer(text)):
+        while one.address >= ends[i]:
             i += 1
-        names[i].append(match[2])
-    return [nvidia_code(*usage(cubin), found) for cubin, found in zip(cubins, names, strict=True)]
+        found[i].append(one)
+    return [nvidia_code(*usage(cubin), instructions) for cubin, instructions in zip(cubins, found, strict=True)]
 
 
 def usage(cubin: bytes) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from eopd_kernels.testing import machine_code
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     "row_statistics",
@@ -59,6 +61,9 @@ class MachineCode:
     def test_shared_memory_suffices(self, kernels: list[dict[str, Any]]) -> None:
         assert not [k for k in kernels if k["shared"] > k["shared_limit"]]
 
+    def test_no_thread_waits_for_another_in_a_loop_over_columns(self, kernels: list[dict[str, Any]]) -> None:
+        assert not [k for k in kernels if k["exchanges_in_loops"]]
+
     def test_logits_are_loaded_as_vectors(self, kernels: list[dict[str, Any]]) -> None:
         assert not [k for k in kernels if k["narrow_loads"]]
         # Where all three dtypes are as wide, a thread loads 16 bytes at once.
@@ -95,6 +100,25 @@ class TestAllCallsApartOnOneGPU(MachineCode):
 class TestAllMixturesOnOneGPU(MachineCode):
     part = "mixtures"
     compiled: ClassVar = set(product({"row_mixture", "row_mixture_gradient"}, {"sm_90"}))
+
+
+LOOP = """
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   {inside} R4, R4, 0x1, 0x1f ;
+        /*0030*/              @!P0 BRA 0x10 ;
+        /*0040*/                   {after} R4, R4, 0x1, 0x1f ;
+        /*0050*/                   BRA 0x50;
+"""
+
+
+def test_an_exchange_counts_in_a_loop_that_loads_and_nowhere_else() -> None:
+    def exchanges(text: str) -> tuple[str, ...]:
+        found = [machine_code.instruction(match) for match in machine_code.NVIDIA_INSTRUCTION.finditer(text)]
+        return machine_code.nvidia_code(0, 0, found).exchanges_in_loops
+
+    assert exchanges(LOOP.format(inside="SHFL.BFLY", after="FADD")) == ("SHFL.BFLY",)
+    assert exchanges(LOOP.format(inside="FADD", after="BAR.SYNC")) == ()
+    assert exchanges(LOOP.format(inside="BAR.SYNC", after="FADD").replace("LDG", "LDC")) == ()
 
 
 def test_a_second_batch_size_compiles_nothing() -> None:

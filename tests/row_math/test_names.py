@@ -33,7 +33,6 @@ ONLY = {
         "exceeds": "the gates of Objective, which look at other entropies too",
     },
     "Triton": {
-        "per_lane": "the sum over a tile's columns of one thread",
         "forward_terms": "C++ and Python call mixture_terms with the sides in order",
         "reverse_terms": "C++ and Python call mixture_terms with the sides in order",
         "tanh": "Triton's own does not run in its interpreter; C++ has csrc/cpu/vector.h and hardware.cuh",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
 
 # Bytes: what Triton specialises an address on, and the widest load.
 ALIGNMENT = 16
+# What else Triton looks at: the addresses of matrices where rows are aligned, and always V and the options.
+MATRICES, ALWAYS = {"student", "teacher", "out"}, {"vocab_size", "OPTIONS"}
 
 
 class Variants(NamedTuple):
@@ -18,18 +21,15 @@ class Variants(NamedTuple):
     aligned: Any
 
 
-def by_alignment(
-    *, matrices: Sequence[str], per_row: Sequence[str], numbers: Sequence[str]
-) -> Callable[[Callable[..., None]], Variants]:
-    """``triton.jit`` that looks at neither the addresses of ``per_row`` tensors nor the values of ``numbers``.
+def by_alignment(kernel: Callable[..., None]) -> Variants:
+    """``triton.jit`` that looks at no stride, not at the number of parts and at no address but the matrices'.
 
-    A chunk begins anywhere in a tensor, so that either would compile anew for chunks that differ in nothing else.
+    A chunk begins anywhere in a tensor: each of these would compile anew for chunks that differ in nothing else.
     """
+    names = inspect.signature(kernel).parameters.keys() - ALWAYS
+    numbers = [name for name in names if name.endswith("_stride") or name == "parts"]
 
-    def decorate(kernel: Callable[..., None]) -> Variants:
-        def jit(ignored: Sequence[str]) -> Any:
-            return triton.jit(do_not_specialize=list(numbers), do_not_specialize_on_alignment=list(ignored))(kernel)
+    def jit(ignored: set[str]) -> Any:
+        return triton.jit(do_not_specialize=numbers, do_not_specialize_on_alignment=ignored)(kernel)
 
-        return Variants(jit([*matrices, *per_row]), jit(per_row))
-
-    return decorate
+    return Variants(jit(names), jit(names - MATRICES))

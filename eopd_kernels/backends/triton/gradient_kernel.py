@@ -3,16 +3,12 @@
 import triton.language as tl
 
 from .alignment import by_alignment
-from .numbers import load_coefficients, load_statistics, number, stretch
+from .numbers import load_coefficients, load_statistics, stretch
 from .row_math import column_coefficients, mixture_row, unused
-from .visits import Sides, gradient_of_columns, row_of
+from .visits import Sides, gradient_of_columns, row_of, side_of
 
 
-@by_alignment(
-    matrices=["student", "teacher", "out"],
-    per_row=["statistics", "a", "b", "c"],
-    numbers=["student_stride", "teacher_stride", "out_stride", "parts"],
-)
+@by_alignment
 def row_gradient_kernel(
     student,  # [n, V]
     teacher,  # [n, V]
@@ -30,41 +26,25 @@ def row_gradient_kernel(
     teacher_outer: tl.float64,
     out,  # [n, V], written; may be the student
     out_stride: tl.int64,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    OPTIONS: tl.constexpr,
 ):
     """Launched on a grid (n · parts,)."""
-    program = tl.program_id(0)
-    row = program // parts
-    begin, end = stretch(program % parts, parts, vocab_size, STEPS * LANES * VECTOR)
+    row, begin, end = stretch(parts, vocab_size, OPTIONS.columns)
     dtype: tl.constexpr = statistics.dtype.element_ty
     sides = Sides(
-        row_of(student, student_stride, row, VECTOR),
-        number(student_inner, dtype),
-        number(student_outer, dtype),
-        row_of(teacher, teacher_stride, row, VECTOR),
-        number(teacher_inner, dtype),
-        number(teacher_outer, dtype),
+        side_of(student, student_stride, student_inner, student_outer, row, dtype, OPTIONS),
+        side_of(teacher, teacher_stride, teacher_inner, teacher_outer, row, dtype, OPTIONS),
     )
     numbers = load_statistics(statistics, row)
     coefficients = load_coefficients(a, b, c, row)
     gradient_of_columns(
         sides,
-        row_of(out, out_stride, row, VECTOR),
+        row_of(out, out_stride, row, OPTIONS),
         begin,
         end,
         mixture_row(numbers, 0.0, 0.0),
         column_coefficients(numbers, coefficients),
         unused(coefficients),
         MIXTURE=False,
-        FORWARD_PLAIN=True,
-        REVERSE_PLAIN=True,
-        STUDENT_SOFTCAP=STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP=TEACHER_SOFTCAP,
-        STEPS=STEPS,
-        LANES=LANES,
-        VECTOR=VECTOR,
+        OPTIONS=OPTIONS,
     )

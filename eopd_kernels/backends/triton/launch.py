@@ -21,18 +21,18 @@ from .mixture_kernel import row_mixture_kernel
 from .row_math import Combine
 from .statistics_kernel import row_statistics_kernel
 from .table import (
+    FUSED_MULTIPLY_ADD,
     LANE_COLUMNS,
     MIXTURE_LANE_BYTES,
     MOST_PARTS,
     Processor,
+    compiler_options,
     interpreted,
+    options_of,
     parts_of_a_row,
-    tile_of,
     widest_vector,
 )
 
-# Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
-FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c")) | dict.fromkeys(("gate_threshold", *Combine._fields), 0.0)
 
 
@@ -78,10 +78,10 @@ def row_loss_and_gradient(
 
 def row_mixture(block: Block, statistics: Tensor, skews: Sequence[float], mixture: Tensor) -> None:
     """The four numbers of every row into ``mixture`` [n, 4]; ``statistics`` [n, 8], of whole rows."""
-    launch = Launch.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    launch = Launch.of(block, skews)
     partial = launch.partial(mixture)
     with on(block.student.device):
-        launch.of_parts(row_mixture_kernel)(statistics=statistics, mixture=partial, **of_skews(skews), **launch.sides)
+        launch.of_parts(row_mixture_kernel)(statistics=statistics, mixture=partial, **launch.sides)
     if launch.parts > 1:  # those of a row's parts add up
         torch.sum(partial.view(launch.rows, launch.parts, 4), 1, out=mixture)
 
@@ -95,22 +95,9 @@ def row_mixture_gradient(
     skews: Sequence[float],
 ) -> None:
     """∂/∂x_s of Σ rows' skewed divergences into ``out`` [n, V]."""
-    launch = Launch.of(block, MIXTURE_LANE_BYTES // statistics.element_size())
+    launch = Launch.of(block, skews)
     with on(block.student.device):
-        launch.of_parts(row_mixture_gradient_kernel)(
-            statistics=statistics, a=a, b=b, c=c, **of_skews(skews), **launch.sides, **launch.out
-        )
-
-
-def of_skews(skews: Sequence[float]) -> dict[str, Any]:
-    """Both halves' skews as a kernel takes them: without one it is a variant of its own."""
-    forward, reverse = skews
-    return {
-        "forward_skew": forward,
-        "reverse_skew": reverse,
-        "FORWARD_PLAIN": forward == 0,
-        "REVERSE_PLAIN": reverse == 0,
-    }
+        launch.of_parts(row_mixture_gradient_kernel)(statistics=statistics, a=a, b=b, c=c, **launch.sides, **launch.out)
 
 
 @dataclass(frozen=True)
@@ -132,41 +119,29 @@ class Launch:
     aligned: bool
 
     @classmethod
-    def of(cls, block: Block, lane_columns: int = LANE_COLUMNS) -> Launch:
-        """The launch of a block, cut as the table says."""
+    def of(cls, block: Block, skews: Sequence[float] | None = None) -> Launch:
+        """The launch of a block, cut as the table says; ``skews``: for its skewed divergences, of both halves."""
         student, teacher, transforms, out, _ = block
         matrices = (student, teacher, out)
         processor = processor_of(student.device)
         itemsize = max(m.element_size() for m in matrices)
         vector = widest_vector(itemsize, processor)
         aligned = all(m.data_ptr() % ALIGNMENT == 0 and m.stride(0) % vector == 0 for m in matrices)
-        student_softcap, teacher_softcap = transforms[1] != 0, transforms[4] != 0
-        demanding = student_softcap or teacher_softcap or itemsize == torch.float64.itemsize
-        tile = tile_of(vector if aligned else 1, demanding, lane_columns, processor)
+        lane_columns = LANE_COLUMNS if skews is None else MIXTURE_LANE_BYTES // max(itemsize, 4)
+        softcaps = (transforms[1] != 0, transforms[4] != 0)
+        options = options_of(vector if aligned else 1, softcaps, lane_columns, processor)
+        sides: dict[str, Any] = compiler_options(options, itemsize == 8, lane_columns, processor)
+        if skews is not None:
+            sides["forward_skew"], sides["reverse_skew"] = skews
+            options = options._replace(forward_plain=skews[0] == 0, reverse_plain=skews[1] == 0)
+        for side, logits, transform in (("student", student, transforms[:3]), ("teacher", teacher, transforms[3:])):
+            sides |= {side: logits, f"{side}_stride": logits.stride(0) // options.vector}
+            sides[f"{side}_inner"], sides[f"{side}_outer"] = folded(transform)
         rows, vocab_size = student.shape
-        student_inner, student_outer = folded(transforms[:3])
-        teacher_inner, teacher_outer = folded(transforms[3:])
-        sides = {
-            "student": student,
-            "teacher": teacher,
-            "student_stride": student.stride(0) // tile.vector,
-            "teacher_stride": teacher.stride(0) // tile.vector,
-            "vocab_size": vocab_size,
-            "student_inner": student_inner,
-            "student_outer": student_outer,
-            "teacher_inner": teacher_inner,
-            "teacher_outer": teacher_outer,
-            "STUDENT_SOFTCAP": student_softcap,
-            "TEACHER_SOFTCAP": teacher_softcap,
-            "STEPS": tile.steps,
-            "LANES": tile.lanes,
-            "VECTOR": tile.vector,
-            "num_warps": tile.num_warps,
-            **tile.options,
-            **FUSED_MULTIPLY_ADD,
-        }
-        writes = {"out": out, "out_stride": out.stride(0) // tile.vector}
-        return cls(sides, writes, rows, parts_of_a_row(rows, vocab_size, tile, processor), tile.vector > 1)
+        sides |= {"vocab_size": vocab_size, "OPTIONS": options}
+        writes = {"out": out, "out_stride": out.stride(0) // options.vector}
+        parts = parts_of_a_row(rows, vocab_size, options.columns, processor)
+        return cls(sides, writes, rows, parts, options.vector > 1)
 
     def of_rows(self, kernel: Variants) -> Callable[..., Any]:
         """Launches the kernel with a program per row."""

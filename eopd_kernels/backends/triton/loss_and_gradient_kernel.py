@@ -9,14 +9,10 @@ import triton.language as tl
 from .alignment import by_alignment
 from .numbers import number, store_statistics
 from .row_math import Combine, column_coefficients, gated_coefficients, mixture_row, open_gate, unused
-from .visits import Sides, gradient_of_columns, row_of, sums_of_columns
+from .visits import Sides, gradient_of_columns, row_of, side_of, sums_of_columns
 
 
-@by_alignment(
-    matrices=["student", "teacher", "out"],
-    per_row=["weights", "statistics", "gate"],
-    numbers=["student_stride", "teacher_stride", "out_stride"],
-)
+@by_alignment
 def row_loss_and_gradient_kernel(
     student,  # [n, V]
     teacher,  # [n, V]
@@ -37,26 +33,18 @@ def row_loss_and_gradient_kernel(
     gate,  # [n], written
     out,  # [n, V], written; may be the student
     out_stride: tl.int64,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    OPTIONS: tl.constexpr,
 ):
     """Launched on a grid (n,). A row of weight 0 is not read: its numbers are empty, its gate 0 and its gradient 0."""
     row = tl.program_id(0)
     dtype: tl.constexpr = statistics.dtype.element_ty
     weight = tl.load(weights + row)
     sides = Sides(
-        row_of(student, student_stride, row, VECTOR),
-        number(student_inner, dtype),
-        number(student_outer, dtype),
-        row_of(teacher, teacher_stride, row, VECTOR),
-        number(teacher_inner, dtype),
-        number(teacher_outer, dtype),
+        side_of(student, student_stride, student_inner, student_outer, row, dtype, OPTIONS),
+        side_of(teacher, teacher_stride, teacher_inner, teacher_outer, row, dtype, OPTIONS),
     )
     end = tl.where(weight == 0, 0, vocab_size)
-    numbers = sums_of_columns(sides, 0, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, STEPS, LANES, VECTOR)
+    numbers = sums_of_columns(sides, 0, end, OPTIONS)
     combine = Combine(
         number(reverse, dtype), number(reverse_gate, dtype), number(forward, dtype), number(forward_gate, dtype)
     )
@@ -66,18 +54,12 @@ def row_loss_and_gradient_kernel(
     tl.store(gate + row, opened)
     gradient_of_columns(
         sides,
-        row_of(out, out_stride, row, VECTOR),
+        row_of(out, out_stride, row, OPTIONS),
         0,
         vocab_size,
         mixture_row(numbers, 0.0, 0.0),
         column_coefficients(numbers, coefficients),
         unused(coefficients),
         MIXTURE=False,
-        FORWARD_PLAIN=True,
-        REVERSE_PLAIN=True,
-        STUDENT_SOFTCAP=STUDENT_SOFTCAP,
-        TEACHER_SOFTCAP=TEACHER_SOFTCAP,
-        STEPS=STEPS,
-        LANES=LANES,
-        VECTOR=VECTOR,
+        OPTIONS=OPTIONS,
     )

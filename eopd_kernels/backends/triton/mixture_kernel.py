@@ -4,15 +4,11 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import load_statistics, number, stretch
-from .row_math import MixtureStatistics, add_mixture_columns, mixture_column, mixture_row, transformed
-from .visits import Sides, converted, row_of, tile_columns
+from .row_math import MixtureStatistics, add_mixture_columns, mixture_column, mixture_row
+from .visits import Sides, load_tiles, side_of, tile_columns, transformed_tile
 
 
-@by_alignment(
-    matrices=["student", "teacher"],
-    per_row=["statistics", "mixture"],
-    numbers=["student_stride", "teacher_stride", "parts"],
-)
+@by_alignment
 def row_mixture_kernel(
     student,  # [n, V]
     teacher,  # [n, V]
@@ -28,50 +24,37 @@ def row_mixture_kernel(
     teacher_inner: tl.float64,
     teacher_outer: tl.float64,
     mixture,  # [n · parts, 4], written
-    FORWARD_PLAIN: tl.constexpr,
-    REVERSE_PLAIN: tl.constexpr,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    OPTIONS: tl.constexpr,
 ):
     """Launched on a grid (n · parts,)."""
-    program = tl.program_id(0)
-    row = program // parts
-    tile: tl.constexpr = STEPS * LANES * VECTOR
-    begin, end = stretch(program % parts, parts, vocab_size, tile)
+    row, begin, end = stretch(parts, vocab_size, OPTIONS.columns)
     dtype: tl.constexpr = statistics.dtype.element_ty
     sides = Sides(
-        row_of(student, student_stride, row, VECTOR),
-        number(student_inner, dtype),
-        number(student_outer, dtype),
-        row_of(teacher, teacher_stride, row, VECTOR),
-        number(teacher_inner, dtype),
-        number(teacher_outer, dtype),
+        side_of(student, student_stride, student_inner, student_outer, row, dtype, OPTIONS),
+        side_of(teacher, teacher_stride, teacher_inner, teacher_outer, row, dtype, OPTIONS),
     )
     numbers = load_statistics(statistics, row)
     shared = mixture_row(numbers, number(forward_skew, dtype), number(reverse_skew, dtype))
-    columns = begin + tile_columns(STEPS, LANES, VECTOR)
-    whole = tl.maximum(end - begin, 0) // tile
+    LANES: tl.constexpr = OPTIONS.lanes
+    STEPS: tl.constexpr = OPTIONS.steps
     zero = tl.zeros([LANES], dtype)
     lanes = MixtureStatistics(zero, zero, zero, zero)
-    for i in range(0, tl.cdiv(tl.maximum(end - begin, 0), tile)):
-        here = i * tile + columns
-        inside = here < end
+    whole = tl.maximum(end - begin, 0) // OPTIONS.columns
+    for i in range(0, tl.cdiv(tl.maximum(end - begin, 0), OPTIONS.columns)):
+        columns = tile_columns(begin + i * OPTIONS.columns, STEPS, OPTIONS)
         # The ragged end differs in its loads alone: a second copy of the arithmetic spilled scalar registers in fp64 on
         # gfx942, 28 bytes.
         if i < whole:
-            x_s = tl.load(sides.student + here)
-            x_t = tl.load(sides.teacher + here)
+            x_s = load_tiles(sides.student, columns, end, MASKED=False)
+            x_t = load_tiles(sides.teacher, columns, end, MASKED=False)
         else:
-            x_s = tl.load(sides.student + here, mask=inside, other=0.0)
-            x_t = tl.load(sides.teacher + here, mask=inside, other=0.0)
-        z_s = transformed(converted(x_s, dtype), sides.student_inner, sides.student_outer, STUDENT_SOFTCAP)
-        z_t = transformed(converted(x_t, dtype), sides.teacher_inner, sides.teacher_outer, TEACHER_SOFTCAP)
-        z_s, z_t = tl.where(inside, z_s, float("-inf")), tl.where(inside, z_t, float("-inf"))
-        lanes = add_mixture_columns(lanes, shared, mixture_column(shared, z_s, z_t), FORWARD_PLAIN, REVERSE_PLAIN)
-    first = mixture + program.to(tl.int64) * 4
+            x_s = load_tiles(sides.student, columns, end, MASKED=True)
+            x_t = load_tiles(sides.teacher, columns, end, MASKED=True)
+        for step in tl.static_range(len(columns)):
+            z_s = transformed_tile(sides.student, x_s[step], columns[step], end, OPTIONS.student_softcap, MASKED=True)
+            z_t = transformed_tile(sides.teacher, x_t[step], columns[step], end, OPTIONS.teacher_softcap, MASKED=True)
+            lanes = add_mixture_columns(lanes, shared, mixture_column(shared, z_s, z_t), OPTIONS)
+    first = mixture + tl.program_id(0).to(tl.int64) * 4
     tl.store(first, tl.sum(lanes.forward_kl, 0) / numbers.teacher_sum)
     tl.store(first + 1, tl.sum(lanes.reverse_kl, 0) / numbers.student_sum)
     tl.store(first + 2, tl.sum(lanes.forward_share, 0) / numbers.teacher_sum)

@@ -13,10 +13,13 @@ def number(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def stretch(part, parts, vocab_size, TILE: tl.constexpr):
-    """The first column of a part of a row, and the one after its last: whole tiles, and in the last part the rest."""
-    columns = tl.cdiv(tl.cdiv(vocab_size, TILE), parts) * TILE
-    return part * columns, tl.minimum(part * columns + columns, vocab_size)
+def stretch(parts, vocab_size, GROUP: tl.constexpr):
+    """The row that a program takes a part of, the part's first column, and the column after its last: whole groups of
+    tiles, and in the last part the rest."""
+    program = tl.program_id(0)
+    columns = tl.cdiv(tl.cdiv(vocab_size, GROUP), parts) * GROUP
+    begin = program % parts * columns
+    return program // parts, begin, tl.minimum(begin + columns, vocab_size)
 
 
 @triton.jit

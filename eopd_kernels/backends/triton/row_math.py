@@ -155,38 +155,36 @@ def merge(lanes):  # eight numbers [LANES] -> eight scalars
 @triton.jit
 def add_columns(
     lanes,  # eight numbers [LANES]
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
+    z_s,  # a group of tiles [LANES, VECTOR]
+    z_t,  # as many
 ):
-    """Adds to each lane its columns of a tile of transformed logits: no lane looks at another.
+    """Adds to each lane its columns of a group of tiles of transformed logits: no lane looks at another.
 
     A column with p = 0 adds nothing to the student's sums, one with q = 0 nothing to the teacher's. A NaN passes by the
     maximum and stays in the sum of exponentials.
     """
-    student_max = tl.maximum(lanes.student_max, tl.max(tl.max(z_s, 2), 0))
-    teacher_max = tl.maximum(lanes.teacher_max, tl.max(tl.max(z_t, 2), 0))
+    student_max, teacher_max = lanes.student_max, lanes.teacher_max
+    for step in tl.static_range(len(z_s)):
+        student_max = tl.maximum(student_max, tl.max(z_s[step], 1))
+        teacher_max = tl.maximum(teacher_max, tl.max(z_t[step], 1))
     row = recentre(lanes, student_max, teacher_max)
-    ds = z_s - finite_centre(student_max)[None, :, None]
-    dt = z_t - finite_centre(teacher_max)[None, :, None]
-    exp_ds = tl.exp(ds)
-    exp_dt = tl.exp(dt)
-    log_ratio = ds - dt
-    return RowStatistics(
-        student_max,
-        row.student_sum + per_lane(exp_ds),
-        teacher_max,
-        row.teacher_sum + per_lane(exp_dt),
-        row.teacher_self + per_lane(times_or_zero(exp_dt, dt)),
-        row.teacher_cross - per_lane(times_or_zero(exp_dt, log_ratio)),
-        row.student_self + per_lane(times_or_zero(exp_ds, ds)),
-        row.student_cross + per_lane(times_or_zero(exp_ds, log_ratio)),
-    )
-
-
-@triton.jit
-def per_lane(values):  # [STEPS, LANES, VECTOR] -> [LANES]
-    """Sums within each lane: a lane is a thread, so that this is register arithmetic and no exchange."""
-    return tl.sum(tl.sum(values, 2), 0)
+    for step in tl.static_range(len(z_s)):
+        ds = z_s[step] - finite_centre(student_max)[:, None]
+        dt = z_t[step] - finite_centre(teacher_max)[:, None]
+        exp_ds = tl.exp(ds)
+        exp_dt = tl.exp(dt)
+        log_ratio = ds - dt
+        row = RowStatistics(
+            student_max,
+            row.student_sum + tl.sum(exp_ds, 1),
+            teacher_max,
+            row.teacher_sum + tl.sum(exp_dt, 1),
+            row.teacher_self + tl.sum(times_or_zero(exp_dt, dt), 1),
+            row.teacher_cross - tl.sum(times_or_zero(exp_dt, log_ratio), 1),
+            row.student_self + tl.sum(times_or_zero(exp_ds, ds), 1),
+            row.student_cross + tl.sum(times_or_zero(exp_ds, log_ratio), 1),
+        )
+    return row
 
 
 @triton.jit
@@ -232,8 +230,8 @@ def column_coefficients(row, k):
 def column_gradient(
     row,
     k,
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
+    z_s,  # [LANES, VECTOR]
+    z_t,  # [LANES, VECTOR]
 ):
     """∂L/∂z_s of a tile; ``k`` are column coefficients."""
     ds = z_s - row.student_centre
@@ -257,8 +255,8 @@ def mixture_row(row, forward_skew, reverse_skew):
 @triton.jit
 def mixture_column(
     row,
-    z_s,  # [STEPS, LANES, VECTOR]
-    z_t,  # [STEPS, LANES, VECTOR]
+    z_s,  # [LANES, VECTOR]
+    z_t,  # [LANES, VECTOR]
 ):
     """The columns of a tile, from what they share and their transformed logits; a NaN stays in both scaled masses."""
     ds = z_s - row.student_centre
@@ -297,15 +295,15 @@ def reverse_terms(row, column, PLAIN: tl.constexpr):
 
 
 @triton.jit
-def add_mixture_columns(lanes, row, column, FORWARD_PLAIN: tl.constexpr, REVERSE_PLAIN: tl.constexpr):
+def add_mixture_columns(lanes, row, column, OPTIONS: tl.constexpr):
     """Adds to each lane its columns of a tile; the sums are yet to be divided by Z_s or Z_t."""
-    forward = forward_terms(row, column, FORWARD_PLAIN)
-    reverse = reverse_terms(row, column, REVERSE_PLAIN)
+    forward = forward_terms(row, column, OPTIONS.forward_plain)
+    reverse = reverse_terms(row, column, OPTIONS.reverse_plain)
     return MixtureStatistics(
-        lanes.forward_kl + per_lane(times_or_zero(column.exp_dt, forward.log_over_mixture)),
-        lanes.reverse_kl + per_lane(times_or_zero(column.exp_ds, reverse.log_over_mixture)),
-        lanes.forward_share + per_lane(times_or_zero(column.exp_dt, forward.other_share)),
-        lanes.reverse_share + per_lane(times_or_zero(column.exp_ds, reverse.own_share)),
+        lanes.forward_kl + tl.sum(times_or_zero(column.exp_dt, forward.log_over_mixture), 1),
+        lanes.reverse_kl + tl.sum(times_or_zero(column.exp_ds, reverse.log_over_mixture), 1),
+        lanes.forward_share + tl.sum(times_or_zero(column.exp_dt, forward.other_share), 1),
+        lanes.reverse_share + tl.sum(times_or_zero(column.exp_ds, reverse.own_share), 1),
     )
 
 
@@ -316,10 +314,10 @@ def mixture_coefficients(row, k):
 
 
 @triton.jit
-def mixture_column_gradient(row, k, column, FORWARD_PLAIN: tl.constexpr, REVERSE_PLAIN: tl.constexpr):
+def mixture_column_gradient(row, k, column, OPTIONS: tl.constexpr):
     """∂L/∂z_s of a tile under skewed divergences; ``k`` are column coefficients."""
-    forward = forward_terms(row, column, FORWARD_PLAIN)
-    reverse = reverse_terms(row, column, REVERSE_PLAIN)
+    forward = forward_terms(row, column, OPTIONS.forward_plain)
+    reverse = reverse_terms(row, column, OPTIONS.reverse_plain)
     factor = k.self + times_or_zero(k.ratio, reverse.log_over_mixture - reverse.own_share)
     return times_or_zero(column.exp_ds, factor) - k.other * times_or_zero(column.exp_dt, forward.other_share)
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A program's tile ``[steps, lanes, vector]``: ``lanes`` threads load ``vector`` neighbours ``steps`` times."""
+class Options(NamedTuple):
+    """What a kernel is compiled for, beside dtypes and alignment.
+
+    A program's ``lanes`` threads load ``vector`` neighbours each, ``steps`` tiles ``[lanes, vector]`` at a time: a
+    group of ``columns``. Triton reads fields of a constant tuple, and no properties.
+    """
 
     steps: int
     lanes: int
     vector: int
-    num_warps: int
-    options: Mapping[str, int]  # further ones of the compiler
-
-    @property
-    def columns(self) -> int:
-        return self.steps * self.lanes * self.vector
+    columns: int
+    student_softcap: bool
+    teacher_softcap: bool
+    forward_plain: bool = True  # of skewed divergences: whether this half has no skew
+    reverse_plain: bool = True
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Processor:
 LANES = 256
 # A thread loads 16 bytes of the widest dtype at once: the widest load there is.
 LOAD_BYTES = 16
-# Columns per thread and tile. row_loss_and_gradient, fp32, sm_90, registers and instructions per column of both loops:
+# Columns per thread and group. row_loss_and_gradient, fp32, sm_90, registers and instructions per column of both loops:
 # 48 and 60.6 with 8, 90 and 59.4 with 16, 237 and 61.8 with 32; sm_100: 52 and 58.3, 80 and 55.4, 140 and 54.9. On
 # gfx942, 16 spill scalar registers (10) and 8 do not. Half the registers are twice the programs that hide a load.
 LANE_COLUMNS = 8
@@ -49,9 +52,11 @@ MIXTURE_LANE_BYTES = 16
 # row_gradient on sm_90 and in row_loss_and_gradient on sm_120. Allowed all registers, or two waves, none spills.
 NARROW_VECTOR = 2
 ROOM_ON_NVIDIA, ROOM_ON_AMD = {"maxnreg": 255}, {"waves_per_eu": 2}
-# The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
-# vocabularies of the tests have several, and a ragged end.
-INTERPRETED_COLUMNS, INTERPRETED_LANES = 1024, 128
+# The interpreter takes a numpy call per operation and tile, whatever the tile's size: few steps (two for
+# aligned rows, else one), and small groups, so that the small vocabularies of the tests have several and a ragged end.
+INTERPRETED_COLUMNS, INTERPRETED_VECTOR = 1024, 4
+# Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
+FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 # A row's parts are merged as lanes of one warp, two each.
 MOST_PARTS = 64
 # Programs per multiprocessor that a split row is spread over.
@@ -65,29 +70,36 @@ def interpreted() -> bool:
 
 def widest_vector(itemsize: int, processor: Processor) -> int:
     """How many neighbours of the widest dtype, of ``itemsize`` bytes, a thread loads at once from aligned rows."""
-    return INTERPRETED_COLUMNS // INTERPRETED_LANES // 2 if processor.interpreted else LOAD_BYTES // itemsize
+    return INTERPRETED_VECTOR if processor.interpreted else LOAD_BYTES // itemsize
 
 
-def tile_of(vector: int, demanding: bool, lane_columns: int, processor: Processor) -> Tile:
-    """The tile of rows that can be loaded ``vector`` neighbours at a time: 1 where rows begin anywhere, so that
+def options_of(vector: int, softcaps: Sequence[bool], lane_columns: int, processor: Processor) -> Options:
+    """The options for rows that can be loaded ``vector`` neighbours at a time: 1 where rows begin anywhere, so that
     neighbouring threads load neighbouring columns.
 
-    ``demanding``: a softcap, or fp64. ``lane_columns``: per thread and tile, if a load has no more.
+    ``lane_columns``: per thread and group of tiles, if a load has no more.
     """
     if processor.interpreted:
-        return Tile(INTERPRETED_COLUMNS // (INTERPRETED_LANES * vector), INTERPRETED_LANES, vector, 1, {})
+        steps = 2 if vector > 1 else 1
+        return Options(steps, INTERPRETED_COLUMNS // (steps * vector), vector, INTERPRETED_COLUMNS, *softcaps)
+    steps, lanes = max(lane_columns // vector, 1), LANES
+    return Options(steps, lanes, vector, steps * lanes * vector, *softcaps)
+
+
+def compiler_options(options: Options, fp64: bool, lane_columns: int, processor: Processor) -> dict[str, Any]:
+    """What the compiler is told beside."""
+    demanding = fp64 or options.student_softcap or options.teacher_softcap
+    crowded = options.vector <= NARROW_VECTOR or options.vector > lane_columns
     room = ROOM_ON_AMD if processor.amd else ROOM_ON_NVIDIA
-    crowded = vector <= NARROW_VECTOR or vector > lane_columns
-    options = room if demanding and crowded else {}
-    return Tile(max(lane_columns // vector, 1), LANES, vector, LANES // processor.warp_size, options)
+    return {"num_warps": LANES // processor.warp_size, **FUSED_MULTIPLY_ADD, **(room if demanding and crowded else {})}
 
 
-def parts_of_a_row(n: int, vocab_size: int, tile: Tile, processor: Processor) -> int:
-    """How many parts a row is split into: 1, unless half the multiprocessors would be idle; then as many as the device
-    has room for, of equal size."""
+def parts_of_a_row(n: int, vocab_size: int, columns: int, processor: Processor) -> int:
+    """How many parts a row is split into, visited ``columns`` at a time: 1, unless half the multiprocessors would be
+    idle; then as many as the device has room for, of equal size."""
     if n == 0 or 2 * n >= processor.multiprocessors:
         return 1
-    tiles = -(-vocab_size // tile.columns)
+    groups = -(-vocab_size // columns)
     most = min(RESIDENT * processor.multiprocessors // n, MOST_PARTS)
-    tiles_of_a_part = -(-tiles // most)
-    return -(-tiles // tiles_of_a_part)
+    groups_of_a_part = -(-groups // most)
+    return -(-groups // groups_of_a_part)

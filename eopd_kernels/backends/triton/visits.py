@@ -1,12 +1,14 @@
 """The two visits of a stretch of one row: all eight sums, then the gradient. docs/math.md, "One pass".
 
-A stretch is visited in tiles ``[STEPS, LANES, VECTOR]``. A lane is a thread: it loads VECTOR neighbouring columns at
-once (16 bytes of the widest dtype; one column where rows begin anywhere), STEPS times a tile, and keeps a partial row
-of its own in eight registers. Threads meet once per row, when the lanes are merged, so the loop has neither a shuffle
-nor a barrier, and a maximum that moves costs a lane two exponentials per STEPS·VECTOR columns.
+A stretch is visited in groups of ``steps`` tiles ``[lanes, vector]``. A lane is a thread: it loads ``vector``
+neighbouring columns at once (16 bytes of the widest dtype; one column where rows begin anywhere), a tile after the
+other, and keeps a partial row of its own in eight registers. Threads meet once per row, when the lanes are merged, so
+the loop has neither a shuffle nor a barrier, and a maximum that moves costs a lane two exponentials per group.
 
-Whole tiles are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end has a tile of its
-own. It is visited first on the way back, and the whole tiles in reverse: what was read last is likeliest still in L2.
+The tiles of a group are tensors of their own: as a dimension of one tensor, Triton 3.6 spread the steps over threads.
+
+Whole groups are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end tile by tile, with
+one. It comes first on the way back, and the whole groups in reverse: what was read last is likeliest still in L2.
 """
 
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .numbers import number
 from .row_math import (
     RowStatistics,
     add_columns,
@@ -26,23 +29,31 @@ from .row_math import (
 )
 
 
-class Sides(NamedTuple):
-    """A row of both sides, each as a pointer to its first logit and the two factors of its transform."""
+class Side(NamedTuple):
+    """A row of one side: a pointer to its first logit, and the two factors of its transform."""
 
-    student: tl.tensor
-    student_inner: tl.tensor
-    student_outer: tl.tensor
-    teacher: tl.tensor
-    teacher_inner: tl.tensor
-    teacher_outer: tl.tensor
+    logits: tl.tensor
+    inner: tl.tensor
+    outer: tl.tensor
+
+
+class Sides(NamedTuple):
+    """A row of both sides."""
+
+    student: Side
+    teacher: Side
 
 
 @triton.jit
-def tile_columns(STEPS: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):  # -> [STEPS, LANES, VECTOR]
-    """The columns of the first tile: neighbouring lanes have neighbouring vectors."""
-    step = tl.arange(0, STEPS)[:, None, None]
-    lane = tl.arange(0, LANES)[None, :, None]
-    return (step * LANES + lane) * VECTOR + tl.arange(0, VECTOR)[None, None, :]
+def row_of(logits, stride, row, OPTIONS: tl.constexpr):  # pointer to [n, V] -> to the row's first logit
+    """Rows lie 64-bit offsets apart. The stride is in vectors, so that Triton sees what rows begin at multiples of."""
+    return logits + row.to(tl.int64) * stride * OPTIONS.vector
+
+
+@triton.jit
+def side_of(logits, stride, inner, outer, row, DTYPE: tl.constexpr, OPTIONS: tl.constexpr):
+    """One side's row, to be computed in this dtype."""
+    return Side(row_of(logits, stride, row, OPTIONS), number(inner, DTYPE), number(outer, DTYPE))
 
 
 @triton.jit
@@ -54,63 +65,70 @@ def converted(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load_tile(
-    row,  # pointer to the row's first logit
-    columns,  # [STEPS, LANES, VECTOR]
-    end,
-    inner,
-    outer,
-    SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # -> [STEPS, LANES, VECTOR]
-    """Transformed logits in the dtype of ``inner``; −inf from ``end`` on, after the transform: tanh(−inf) is −1."""
+def tile_columns(first, STEPS: tl.constexpr, OPTIONS: tl.constexpr):  # -> STEPS times [lanes, vector]
+    """The columns of tiles that begin at ``first``: neighbouring lanes have neighbouring vectors."""
+    columns = ()
+    for step in tl.static_range(STEPS):
+        lane = tl.arange(0, OPTIONS.lanes)[:, None] + step * OPTIONS.lanes
+        tile = first + lane * OPTIONS.vector + tl.arange(0, OPTIONS.vector)[None, :]
+        columns = columns + (tile,)  # type: ignore[assignment]  # noqa: RUF005
+    return columns
+
+
+@triton.jit
+def load_tile(side, columns, end, MASKED: tl.constexpr):  # -> [lanes, vector]
+    """A side's logits as they are stored."""
     if MASKED:
-        inside = columns < end
-        x = converted(tl.load(row + columns, mask=inside, other=0.0), inner.dtype)
-        z = tl.where(inside, transformed(x, inner, outer, SOFTCAP), float("-inf"))
-    else:
-        z = transformed(converted(tl.load(row + columns), inner.dtype), inner, outer, SOFTCAP)
+        return tl.load(side.logits + columns, mask=columns < end, other=0.0)
+    return tl.load(side.logits + columns)
+
+
+@triton.jit
+def load_tiles(side, columns, end, MASKED: tl.constexpr):  # -> a group of [lanes, vector]
+    """A side's logits of a group as they are stored."""
+    return [load_tile(side, tile, end, MASKED) for tile in columns]
+
+
+@triton.jit
+def transformed_tile(side, x, columns, end, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+    """Transformed logits in the dtype computed in; −inf from ``end`` on, after the transform: tanh(−inf) is −1."""
+    z = transformed(converted(x, side.inner.dtype), side.inner, side.outer, SOFTCAP)
+    if MASKED:
+        z = tl.where(columns < end, z, float("-inf"))
     return z
 
 
 @triton.jit
-def load_tiles(
-    sides,
-    columns,  # [STEPS, LANES, VECTOR]
-    end,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # -> twice [STEPS, LANES, VECTOR]
+def load_side(side, columns, end, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # -> a group of [lanes, vector]
+    """Transformed logits of one side."""
+    return [transformed_tile(side, load_tile(side, tile, end, MASKED), tile, end, SOFTCAP, MASKED) for tile in columns]
+
+
+@triton.jit
+def load_sides(sides, columns, end, OPTIONS: tl.constexpr, MASKED: tl.constexpr):  # -> two groups of [lanes, vector]
     """Transformed logits of the student and of the teacher."""
-    z_s = load_tile(sides.student, columns, end, sides.student_inner, sides.student_outer, STUDENT_SOFTCAP, MASKED)
-    z_t = load_tile(sides.teacher, columns, end, sides.teacher_inner, sides.teacher_outer, TEACHER_SOFTCAP, MASKED)
+    z_s = load_side(sides.student, columns, end, OPTIONS.student_softcap, MASKED)
+    z_t = load_side(sides.teacher, columns, end, OPTIONS.teacher_softcap, MASKED)
     return z_s, z_t
 
 
 @triton.jit
-def sums_of_columns(
-    sides,
-    begin,  # a multiple of the tile
-    end,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """The first visit: the eight numbers of the columns from ``begin`` to ``end``; empty where there are none."""
-    columns = tile_columns(STEPS, LANES, VECTOR)
-    tile = STEPS * LANES * VECTOR
-    whole = tl.maximum(end - begin, 0) // tile
-    zero = tl.zeros([LANES], sides.student_inner.dtype)
+def sums_of_columns(sides, begin, end, OPTIONS: tl.constexpr):
+    """The first visit: the eight numbers of the columns from ``begin``, a multiple of a group, to ``end``; empty where
+    there are none."""
+    LANES: tl.constexpr = OPTIONS.lanes
+    STEPS: tl.constexpr = OPTIONS.steps
+    whole = tl.maximum(end - begin, 0) // OPTIONS.columns
+    ragged = begin + whole * OPTIONS.columns
+    zero = tl.zeros([LANES], sides.student.inner.dtype)
     lanes = RowStatistics(zero - float("inf"), zero, zero - float("inf"), zero, zero, zero, zero, zero)
     for i in range(0, whole):
-        z_s, z_t = load_tiles(sides, begin + i * tile + columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED=False)
+        z_s, z_t = load_sides(
+            sides, tile_columns(begin + i * OPTIONS.columns, STEPS, OPTIONS), end, OPTIONS, MASKED=False
+        )
         lanes = add_columns(lanes, z_s, z_t)
-    ragged = begin + whole * tile
-    if ragged < end:
-        z_s, z_t = load_tiles(sides, ragged + columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED=True)
+    for first in range(ragged, end, OPTIONS.lanes * OPTIONS.vector):
+        z_s, z_t = load_sides(sides, tile_columns(first, 1, OPTIONS), end, OPTIONS, MASKED=True)
         lanes = add_columns(lanes, z_s, z_t)
     return merge(lanes)
 
@@ -119,99 +137,55 @@ def sums_of_columns(
 def gradient_of_columns(
     sides,
     out,  # pointer to the row's first gradient; may be the student's
-    begin,  # a multiple of the tile
+    begin,  # a multiple of a group
     end,
     row,  # what the columns share
     k,  # column coefficients
     unused,  # whether the gradient is exactly 0
     MIXTURE: tl.constexpr,
-    FORWARD_PLAIN: tl.constexpr,
-    REVERSE_PLAIN: tl.constexpr,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    OPTIONS: tl.constexpr,
 ):
     """The second visit, last column first. Unused rows are set to 0 without being read.
 
     ``MIXTURE``: of skewed divergences, of which the plain halves are computed without a mixture.
     """
-    columns = tile_columns(STEPS, LANES, VECTOR)
-    tile = STEPS * LANES * VECTOR
-    whole = tl.maximum(end - begin, 0) // tile
-    ragged = begin + whole * tile
+    STEPS: tl.constexpr = OPTIONS.steps
+    tile = OPTIONS.lanes * OPTIONS.vector
+    whole = tl.maximum(end - begin, 0) // OPTIONS.columns
+    ragged = begin + whole * OPTIONS.columns
     if unused:
-        zero = tl.zeros([STEPS, LANES, VECTOR], out.dtype.element_ty)
-        if ragged < end:
-            tl.store(out + (ragged + columns), zero, mask=ragged + columns < end)
-        for i in range(0, whole):
-            tl.store(out + (begin + i * tile + columns), zero)
+        zero = tl.full((1, 1), 0, out.dtype.element_ty)
+        for first in range(ragged, end, tile):
+            columns = tile_columns(first, 1, OPTIONS)
+            tl.store(out + columns[0], zero, mask=columns[0] < end)
+        for first in range(begin, ragged, tile):
+            tl.store(out + tile_columns(first, 1, OPTIONS)[0], zero)
     else:
-        if ragged < end:
-            gradient_of_tile(
-                sides,
-                out,
-                ragged + columns,
-                end,
-                row,
-                k,
-                MIXTURE,
-                FORWARD_PLAIN,
-                REVERSE_PLAIN,
-                STUDENT_SOFTCAP,
-                TEACHER_SOFTCAP,
-                MASKED=True,
-            )
+        for first in range(ragged, end, tile):
+            columns = tile_columns(first, 1, OPTIONS)
+            gradient_of_tiles(sides, out, columns, end, row, k, MIXTURE, OPTIONS, MASKED=True)
         for i in range(0, whole):
-            gradient_of_tile(
-                sides,
-                out,
-                begin + (whole - 1 - i) * tile + columns,
-                end,
-                row,
-                k,
-                MIXTURE,
-                FORWARD_PLAIN,
-                REVERSE_PLAIN,
-                STUDENT_SOFTCAP,
-                TEACHER_SOFTCAP,
-                MASKED=False,
-            )
+            columns = tile_columns(begin + (whole - 1 - i) * OPTIONS.columns, STEPS, OPTIONS)
+            gradient_of_tiles(sides, out, columns, end, row, k, MIXTURE, OPTIONS, MASKED=False)
 
 
 @triton.jit
-def gradient_of_tile(
-    sides,
-    out,
-    columns,  # [STEPS, LANES, VECTOR]
-    end,
-    row,
-    k,
-    MIXTURE: tl.constexpr,
-    FORWARD_PLAIN: tl.constexpr,
-    REVERSE_PLAIN: tl.constexpr,
-    STUDENT_SOFTCAP: tl.constexpr,
-    TEACHER_SOFTCAP: tl.constexpr,
-    MASKED: tl.constexpr,
+def gradient_of_tiles(
+    sides, out, columns, end, row, k, MIXTURE: tl.constexpr, OPTIONS: tl.constexpr, MASKED: tl.constexpr
 ):
     """Writes ∂L/∂x_s: the gradient of the transformed logits times the slope of the transform."""
-    z_s, z_t = load_tiles(sides, columns, end, STUDENT_SOFTCAP, TEACHER_SOFTCAP, MASKED)
-    if MIXTURE:
-        gradient = mixture_column_gradient(row, k, mixture_column(row, z_s, z_t), FORWARD_PLAIN, REVERSE_PLAIN)
-    else:
-        gradient = column_gradient(row, k, z_s, z_t)
-    if STUDENT_SOFTCAP:
-        gradient = gradient * transform_slope(z_s, sides.student_inner, sides.student_outer)
-    else:
-        gradient = gradient * sides.student_inner
-    if MASKED:
-        tl.store(out + columns, converted(gradient, out.dtype.element_ty), mask=columns < end)
-    else:
-        tl.store(out + columns, converted(gradient, out.dtype.element_ty))
-
-
-@triton.jit
-def row_of(logits, stride, row, VECTOR: tl.constexpr):  # pointer to [n, V] -> to the row's first logit
-    """Rows lie 64-bit offsets apart. The stride is in vectors, so that Triton sees what rows begin at multiples of."""
-    return logits + row.to(tl.int64) * stride * VECTOR
+    z_s, z_t = load_sides(sides, columns, end, OPTIONS, MASKED)
+    for step in tl.static_range(len(columns)):
+        if MIXTURE:
+            gradient = mixture_column_gradient(row, k, mixture_column(row, z_s[step], z_t[step]), OPTIONS)
+        else:
+            gradient = column_gradient(row, k, z_s[step], z_t[step])
+        if OPTIONS.student_softcap:
+            gradient = gradient * transform_slope(z_s[step], sides.student.inner, sides.student.outer)
+        else:
+            gradient = gradient * sides.student.inner
+        gradient = converted(gradient, out.dtype.element_ty)
+        if MASKED:
+            tl.store(out + columns[step], gradient, mask=columns[step] < end)
+        else:
+            tl.store(out + columns[step], gradient)
