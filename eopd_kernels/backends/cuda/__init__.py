@@ -73,7 +73,9 @@ def kernels() -> ModuleType:
     """The extension, or what emulates it."""
     file = emulation()
     if file is None:
-        return importlib.import_module("eopd_kernels._cuda")
+        from ... import _cuda
+
+        return _cuda
     spec = importlib.util.spec_from_file_location("_cuda", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
