@@ -13,7 +13,7 @@ VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu \
-	sdist wheels clean
+	docs sdist wheels clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ traffic: $(BIN)/installed ## bytes per logit and flops per token beside installe
 gpu: ## the acceptance run on a GPU, ten minutes: tests, the matrix of sizes beside installed peers, a report
 	$(PYTHON) -m benchmarks.gpu
 
+docs: $(BIN)/installed ## the pages as a site, in site/; a link or name that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # What builds releases needs nothing of the package's own environment.
 .venv-release/installed:
 	$(PYTHON) -m venv .venv-release
@@ -94,4 +97,4 @@ wheels: .venv-release/installed ## a wheel for each Python, in dist/; on Linux i
 	.venv-release/bin/python -m cibuildwheel --output-dir dist
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) .venv-* build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json
+	rm -rf $(VENV) .venv-* build dist site *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

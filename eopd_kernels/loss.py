@@ -156,8 +156,10 @@ class EntropyAwareKLLoss(nn.Module):
     """:func:`entropy_aware_kl` with its options remembered, each as an attribute of its name.
 
     Args:
-        objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes,
-            gradient_filter, tensor_parallel_group, partial_hidden_gradient: as there.
+        objective: as there.
+        **keywords: ``reduction``, ``ignore_index``, ``vocab_size``, ``schedule``, ``backend``, ``inplace``,
+            ``workspace_bytes``, ``gradient_filter``, ``wait_free``, ``tensor_parallel_group`` and
+            ``partial_hidden_gradient``, as there.
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
     old_log_probs, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.
