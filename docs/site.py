@@ -27,8 +27,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 class Roles(Extension):
-    """Shows Sphinx's :class:`Name` as the code `Name`."""
+    """Shows Sphinx's :class:`Name` as the code `Name`, and its "Example::" as a word of its own."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r":\w+:`~?(?:eopd_kernels\.)?([^`]+)`", r"`\1`", obj.docstring.value)
+            text = re.sub(r":\w+:`~?(?:eopd_kernels\.)?([^`]+)`", r"`\1`", obj.docstring.value)
+            obj.docstring.value = re.sub(r"^( *)Example::$", r"\1**Example**", text, flags=re.MULTILINE)
