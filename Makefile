@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu clean
+.PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu \
+	docs sdist wheels clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -80,5 +81,20 @@ traffic: $(BIN)/installed ## bytes per logit and flops per token beside installe
 gpu: ## the acceptance run on a GPU, eight minutes: build, table beside installed peers, tests, sanitizers, counters
 	$(PYTHON) -m benchmarks.gpu
 
+docs: $(BIN)/installed ## the pages as a site, in site/; a link or name that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What builds releases needs nothing of the package's own environment.
+.venv-release/installed:
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check build cibuildwheel
+	@touch $@
+
+sdist: .venv-release/installed ## the source distribution, in dist/
+	.venv-release/bin/python -m build --sdist --outdir dist
+
+wheels: .venv-release/installed ## a wheel for each Python, in dist/; on Linux in containers, which need docker or podman
+	.venv-release/bin/python -m cibuildwheel --output-dir dist
+
 clean: ## remove everything that was built
-	rm -rf $(VENV) .venv-* build dist *.egg-info eopd_kernels/*.so eopd_kernels/_build.json
+	rm -rf $(VENV) .venv-* build dist site *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

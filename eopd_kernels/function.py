@@ -61,6 +61,12 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
 
         Raises:
             TypeError, ValueError: as :func:`eopd_kernels.entropy_aware_kl`.
+
+        Example::
+
+            hidden, weight = torch.randn(3, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+            teacher_hidden, teacher_weight = torch.randn(3, 16), torch.randn(50, 16)
+            EntropyAwareKL.apply(hidden, teacher_hidden, weight, teacher_weight).backward()
         """
         given = with_defaults("EntropyAwareKL.apply", keywords, WITHOUT_HEADS)
         given["student_head"] = None if student_weight is None else LMHead(student_weight)

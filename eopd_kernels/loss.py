@@ -203,6 +203,16 @@ def entropy_aware_kl(
         the definition says; where only the student is, forward_kl is. A NaN in a row makes that row's figures NaN, its
         gate included. There are first derivatives, of the student and its head only: nothing else may require grad, and
         whoever asks for a second one, for many gradients at once or for forward mode is told.
+
+    Example::
+
+        hidden = torch.randn(2, 5, 8, requires_grad=True)  # [B, T, D]
+        head = LMHead(torch.randn(100, 8, requires_grad=True))
+        teacher = torch.randn(2, 5, 100)  # logits, which either side may be
+        out = entropy_aware_kl(hidden, teacher, student_head=head, mask=torch.ones(2, 5))
+        out.loss.backward()
+        assert hidden.grad.shape == hidden.shape and head.weight.grad.shape == (100, 8)
+        assert out.gate.shape == out.teacher_entropy.shape == (2, 5)
     """
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
@@ -232,8 +242,16 @@ class EntropyAwareKLLoss(nn.Module):
     """:func:`entropy_aware_kl` with its options remembered, each as an attribute of its name.
 
     Args:
-        objective, reduction, ignore_index, vocab_size, schedule, backend, inplace, workspace_bytes,
-            gradient_filter, tensor_parallel_group, partial_hidden_gradient: as there.
+        objective: as there.
+        **keywords: ``reduction``, ``ignore_index``, ``vocab_size``, ``schedule``, ``backend``, ``inplace``,
+            ``workspace_bytes``, ``gradient_filter``, ``wait_free``, ``tensor_parallel_group`` and
+            ``partial_hidden_gradient``, as there.
+
+    Example::
+
+        criterion = EntropyAwareKLLoss(Objective(alpha=0.5), reduction="sum")
+        loss = criterion(torch.randn(3, 50, requires_grad=True), torch.randn(3, 50)).loss
+        loss.backward()
 
     ``forward`` takes the rest: ``student, teacher, *, student_head, teacher_head, mask, labels, num_items, token_ids,
     old_log_probs, advantages, gate, reverse_weights, forward_weights``; it returns an :class:`EntropyAwareKLOutput`.

@@ -24,7 +24,9 @@ They mean nothing of empty statistics.
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -246,6 +248,17 @@ def automatic(device: torch.device, logits: Logits | None = None) -> str:
     return "triton" if triton.unavailable() is None and triton.takes(device) else "torch"
 
 
+@functools.cache
+def warn_of_plain_torch(device: str, reason: str) -> None:
+    """Says, once in a process, that ``backend="auto"`` found no kernels for a kind of device, and what it costs."""
+    cost = "2 to 10 times as long as the native kernels" if device == "cpu" else "longer than kernels, not measured"
+    warnings.warn(
+        f"eopd_kernels computes the loss of {device} tensors in plain PyTorch, which takes {cost}: {reason}. "
+        "backend='torch' chooses it without this warning.",
+        stacklevel=2,
+    )
+
+
 def choose(backend: str, device: torch.device, logits: Logits | None = None) -> RowFunctions:
     """The row functions for tensors on ``device``.
 
@@ -258,7 +271,11 @@ def choose(backend: str, device: torch.device, logits: Logits | None = None) -> 
     if backend == "auto":
         said, backend = OVERRIDE, os.environ.get(OVERRIDE, "auto")
         if backend == "auto":
-            return FUNCTIONS[automatic(device, logits)]
+            name = automatic(device, logits)
+            missing = {"cpu": cpu, "cuda": triton}.get(device.type) if name == "torch" else None
+            if missing is not None and (reason := missing.unavailable()) is not None:
+                warn_of_plain_torch(device.type, reason)
+            return FUNCTIONS[name]
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"{said} must be 'auto' or one of {tuple(BACKENDS)}, got {quoted(backend)}")
     reason = BACKENDS[backend].unavailable()

@@ -57,6 +57,8 @@ def imports(module: str) -> set[str]:
         else:
             continue
         for alias in node.names:
+            if not source and (PACKAGE / f"{alias.name}.pyi").exists():  # an extension, which imports nothing
+                continue
             whole = ".".join([*source, alias.name])
             found.add(whole if whole in MODULES else ".".join(source) or "__init__")
     return found - {module}

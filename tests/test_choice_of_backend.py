@@ -125,3 +125,30 @@ def test_the_environment_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -
 def test_importing_the_package_does_not_import_triton() -> None:
     check = "import sys, eopd_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+WITHOUT_A_COMPILER = """
+import warnings, torch
+from eopd_kernels import entropy_aware_kl, info
+from eopd_kernels.backends import cpu
+cpu.unavailable = lambda: "no C++ compiler found"
+student, teacher = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    info.lines()
+    entropy_aware_kl(student, teacher, backend="torch")
+    assert not caught
+    function = lambda: entropy_aware_kl(student, teacher).loss
+    if {compiled}:
+        function = torch.compile(function, fullgraph=True, backend="eager")
+    for _ in range(3):
+        function().backward()
+ours = [str(warning.message) for warning in caught if "eopd" in str(warning.message)]
+assert len(ours) == 1, ours
+assert "plain PyTorch, which takes 2 to 10 times as long as the native kernels: no C++ compiler found" in ours[0], ours
+"""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_missing_compiler_is_said_once_and_what_it_costs(compiled: bool) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_A_COMPILER.replace("{compiled}", str(compiled))], check=True)

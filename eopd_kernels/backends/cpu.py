@@ -7,7 +7,6 @@ overrides that, and is read at every call.
 from __future__ import annotations
 
 import functools
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +45,9 @@ def takes(device: torch.device) -> bool:
 @functools.cache
 def kernels() -> ModuleType:
     """The extension. torch is imported by now, so that both share its OpenMP runtime."""
-    return importlib.import_module("eopd_kernels._native")
+    from .. import _native
+
+    return _native
 
 
 def problem(block: Block) -> tuple[Any, ...]:

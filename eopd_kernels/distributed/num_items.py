@@ -35,6 +35,11 @@ def global_num_items(
 
     Raises:
         TypeError, ValueError: no mask is given, or ``averaged_over`` is less than 1.
+
+    Example::
+
+        masks = [torch.tensor([[1, 1, 0]]), torch.tensor([[1, 1, 1]])]  # of the micro-batches of a step
+        assert global_num_items(masks) == 5
     """
     masks = [masks] if isinstance(masks, Tensor) else list(masks)
     if not masks or not all(isinstance(mask, Tensor) for mask in masks):

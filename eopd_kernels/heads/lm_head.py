@@ -37,6 +37,12 @@ class LMHead:
 
     Raises:
         TypeError, ValueError: a tensor is not floating or has the wrong shape, or a number is outside its range.
+
+    Example::
+
+        lm_head = torch.nn.Linear(8, 50, bias=False)
+        head = LMHead(lm_head.weight, softcap=30.0)  # a gradient reaches lm_head.weight
+        entropy_aware_kl(torch.randn(3, 8), torch.randn(3, 50), student_head=head).loss.backward()
     """
 
     def __init__(

@@ -26,6 +26,13 @@ class TopKTeacher:
 
     Raises:
         TypeError, ValueError: a tensor is not what is stated above.
+
+    Example::
+
+        log_probs, ids = torch.randn(3, 50).log_softmax(-1).topk(4)
+        objective = Objective(reverse="none", forward=TopK(teacher="raw", tail=True))
+        out = entropy_aware_kl(torch.randn(3, 50), TopKTeacher(ids, log_probs), objective=objective)
+        assert out.teacher_entropy_is_lower_bound
     """
 
     def __init__(

@@ -30,6 +30,13 @@ class EntropyGate:
 
     Raises:
         TypeError, ValueError: an option is outside what is stated above.
+
+    Example::
+
+        sharp, flat = 9.0 * torch.eye(50)[:2], torch.zeros(1, 50)
+        teacher = torch.cat([sharp, flat])
+        out = entropy_aware_kl(torch.zeros(3, 50), teacher, objective=Objective(gate=EntropyGate(0.8)))
+        assert out.gate.tolist() == [0.0, 0.0, 1.0]
     """
 
     threshold: float = 0.8
@@ -77,6 +84,12 @@ class QuantileGate:
 
     Raises:
         TypeError, ValueError: an option is outside what is stated above.
+
+    Example::
+
+        objective = Objective(gate=QuantileGate(0.75))
+        out = entropy_aware_kl(torch.randn(8, 50), torch.randn(8, 50), objective=objective)
+        assert out.gate.sum() == 2
     """
 
     quantile: float = 0.8

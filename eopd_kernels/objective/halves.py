@@ -17,6 +17,12 @@ class Sampled:
     needed for this half. Needs ``token_ids=`` and ``old_log_probs=``. Averaged over y ~ p = p_old its gradient is that
     of the full reverse KL.
 
+    Example::
+
+        objective = Objective(reverse=Sampled(clip_high=0.3), forward="none", gate="never")
+        sampled = {"token_ids": torch.tensor([4, 9, 1]), "old_log_probs": torch.full((3,), -4.0)}
+        entropy_aware_kl(torch.randn(3, 50), torch.randn(3, 50), objective=objective, **sampled)
+
     Args:
         clip_low: ε_low in [0, 1]. Default 0.2, as in PPO.
         clip_high: ε_high ≥ 0. Default 0.2.
@@ -57,6 +63,12 @@ class TopK:
         student: ``"full"`` (default, the paper's): log p over the whole vocabulary; ``"renormalized"``: over S.
         tail: one more class for what is outside S: + (1 − Σ_S q)·log((1 − Σ_S q)/(1 − Σ_S p)). Needs a raw teacher and
             a full student. F is then the KL of two coarser distributions, never negative, and 0 where p = q.
+
+    Example::
+
+        objective = Objective(forward=TopK(8, teacher="raw", tail=True))
+        same = torch.randn(3, 50)
+        assert entropy_aware_kl(same, same, objective=objective).loss.abs() < 1e-6
     """
 
     k: int = 16
@@ -92,6 +104,12 @@ class Skewed:
 
     Args:
         skew: in [0, 1); 0 is the plain KL. Default 0.1, DistiLLM's.
+
+    Example::
+
+        objective = Objective(reverse=Skewed(0.1), forward="none")
+        teacher = torch.tensor([[0.0, -torch.inf]])  # without mass where the student has some
+        assert entropy_aware_kl(torch.zeros(1, 2), teacher, objective=objective).loss.isfinite()
     """
 
     skew: float = 0.1

@@ -39,6 +39,12 @@ class Objective:
 
     Raises:
         TypeError, ValueError: an option is outside what is stated above.
+
+    Example::
+
+        objective = Objective(gate=EntropyGate(0.5), alpha=0.3)
+        print(objective)  # its formula
+        loss = entropy_aware_kl(torch.randn(3, 50), torch.randn(3, 50), objective=objective).loss
     """
 
     gate: Gate = field(default_factory=lambda: EntropyGate())  # a bare class there is not traced by torch.compile

@@ -36,6 +36,13 @@ class RowStatistics:
     ``student_cross`` Q = Σ exp(z_s − m_s)·((z_s − m_s) − (z_t − m_t))
     ================ ======================================================
 
+    Example::
+
+        def sure_and_apart(statistics):  # a gate of one's own: [N] numbers from the statistics of all tokens
+            return (statistics.teacher_entropy < 1.0) & (statistics.reverse_kl > 0.1)
+
+        entropy_aware_kl(torch.randn(3, 50), torch.randn(3, 50), objective=Objective(gate=sure_and_apart))
+
     Args:
         packed: ``[n, 8]`` fp32 or fp64, the eight numbers of each row in the order of the table.
         token_log_probs: ``[n, 2]`` log p(y) and log q(y) of the sampled tokens, in nats; None without ``token_ids=``.

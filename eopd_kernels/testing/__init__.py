@@ -6,6 +6,7 @@ pretend.py            CPU tensors that take the branches of a GPU, what would wa
 absent_gpu.py         Triton's kernels, compiled for GPUs that are not there
 kernel_resources.py   which of these kernels to look at, and what each takes of its GPU
 machine_code.py       registers, spills and load widths, read from compiled kernels
+control_flow.py       what comes after which instruction
 column_loops.py       what a column costs a CUDA kernel, counted in its machine code
 data_sheets.py        the GPUs and vocabularies that plans are checked for
 messages.py           the bytes that each collective of the loss carries

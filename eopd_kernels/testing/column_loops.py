@@ -8,11 +8,9 @@ instructions whose predicate is off, which take their turn too.
 from __future__ import annotations
 
 import heapq
-import re
-from collections.abc import Iterator
 
-# An instruction: its address, whether a predicate may switch it off, its name, its operands.
-Instruction = tuple[int, bool, str, str]
+from .control_flow import Instruction, successors
+
 EXPONENTIAL, COPY, STORE = "MUFU.EX2", "LDGSTS.E.BYPASS.128", "STG"
 
 
@@ -32,8 +30,8 @@ def shortest_way(code: list[Instruction], counted: dict[str, int], ending: str =
     following = successors(code)
     names = list(counted)
     wanted = tuple(counted.values())
-    passes = [tuple(name.startswith(one) for one in names) for _, _, name, _ in code]
-    barred = {i for i, (_, _, name, _) in enumerate(code) if name.startswith(STORE) and not name.endswith(ending)}
+    passes = [tuple(name.startswith(one) for one in names) for _, name, *_ in code]
+    barred = {i for i, (_, name, *_) in enumerate(code) if name.startswith(STORE) and not name.endswith(ending)}
     lengths = []
     for head in sorted({to for i, ends in enumerate(following) for to in ends if i - to > 2 * sum(wanted)}):
         seen: set[tuple[int, tuple[int, ...]]] = set()
@@ -51,18 +49,3 @@ def shortest_way(code: list[Instruction], counted: dict[str, int], ending: str =
                 for to in following[i]:
                     heapq.heappush(queue, (length + 1, to, now))
     return min(lengths, default=None)
-
-
-def successors(code: list[Instruction]) -> list[list[int]]:
-    """Returns where each instruction may go on."""
-    at = {address: i for i, (address, *_) in enumerate(code)}
-
-    def ends(i: int) -> Iterator[int]:
-        _, predicated, name, operands = code[i]
-        jump = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
-        if jump is not None:
-            yield at[int(jump[1], 16)]
-        if not name.startswith(("BRA", "EXIT", "RET")) or predicated or operands.lstrip().startswith(("P", "!P", "UP")):
-            yield i + 1
-
-    return [[to for to in ends(i) if to < len(code)] for i in range(len(code))]

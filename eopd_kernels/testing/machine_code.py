@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ..backends.cuda.plan import NOTHING, THREADS
-from .column_loops import Instruction
+from .control_flow import Instruction, successors
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WIDTHS = {"Bits32": "32", "Bits16": "16", "AnyBits": "any"}
@@ -29,7 +28,6 @@ REGISTERS = 65_536
 CTAS, CTAS_OF_ANY = 2, 1
 # Registers come in steps of 8, and a multiprocessor's are in four parts that a warp does not straddle.
 STEP, PARTS, WARP = 8, 4, 32
-SASS = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", re.MULTILINE)
 # The bits that a load moves, by the parts of its name; 32 where none of them occurs.
 NVIDIA_BITS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 # An instruction's address, predicate, name and operands; AMD's assembly has labels instead of addresses.
@@ -60,27 +58,16 @@ class Code:
     exchanges_in_loops: tuple[str, ...]
 
 
-class Instruction(NamedTuple):
-    """An instruction at an address; where it may branch to, and whether what follows it may come next."""
-
-    address: int
-    name: str
-    target: int | None
-    goes_on: bool
-
-
 def exchanges_in_loops(instructions: Sequence[Instruction]) -> tuple[str, ...]:
     """Names what threads wait for each other in, within the loops that load from global memory.
 
     A loop is what lies on a way from the target of a branch back to the branch, wherever compilers have put it.
     """
     index = {one.address: i for i, one in enumerate(instructions)}
-    after: list[list[int]] = [[] for _ in instructions]
+    after = successors(instructions)
     before: list[list[int]] = [[] for _ in instructions]
-    for i, one in enumerate(instructions):
-        following = [i + 1] if one.goes_on and i + 1 < len(instructions) else []
-        for j in following if one.target is None else [*following, index[one.target]]:
-            after[i].append(j)
+    for i, following in enumerate(after):
+        for j in following:
             before[j].append(i)
     found: set[str] = set()
     for i, one in enumerate(instructions):
@@ -187,7 +174,7 @@ def sass(file: Path, architecture: str, symbol: str) -> list[Instruction]:
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     functions = re.split(r"\n\s*Function : ", text)[1:]
     function = next(one for one in functions if re.search(symbol, one.partition("\n")[0]))
-    return [(int(at, 16), bool(switch), name, rest) for at, switch, name, rest in SASS.findall(function)]
+    return [instruction(match) for match in NVIDIA_INSTRUCTION.finditer(function)]
 
 
 @dataclass(frozen=True)

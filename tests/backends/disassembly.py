@@ -11,7 +11,8 @@ from pathlib import Path
 
 import triton
 
-from eopd_kernels.testing.machine_code import NVIDIA_INSTRUCTION, Code, Instruction, instruction, nvidia_code
+from eopd_kernels.testing.control_flow import Instruction
+from eopd_kernels.testing.machine_code import NVIDIA_INSTRUCTION, Code, instruction, nvidia_code
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 # What nvdisasm calls the targets that Triton compiles for.

@@ -58,6 +58,11 @@ def test_without_a_compiler_the_package_installs_and_says_why(project: Path, tmp
     assert not [name for name in names if name.endswith(".so")]
     assert "eopd_kernels/backends/cpu.py" in names
     assert not [name for name in names if name.startswith("eopd_kernels/testing/")]
+    assert {"eopd_kernels/py.typed", "eopd_kernels/_native.pyi", "eopd_kernels/_cuda.pyi"} <= set(names)
+    assert {re.sub(r"-.*(\.dist-info)", r"\1", name.partition("/")[0]) for name in names} == {
+        "eopd_kernels",
+        "eopd_kernels.dist-info",
+    }
     assert record["cpu"] == {"built": False, "reason": "no C++ compiler found (looked for /nonexistent)"}
 
 
@@ -151,13 +156,23 @@ def test_an_architecture_that_is_none_is_named(project: Path, fake_cuda: Path) -
     }
 
 
-def test_the_source_distribution_has_the_kernels(project: Path, tmp_path: Path) -> None:
-    done = setup(project, "sdist", "-d", str(tmp_path))
+# What git ignores, and what only git reads.
+LEFT_OUT = (
+    ".git .venv* build dist runs site bench-report gpu-report shared *.so _build.json *.egg-info __pycache__".split()
+)
+LEFT_OUT += [".*_cache", ".hypothesis", ".benchmarks"]
+
+
+def test_the_source_distribution_is_the_whole_repository(tmp_path: Path) -> None:
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    expected = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    done = setup(copy, "sdist", "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*") if path.is_file()}
-    assert sources <= names
+        names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    assert {"csrc/cpu/kernels.cpp", "docs/math.md", "tests/conftest.py", "eopd_kernels/testing/pretend.py"} <= expected
+    made = {name for name in names if "egg-info" in name} | {"PKG-INFO", "setup.cfg"}
+    assert names - made == expected
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for() -> None:

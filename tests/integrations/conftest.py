@@ -15,7 +15,7 @@ from tests.python.conftest import VOCABULARY, tiny_model, tiny_tokenizer, tiny_w
 def require(package: str) -> None:
     """Skips the test where a library is not installed. One that is installed and cannot be imported fails it."""
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'eopd-kernels[integrations]'")
+        pytest.skip(f"{package} is not installed: pip install '.[integrations]'")
 
 
 @pytest.fixture(autouse=True)

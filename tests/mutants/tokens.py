@@ -36,7 +36,7 @@ MEANS = [
     Mutant("means: masked tokens count", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "~figures.isnan()"),
     Mutant("means: what is unknown poisons the rest", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "self.valid.reshape(1, -1).expand_as(figures)"),
     Mutant("means: masked and valid exchanged", "loss.entropy_aware_kl", "masked.logical_not().view(leading)", "masked.view(leading)"),
-    Mutant("means: sums of fp32", "sums", "torch.float32 if figures.device", "torch.float32 if True or figures.device"),
+    Mutant("means: sums of fp32", "sums", "figures.to(widest_dtype(figures.device))", "figures.float()"),
     Mutant("means: counts before sums", "means_of", "total, count = sums", "count, total = sums"),
 ]  # fmt: skip
 

@@ -63,7 +63,9 @@ def kernels() -> Any:
     """
     file = os.environ.get("EOPD_CUDA_EMULATION")
     if not file:
-        module: Any = importlib.import_module("eopd_kernels._cuda")
+        from ... import _cuda
+
+        module: Any = _cuda
         module.device_type, module.driver = "cuda", torch.cuda
         return module
     spec = importlib.util.spec_from_file_location("_cuda", file)

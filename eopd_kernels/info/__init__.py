@@ -7,8 +7,8 @@ import platform
 
 import torch
 
-from . import __version__
-from .rows import BACKENDS, OVERRIDE, automatic
+from .. import __version__
+from ..rows import BACKENDS, OVERRIDE, automatic
 
 
 def lines() -> list[str]:
@@ -47,7 +47,3 @@ def gpu_choice(otherwise: str) -> str:
     if cuda.unavailable() is not None or not cuda.takes(torch.device("cuda")):
         return repr(otherwise)
     return f"'cuda' where a row fits on the chip (sm_90 and newer, no fp64), else {otherwise!r},"
-
-
-if __name__ == "__main__":
-    print("\n".join(lines()))
