@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .contenders import ALL_OURS, FLOOR, NO_PEER, OURS, OURS_EXACT
+from .contenders import ALL_OURS, COMPILED, FLOOR, LIGER, NO_PEER, OURS, OURS_EXACT, PLAIN, PRODUCTS, TRL
 from .matrix import GROWTH_TOKENS, LEVELS, TARGETS
 from .measure import Sample, significant
 from .page import markdown_table
 from .records import Record
-from .targets import bound_table, goals, objectives, ratio_table, rows
+from .targets import bound_table, goals, ratio_table, rows
 
 UNKNOWN = "not measured"
 # Objectives whose gradient is that of another, though the loss is not.
 NEAREST = {"soft cross-entropy": "forward"}
 ERRORS = ("loss_error", "student_error", "weight_error")
+FRONT = (PLAIN, COMPILED, TRL, LIGER, PRODUCTS)  # what a first reader wants to know of; docs/benchmarks.md has the rest
 
 
 def target_tables(records: Sequence[Record], level: str) -> list[str]:
@@ -102,17 +103,17 @@ def main_case(records: Sequence[Record], level: str) -> list[Record]:
 def front_table(mine: Sequence[Record]) -> str:
     """Formats one case for a front page. Where a peer is the better one, its figure is bold."""
     lines = []
-    for record in mine:
+    for record in sorted((r for r in mine if r.implementation in FRONT), key=lambda r: FRONT.index(r.implementation)):
         own = ours_beside(record, mine)
-        if record.implementation in ALL_OURS or own is None:
-            continue
-        figures = [record.failure, "–", "–"]
-        if not record.failure:
+        if own is not None:
             memory = record.memory if record.objective != FLOOR else None
             times = ratio(record.time, own.time, "faster", "slower")
             figures = [times, ratio(memory, own.memory, "less", "more"), error_ratio(record, own)]
-        lines.append([record.implementation, objectives(own, record), *figures])
-    header = ("against", "compared", "time", "memory beyond inputs and gradients", "error of dW, theirs / ours")
+            name = f"{record.implementation} {record.version}".strip().replace(
+                PRODUCTS, "the four products alone, no loss"
+            )
+            lines.append([name, *([record.failure, "–", "–"] if record.failure else figures)])
+    header = ("beside", "ours is", "memory beyond inputs and gradients", "error of dW, theirs / ours")
     return markdown_table(header, lines) if lines else UNKNOWN
 
 

@@ -94,9 +94,10 @@ def test_no_ratio_to_memory_that_is_not_seen(records: list[Record]) -> None:
 
 def test_the_front_page_shows_where_a_peer_is_better(records: list[Record]) -> None:
     found = {cells[0]: cells for cells in lines(tables.front_table(tables.main_case(records, "quick")))}
-    assert found[PLAIN] == [PLAIN, "gated", "3.00x faster", "10.0x less", "2.00"]
-    assert found[TRL][2:] == ["**2.00x slower**", "4.00x less", "**0.500**"]
-    assert found["Liger chunked JSD, β = 1"][2].startswith("out of memory")
+    assert found[PLAIN] == [PLAIN, "3.00x faster", "10.0x less", "2.00"]
+    (trl,) = (cells for name, cells in found.items() if name.startswith(TRL))
+    assert trl[1:] == ["**2.00x slower**", "4.00x less", "**0.500**"]
+    assert next(cells for name, cells in found.items() if name.startswith("Liger"))[1].startswith("out of memory")
     assert OURS not in found
 
 
