@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eopd_kernels import LMHead, entropy_aware_kl, reference, tensors
 from eopd_kernels.backends.torch import row_groups
 from eopd_kernels.heads import products
+from eopd_kernels.rows import BACKENDS
 from eopd_kernels.schedules.sides import HiddenSide, LogitsSide, Side
 from eopd_kernels.schedules.workspace import GPU_USUAL_MIN_TOKENS, GPU_WORKSPACE_BYTES, tiling
 from eopd_kernels.testing import pretend
@@ -288,6 +289,47 @@ def test_the_gradient_of_a_head_is_written_once_more_than_by_products() -> None:
     assert case.student_head is not None
     names = big_operations(step, case.student_head.weight.numel())
     assert [name for name in names if name != "fill_"] == ["mul"]  # fill_: poisoned memory, see conftest.py
+
+
+def launches(step: Callable[[], None]) -> int:
+    """How many kernels a step launches, its products and row kernels among them: operations that are no views and no
+    allocations."""
+    made = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal made
+            name = func._overloadpacket.__name__
+            made += not (func.is_view or name.startswith(("empty", "new_empty", "detach", "lift_fresh", "fill_")))
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        step()
+    return made
+
+
+@pytest.mark.parametrize(("kind", "each"), [("hidden", 7), ("logits", 0)])
+def test_a_step_is_few_launches(kind: str, each: int) -> None:
+    """docs/gpu.md counts them: most are for the figures of all tokens, few for a chunk."""
+    if (reason := BACKENDS["cpu"].unavailable()) is not None:
+        pytest.skip(reason)
+
+    def step(chunks: int) -> None:
+        case = make_case(dtype=torch.bfloat16, leading=(32 * chunks,), vocab_size=600, student=kind, teacher=kind)
+        upstream = torch.tensor(1.3)
+
+        def run() -> None:
+            entropy_aware_kl(
+                case.student, case.teacher, **case.arguments, workspace_bytes=1, backend="cpu"
+            ).loss.backward(upstream)
+
+        found.append(launches(run))
+
+    found: list[int] = []
+    for chunks in (1, 2, 4):
+        step(chunks)
+    assert found[0] <= 95 + each
+    assert found[1] - found[0] == each and found[2] - found[0] == 3 * each
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
