@@ -155,7 +155,7 @@ def merge(lanes):  # eight numbers [LANES] -> eight scalars
 @triton.jit
 def add_columns(
     lanes,  # eight numbers [LANES]
-    z_s,  # a group of tiles [LANES, VECTOR]
+    z_s,  # a group of tiles [LANES, WIDTH]
     z_t,  # as many
 ):
     """Adds to each lane its columns of a group of tiles of transformed logits: no lane looks at another.
@@ -230,8 +230,8 @@ def column_coefficients(row, k):
 def column_gradient(
     row,
     k,
-    z_s,  # [LANES, VECTOR]
-    z_t,  # [LANES, VECTOR]
+    z_s,  # [LANES, WIDTH]
+    z_t,  # [LANES, WIDTH]
 ):
     """∂L/∂z_s of a tile; ``k`` are column coefficients."""
     ds = z_s - row.student_centre
@@ -255,8 +255,8 @@ def mixture_row(row, forward_skew, reverse_skew):
 @triton.jit
 def mixture_column(
     row,
-    z_s,  # [LANES, VECTOR]
-    z_t,  # [LANES, VECTOR]
+    z_s,  # [LANES, WIDTH]
+    z_t,  # [LANES, WIDTH]
 ):
     """The columns of a tile, from what they share and their transformed logits; a NaN stays in both scaled masses."""
     ds = z_s - row.student_centre

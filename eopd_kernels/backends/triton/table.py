@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 class Options(NamedTuple):
     """What a kernel is compiled for, beside dtypes and alignment.
 
-    A program's ``lanes`` threads load ``vector`` neighbours each, ``steps`` tiles ``[lanes, vector]`` at a time: a
-    group of ``columns``. Triton reads fields of a constant tuple, and no properties.
+    A lane is a thread. A program takes ``steps`` tiles ``[lanes, width]`` at a time, a group of ``columns``, of which a
+    thread loads ``vector`` neighbours at once. (Triton reads the fields of a constant tuple, and no properties.)
     """
 
-    steps: int
-    lanes: int
     vector: int
+    width: int
+    lanes: int
+    steps: int
+    tile: int  # columns of a tile
     columns: int
     student_softcap: bool
     teacher_softcap: bool
@@ -52,9 +54,9 @@ MIXTURE_LANE_BYTES = 16
 # row_gradient on sm_90 and in row_loss_and_gradient on sm_120. Allowed all registers, or two waves, none spills.
 NARROW_VECTOR = 2
 ROOM_ON_NVIDIA, ROOM_ON_AMD = {"maxnreg": 255}, {"waves_per_eu": 2}
-# The interpreter takes a numpy call per operation and tile, whatever the tile's size: few steps (two for
-# aligned rows, else one), and small groups, so that the small vocabularies of the tests have several and a ragged end.
-INTERPRETED_COLUMNS, INTERPRETED_VECTOR = 1024, 4
+# The interpreter takes a numpy call per operation and tile, whatever the tile's size; small ones, so that the small
+# vocabularies of the tests have several groups, and a ragged end.
+INTERPRETED_LANES, INTERPRETED_VECTOR = 128, 4
 # Triton's default until 3.9, and off after it. A multiply and an add in one halve the loops' arithmetic.
 FUSED_MULTIPLY_ADD = {"enable_fp_fusion": True}
 # A row's parts are merged as lanes of one warp, two each.
@@ -79,11 +81,9 @@ def options_of(vector: int, softcaps: Sequence[bool], lane_columns: int, process
 
     ``lane_columns``: per thread and group of tiles, if a load has no more.
     """
-    if processor.interpreted:
-        steps = 2 if vector > 1 else 1
-        return Options(steps, INTERPRETED_COLUMNS // (steps * vector), vector, INTERPRETED_COLUMNS, *softcaps)
-    steps, lanes = max(lane_columns // vector, 1), LANES
-    return Options(steps, lanes, vector, steps * lanes * vector, *softcaps)
+    width = vector if vector > 1 else lane_columns
+    lanes, steps = INTERPRETED_LANES if processor.interpreted else LANES, max(lane_columns // width, 1)
+    return Options(vector, width, lanes, steps, lanes * width, lanes * width * steps, *softcaps)
 
 
 def compiler_options(options: Options, fp64: bool, lane_columns: int, processor: Processor) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The two visits of a stretch of one row: all eight sums, then the gradient. docs/math.md, "One pass".
 
-A stretch is visited in groups of ``steps`` tiles ``[lanes, vector]``. A lane is a thread: it loads ``vector``
-neighbouring columns at once (16 bytes of the widest dtype; one column where rows begin anywhere), a tile after the
-other, and keeps a partial row of its own in eight registers. Threads meet once per row, when the lanes are merged, so
-the loop has neither a shuffle nor a barrier, and a maximum that moves costs a lane two exponentials per group.
+A stretch is visited in groups of ``steps`` tiles ``[lanes, width]``. A lane is a thread: it loads neighbouring columns
+at once (16 bytes of the widest dtype; single ones where rows begin anywhere) and keeps a partial row of its own in
+eight registers. Threads meet once per row, when the lanes are merged, so the loop has neither a shuffle nor a barrier,
+and a maximum that moves costs a lane two exponentials per group.
 
 The tiles of a group are tensors of their own: as a dimension of one tensor, Triton 3.6 spread the steps over threads.
 
-Whole groups are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end tile by tile, with
-one. It comes first on the way back, and the whole groups in reverse: what was read last is likeliest still in L2.
+Whole groups are loaded without a mask, which keeps their loads vectors whatever V is; the ragged end has one. It is
+visited first on the way back, and the whole groups in reverse: what was read last is likeliest still in L2.
 """
 
 from typing import NamedTuple
@@ -65,18 +65,23 @@ def converted(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def tile_columns(first, STEPS: tl.constexpr, OPTIONS: tl.constexpr):  # -> STEPS times [lanes, vector]
-    """The columns of tiles that begin at ``first``: neighbouring lanes have neighbouring vectors."""
+def tile_columns(first, STEPS: tl.constexpr, OPTIONS: tl.constexpr):  # -> STEPS times [lanes, width]
+    """The columns of tiles that begin at ``first``. Neighbouring lanes have neighbouring vectors of the tile's whole
+    width, or of one column and the next one a tile's lanes further on."""
     columns = ()
     for step in tl.static_range(STEPS):
         lane = tl.arange(0, OPTIONS.lanes)[:, None] + step * OPTIONS.lanes
-        tile = first + lane * OPTIONS.vector + tl.arange(0, OPTIONS.vector)[None, :]
+        i = tl.arange(0, OPTIONS.width)[None, :]
+        if OPTIONS.vector == 1:
+            tile = first + i * OPTIONS.lanes + lane
+        else:
+            tile = first + lane * OPTIONS.width + i
         columns = columns + (tile,)  # type: ignore[assignment]  # noqa: RUF005
     return columns
 
 
 @triton.jit
-def load_tile(side, columns, end, MASKED: tl.constexpr):  # -> [lanes, vector]
+def load_tile(side, columns, end, MASKED: tl.constexpr):  # -> [lanes, width]
     """A side's logits as they are stored."""
     if MASKED:
         return tl.load(side.logits + columns, mask=columns < end, other=0.0)
@@ -84,7 +89,7 @@ def load_tile(side, columns, end, MASKED: tl.constexpr):  # -> [lanes, vector]
 
 
 @triton.jit
-def load_tiles(side, columns, end, MASKED: tl.constexpr):  # -> a group of [lanes, vector]
+def load_tiles(side, columns, end, MASKED: tl.constexpr):  # -> a group of [lanes, width]
     """A side's logits of a group as they are stored."""
     return [load_tile(side, tile, end, MASKED) for tile in columns]
 
@@ -99,13 +104,13 @@ def transformed_tile(side, x, columns, end, SOFTCAP: tl.constexpr, MASKED: tl.co
 
 
 @triton.jit
-def load_side(side, columns, end, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # -> a group of [lanes, vector]
+def load_side(side, columns, end, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # -> a group of [lanes, width]
     """Transformed logits of one side."""
     return [transformed_tile(side, load_tile(side, tile, end, MASKED), tile, end, SOFTCAP, MASKED) for tile in columns]
 
 
 @triton.jit
-def load_sides(sides, columns, end, OPTIONS: tl.constexpr, MASKED: tl.constexpr):  # -> two groups of [lanes, vector]
+def load_sides(sides, columns, end, OPTIONS: tl.constexpr, MASKED: tl.constexpr):  # -> two groups of [lanes, width]
     """Transformed logits of the student and of the teacher."""
     z_s = load_side(sides.student, columns, end, OPTIONS.student_softcap, MASKED)
     z_t = load_side(sides.teacher, columns, end, OPTIONS.teacher_softcap, MASKED)
@@ -127,8 +132,8 @@ def sums_of_columns(sides, begin, end, OPTIONS: tl.constexpr):
             sides, tile_columns(begin + i * OPTIONS.columns, STEPS, OPTIONS), end, OPTIONS, MASKED=False
         )
         lanes = add_columns(lanes, z_s, z_t)
-    for first in range(ragged, end, OPTIONS.lanes * OPTIONS.vector):
-        z_s, z_t = load_sides(sides, tile_columns(first, 1, OPTIONS), end, OPTIONS, MASKED=True)
+    if ragged < end:
+        z_s, z_t = load_sides(sides, tile_columns(ragged, STEPS, OPTIONS), end, OPTIONS, MASKED=True)
         lanes = add_columns(lanes, z_s, z_t)
     return merge(lanes)
 
@@ -150,19 +155,18 @@ def gradient_of_columns(
     ``MIXTURE``: of skewed divergences, of which the plain halves are computed without a mixture.
     """
     STEPS: tl.constexpr = OPTIONS.steps
-    tile = OPTIONS.lanes * OPTIONS.vector
     whole = tl.maximum(end - begin, 0) // OPTIONS.columns
     ragged = begin + whole * OPTIONS.columns
     if unused:
         zero = tl.full((1, 1), 0, out.dtype.element_ty)
-        for first in range(ragged, end, tile):
-            columns = tile_columns(first, 1, OPTIONS)
+        for i in range(0, whole * OPTIONS.steps):
+            tl.store(out + tile_columns(begin + i * OPTIONS.tile, 1, OPTIONS)[0], zero)
+        for i in range(0, OPTIONS.steps):
+            columns = tile_columns(ragged + i * OPTIONS.tile, 1, OPTIONS)
             tl.store(out + columns[0], zero, mask=columns[0] < end)
-        for first in range(begin, ragged, tile):
-            tl.store(out + tile_columns(first, 1, OPTIONS)[0], zero)
     else:
-        for first in range(ragged, end, tile):
-            columns = tile_columns(first, 1, OPTIONS)
+        if ragged < end:
+            columns = tile_columns(ragged, STEPS, OPTIONS)
             gradient_of_tiles(sides, out, columns, end, row, k, MIXTURE, OPTIONS, MASKED=True)
         for i in range(0, whole):
             columns = tile_columns(begin + (whole - 1 - i) * OPTIONS.columns, STEPS, OPTIONS)
