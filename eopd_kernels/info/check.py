@@ -76,17 +76,18 @@ def native_to(device: torch.device, backend: str) -> bool:
 def problem(tokens: int, vocab_size: int, device: torch.device, sizes: tuple[int, int] = (24, 40)) -> dict[str, Tensor]:
     """Hidden states and heads whose rows are sharp and flat in turn, a mask, and sampled tokens; fp32."""
     generator = torch.Generator().manual_seed(0)
+    drawn: Any = {"generator": generator, "dtype": torch.float32, "device": generator.device}
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, **drawn)
 
-    sharpness = 12 * torch.rand(tokens, 1, generator=generator)  # so that the gate is open on some of the rows
+    sharpness = 12 * torch.rand(tokens, 1, **drawn)  # so that the gate is open on some of the rows
     made = {
         "student": sharpness * normal(tokens, sizes[0]),
         "teacher": sharpness * normal(tokens, sizes[1]),
         "student_weight": normal(vocab_size, sizes[0]) / sizes[0] ** 0.5,
         "teacher_weight": normal(vocab_size, sizes[1]) / sizes[1] ** 0.5,
-        "mask": torch.rand(tokens, generator=generator) > 0.3,
+        "mask": torch.rand(tokens, **drawn) > 0.3,
         "token_ids": torch.randint(vocab_size, (tokens,), generator=generator),
         "old_log_probs": normal(tokens) - 7,
     }

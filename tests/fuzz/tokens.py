@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import Objective, Sampled, TopKTeacher
-from tests.fuzz.layouts import FLOATING, INTEGERS, SIGNED, Drawn, layout
+from tests.fuzz.layouts import FLOATING, INTEGERS, SIGNED, Drawn, Layout, layout
 
 if TYPE_CHECKING:
     from tests.fuzz.truth import Distributions
@@ -158,13 +158,18 @@ def draw_tokens(
             )
         if choose.random() < 0.5:
             of_server["entropy"] = argument(4 * torch.rand(leading, generator=numbers), choose.choice(FLOATING))
+
+    def spoilt(laid: Layout, values: Tensor, unused: float) -> Drawn:
+        """What is unused at tokens that do not count, where each has memory of its own."""
+        return Drawn.of(laid, values if laid.content != laid.shape else torch.where(valid, values, unused))
+
     apart = random.Random(numbers.initial_seed())  # so that whatever else is drawn stays what it was
     if "token_ids" not in given and apart.random() < 0.3:
         ids = torch.randint(vocab_size, leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 1))
-        given["token_ids"] = Drawn.of(layout(apart, leading), torch.where(valid, ids, -100))
+        given["token_ids"] = spoilt(layout(apart, leading), ids, -100)
     if isinstance(objective.reverse, Sampled) and apart.random() < 0.4:
         values = 2 * torch.randn(leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 2))
-        given["advantages"] = Drawn.of(layout(apart, leading), torch.where(valid, values, torch.nan))
+        given["advantages"] = spoilt(layout(apart, leading), values, torch.nan)
     number = choose.choice((0, 1, 7, 12.5, 250, 0.5))
     kinds = [
         lambda: number,
