@@ -29,9 +29,8 @@ class ConfigFields(NamedTuple):
     divisor: str | None = None
     softcap: str | None = None
     entries: str | None = None  # any rest of the output layer is padding, which the model cuts off
-    rows: str | None = (
-        None  # where the output layer may have fewer rows; if it has them all, the model may cut some off
-    )
+    # Where the output layer may have fewer rows; if it has them all, the model may cut some off.
+    rows: str | None = None
     of_hidden: bool = False  # the factor is applied to the hidden states, before a bias is added
 
 

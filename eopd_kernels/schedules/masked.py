@@ -26,7 +26,7 @@ class Visited(NamedTuple):
     valid: Tensor | None
 
 
-def visited(call: Call, weights: Tensor, rows: Tensor | None = None) -> Visited:
+def visited(call: Call, weights: Tensor, before: Visited | None = None) -> Visited:
     """Returns the tokens to visit under the weights ``[N]``.
 
     A student that is logits has no products, and its kernels do not read rows of weight 0. For hidden states the tokens
@@ -34,18 +34,18 @@ def visited(call: Call, weights: Tensor, rows: Tensor | None = None) -> Visited:
     CUDA graph is captured or the tensors have no numbers. Then masked tokens ride along.
 
     Args:
-        rows: those that this returned before, so that nothing is counted twice.
+        before: what this returned in forward, so that no device is asked twice.
     """
     options = call.options
     if call.student_head is None:
         return Visited(None, None)
-    if rows is not None:
-        return Visited(rows, None)
+    if before is not None and before.rows is not None:
+        return before
     host = tensors.readable(weights)
     if not (host or options.some_weigh_nothing):
         return Visited(None, None)
     valid = weights != 0
-    if not host and (options.wait_free or not tensors.may_wait(weights)):
+    if not host and (before is not None or options.wait_free or not tensors.may_wait(weights)):
         return Visited(None, valid)
     rows = valid.nonzero().squeeze(1)
     if len(rows) == len(valid):

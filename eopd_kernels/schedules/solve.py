@@ -24,7 +24,7 @@ from .fp16 import within_fp16
 from .gates_first import gates_first_forward
 from .gradient_filter import FilteredGradient
 from .loss_terms import Own, RowGradient
-from .masked import visited
+from .masked import Visited, visited
 from .problem import Problem
 from .recompute import recompute_backward, recompute_forward
 from .seen import Seen
@@ -41,13 +41,13 @@ class Solved(NamedTuple):
         kept: "chunked": what the gradients are still to be multiplied by, 0-d or ``[N]``, or None, then the gradients.
             "recompute": the tokens' weights, a, b, c ``[N]`` and the four tensors of :class:`Own`. Without a gradient
             nothing.
-        visited: the tokens that were, for backward under "recompute"; None for all, or not counted.
+        visited: the tokens that were, for backward under "recompute".
     """
 
     loss: Tensor
     seen: Seen
     kept: tuple[Tensor | None, ...]
-    visited: Tensor | None
+    visited: Visited
 
 
 def solve(call: Call) -> Solved:
@@ -79,11 +79,11 @@ def solve(call: Call) -> Solved:
         loss = losses.view(call.leading)
     else:
         loss = losses.sum() if denominator is None else losses.sum() / denominator
-    return Solved(loss, seen, kept, problem.index)
+    return Solved(loss, seen, kept, Visited(problem.index, None))
 
 
 def solve_again(
-    call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any], seen_before: Tensor | None = None
+    call: Call, upstream: Tensor, packed: Tensor, kept: Sequence[Any], before: Visited | None = None
 ) -> list[Tensor | None]:
     """Runs the backward pass of the recompute schedule: visits every block once more.
 
@@ -91,11 +91,11 @@ def solve_again(
         upstream: the incoming gradient, 0-d or of the leading shape.
         packed: ``[N, 8]`` the statistics that forward saw.
         kept: what forward kept, see :class:`Solved`.
-        seen_before: the tokens that forward visited, likewise.
+        before: the tokens that forward visited, likewise; None where that is not known.
     """
     weights, a, b, c, *of_own = kept
     factor = upstream if call.denominator is None else upstream / call.denominator
-    problem = problem_of(call, weights, seen_before)
+    problem = problem_of(call, weights, before)
     per_token, later = weights * factor.reshape(-1), None
     if problem.student.gradient_dtype == torch.float16 and isinstance(problem.student, HiddenSide):
         per_token, later = within_fp16(per_token, per_row=False)
@@ -111,14 +111,14 @@ def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dt
     return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
 
-def problem_of(call: Call, weights: Tensor, seen_before: Tensor | None = None) -> Problem:
+def problem_of(call: Call, weights: Tensor, before: Visited | None = None) -> Problem:
     """Returns the call as the schedules see it; tokens of weight 0 count for nothing.
 
     Args:
-        seen_before: the tokens to visit, where they were counted before.
+        before: the tokens that forward visited, in backward.
     """
     options, size = call.options, call.options.local_vocab_size
-    index, valid = visited(call, weights, seen_before)
+    index, valid = visited(call, weights, before)
 
     def side(tensor: Tensor, head: LMHead | None) -> Side:
         if size == 0:

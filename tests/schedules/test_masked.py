@@ -55,6 +55,16 @@ def test_nothing_is_asked_where_all_tokens_count(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("teacher", ["hidden", "logits"])
+def test_what_was_counted_in_vain_is_not_counted_again(teacher: str, schedule: str) -> None:
+    """A mask that leaves out nothing, or too little to copy a teacher's logits together for it."""
+    case = make_case(leading=(100,), teacher=teacher)
+    mask = torch.arange(100) < (100 if teacher == "hidden" else 90)
+    _, waits, _ = solve(replace(case, mask=mask), 9, schedule=schedule)
+    assert waits == 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_graph_that_is_captured_never_waits(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(masked=True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
