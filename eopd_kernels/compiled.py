@@ -226,9 +226,9 @@ def seen_tensors(token_ids: Tensor | None) -> int:
 
 def own_columns(objective: Objective, top_ids: Tensor | None) -> int:
     """Returns how many columns of a row have a gradient of their own."""
-    k = 1 if isinstance(objective.reverse, Sampled) else 0
-    if isinstance(objective.forward, TopK):
-        k += objective.forward.k if top_ids is None else top_ids.shape[1]
+    halves = objective.reverse, objective.forward
+    tops = [half.k if top_ids is None else top_ids.shape[1] for half in halves if isinstance(half, TopK)]
+    k = isinstance(objective.reverse, Sampled) + (objective.cross_entropy != 0) + sum(tops)
     return k
 
 

@@ -66,6 +66,9 @@ def entropy_aware_kl(
     reverse = reverse_half(objective, call, log_p, log_q, reverse_kl)
     forward = forward_half(objective, call, log_p, log_q, forward_kl)
     losses = times_or_zero(weights * factor, times_or_zero(c_r, reverse) + times_or_zero(c_f, forward))
+    if objective.cross_entropy != 0:
+        of_label, _ = token_log_probs(tokens, log_p, log_q)
+        losses = losses + times_or_zero(weights * objective.cross_entropy, -of_label)
 
     loss = losses.view(call.leading) if reduction == "none" else losses.sum()
     if call.denominator is not None:
@@ -119,6 +122,9 @@ def reverse_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor 
         if half.clip_most is not None:
             value = torch.where(advantage < 0, torch.minimum(value, -half.clip_most * advantage), value)
         return value
+    if isinstance(half, TopK):
+        own, other, (outside, of_other) = over_top(half, tokens, log_p, log_q)
+        return expectation(own, own - other) + (outside * (outside.log() - of_other.log()) if half.tail else 0.0)
     if isinstance(half, Skewed):
         assert log_q is not None
         return expectation(log_p, log_p - log_mixture(half.skew, log_p, log_q))
@@ -133,25 +139,29 @@ def forward_half(objective: Objective, call: Call, log_p: Tensor, log_q: Tensor 
         return expectation(log_q, log_q - log_mixture(half.skew, log_q, log_p))
     if not isinstance(half, TopK):
         return forward_kl
+    other, own, (of_other, outside) = over_top(half, tokens, log_p, log_q)
+    return expectation(own, own - other) + (outside * (outside.log() - of_other.log()) if half.tail else 0.0)
+
+
+def over_top(
+    half: TopK, tokens: Tokens, log_p: Tensor, log_q: Tensor | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Returns log p and log q over S as ``half`` has them, ``[N, k]``, and both masses outside of S, ``[N]``."""
     if tokens.top_ids is not None:
         assert tokens.top_log_probs is not None
-        top, ids = tokens.top_log_probs, tokens.top_ids
+        of_teacher, ids = tokens.top_log_probs, tokens.top_ids
+        inside = of_teacher > -torch.inf
     else:
         assert log_q is not None
-        top, ids = log_q.topk(half.k, dim=1)
-    inside = top > -torch.inf
-    own = torch.where(inside, log_p.gather(1, ids), -torch.inf)
-    outside_q, outside_p = 1 - top.exp().sum(1), 1 - own.exp().sum(1)
-    if half.teacher == "renormalized":
-        top = top - torch.where(inside.any(1), torch.logsumexp(top, 1), 0.0).unsqueeze(1)
-    if half.student == "renormalized":
-        own = own - torch.where(inside.any(1), torch.logsumexp(own, 1), 0.0).unsqueeze(1)
-    value = expectation(top, top - own)
-    if half.tail:
-        floor = torch.finfo(top.dtype).eps
-        outside_q, outside_p = outside_q.clamp_min(floor), outside_p.clamp_min(floor)
-        value = value + outside_q * (outside_q.log() - outside_p.log())
-    return value
+        ranked, ids = (log_q if half.of == "teacher" else log_p.detach()).topk(half.k, dim=1)
+        of_teacher, inside = log_q.gather(1, ids), ranked > -torch.inf
+    sides = [torch.where(inside, side, -torch.inf) for side in (log_p.gather(1, ids), of_teacher)]
+    floor = torch.finfo(log_p.dtype).eps
+    outside_p, outside_q = ((1 - side.exp().sum(1)).clamp_min(floor) for side in sides)
+    wholes = [torch.where((side > -torch.inf).any(1), torch.logsumexp(side, 1), 0.0).unsqueeze(1) for side in sides]
+    student = sides[0] - wholes[0] if half.student == "renormalized" else sides[0]
+    teacher = sides[1] - wholes[1] if half.teacher == "renormalized" else sides[1]
+    return student, teacher, (outside_p, outside_q)
 
 
 def log_mixture(skew: float, log_own: Tensor, log_other: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **SAMPLED,
     },
     "tail": {"objective": Objective(forward=TopK(5, teacher="raw", tail=True))},
+    "reverse top k": {"objective": Objective(reverse=TopK(5, teacher="raw", of="student"), forward=TopK(3))},
+    "cross-entropy": {"objective": Objective(cross_entropy=0.5), "labels": torch.where(IDS % 3 == 0, -100, IDS)},
     "gate": {"gate": NUMBERS},
     "reverse_weights": {"reverse_weights": NUMBERS},
     "forward_weights": {"forward_weights": NUMBERS},

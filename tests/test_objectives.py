@@ -27,7 +27,17 @@ from eopd_kernels import (
 from tests.conftest import Case, make_case, relative_error, size, skip_unless
 from tests.test_oracle import assert_no_worse_than_plain
 
-REVERSES = ["full", Sampled(), Sampled(0.1, 0.4), Sampled(0.1, 0.4, clip_most=1.5), Skewed(0.3), "none"]
+REVERSES = [
+    "full",
+    Sampled(),
+    Sampled(0.1, 0.4),
+    Sampled(0.1, 0.4, clip_most=1.5),
+    TopK(6, teacher="raw"),
+    TopK(5, student="renormalized", of="student"),
+    TopK(7, teacher="raw", tail=True, of="student"),
+    Skewed(0.3),
+    "none",
+]
 FORWARDS = [
     "full",
     TopK(5),
@@ -35,6 +45,7 @@ FORWARDS = [
     TopK(5, student="renormalized"),
     TopK(5, teacher="raw", student="renormalized"),
     TopK(5, teacher="raw", tail=True),
+    TopK(4, teacher="raw", of="student"),
     Skewed(0.2),
     "none",
 ]
@@ -43,6 +54,7 @@ TELLING_HALVES = [
     ("full", TopK(5, teacher="raw", tail=True)),
     (Skewed(0.3), Skewed(0.2)),
     (Skewed(0.3), TopK(5)),
+    (TopK(7, teacher="raw", tail=True, of="student"), TopK(5)),
     ("none", Skewed(0.2)),
 ]
 HALVES = [pair for pair in itertools.product(REVERSES, FORWARDS) if pair != ("none", "none")]
@@ -85,7 +97,7 @@ def case_of(objective: Objective, *, seed: int = 0, given: tuple[str, ...] = (),
         if case.mask is not None:
             per_token["token_ids"].masked_fill_(~case.mask, -100)
             per_token["old_log_probs"].masked_fill_(~case.mask, torch.nan)
-    if "token_ids" in given:
+    if "token_ids" in given or objective.cross_entropy != 0:
         y = torch.randint(vocab_size, leading, generator=generator)
         per_token.setdefault("token_ids", y if case.mask is None else y.masked_fill(~case.mask, -100))
     if "advantages" in given and isinstance(objective.reverse, Sampled):
@@ -135,6 +147,7 @@ SIDES = st.sampled_from(["logits", "hidden"])
     given=st.sampled_from([(), ("gate", "token_ids"), ("reverse_weights",), ("forward_weights", "reverse_weights")]),
     sampled=st.booleans(),
     advantages=st.booleans(),
+    cross_entropy=st.sampled_from([0.0, 0.0, 0.6]),
     masked=st.booleans(),
     schedule=st.sampled_from(["auto", "recompute"]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
@@ -154,19 +167,25 @@ def test_any_options_together(
     given: tuple[str, ...],
     sampled: bool,
     advantages: bool,
+    cross_entropy: float,
     masked: bool,
     schedule: str,
     reduction: str,
     workspace_bytes: int | None,
 ) -> None:
     objective = Objective(gate, 0.7, combine, temperature, *halves, reverse_weight=1.5)
+    if temperature == 1:
+        objective = replace(objective, cross_entropy=cross_entropy)
     options: dict[str, Any] = {"leading": leading, "vocab_size": vocab_size, "dtype": dtype}
     options |= {"student": student, "teacher": teacher}
     given = (*given, *["token_ids"] * sampled, *["advantages"] * advantages)
     case = case_of(objective, seed=seed, given=given, masked=masked, **options)
-    if case.teacher_head is None and isinstance(halves[1], TopK):
-        # Among logits of 16 bits the k-th likeliest is seldom one: which of several is taken is not stated.
-        case = replace(case, teacher=make_case(seed, **{**options, "dtype": torch.float32}).teacher)
+    # Among logits of 16 bits the k-th likeliest is seldom one: which of several is taken is not stated.
+    untied = make_case(seed, **{**options, "dtype": torch.float32})
+    if case.teacher_head is None and "teacher" in objective.top_k:
+        case = replace(case, teacher=untied.teacher)
+    if case.student_head is None and "student" in objective.top_k:
+        case = replace(case, student=untied.student)
     assert_no_worse_than_plain(case, reduction, schedule=schedule, workspace_bytes=workspace_bytes)
 
 
@@ -188,7 +207,7 @@ def sparse_teacher_of(case: Case, k: int, **options: Any) -> TopKTeacher:
 
 
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
-@pytest.mark.parametrize("reverse", ["none", Sampled()], ids=str)
+@pytest.mark.parametrize("reverse", ["none", Sampled(), TopK(teacher="raw", tail=True)], ids=str)
 @pytest.mark.parametrize("forward", SPARSE, ids=str)
 @pytest.mark.parametrize("student", ["logits", "hidden"])
 def test_a_teacher_of_a_few_entries(student: str, forward: TopK, reverse: Any, schedule: str, backend: str) -> None:
@@ -280,6 +299,10 @@ def test_identities(logits: Case) -> None:
     ):
         whole = TopK(211, teacher=teacher, student=student, tail=tail)  # type: ignore[arg-type]
         same(of(Objective(gate="always", reverse="none", forward=whole)), of(Objective.forward_kl()))
+    for of_side, student, tail in itertools.product(("teacher", "student"), ("full", "renormalized"), (False, True)):
+        if student == "full" or not tail:
+            whole = TopK(211, teacher="raw", student=student, tail=tail, of=of_side)  # type: ignore[arg-type]
+            same(of(Objective(gate="never", reverse=whole, forward="none")), of(Objective.reverse_kl()))
     same(of(Objective(gate="always", reverse=Skewed(0.0), forward=Skewed(0.0))), of(Objective.jeffreys()))
     same(of(Objective.gkd(0.0)), of(Objective.forward_kl()))
     same(of(Objective.gkd(1.0)), of(Objective.reverse_kl()))
@@ -315,20 +338,22 @@ def test_the_ends_of_the_jsd(logits: Case) -> None:
     assert 0 < half < 0.6931471806
 
 
+@pytest.mark.parametrize("half", ["forward", "reverse"])
 @pytest.mark.parametrize("tail", [False, True])
-def test_the_tail_bucket_is_a_divergence(tail: bool) -> None:
+def test_the_tail_bucket_is_a_divergence(tail: bool, half: str) -> None:
     """Never negative, and nothing at the teacher; a raw top k without it is negative somewhere."""
-    objective = Objective(gate="always", reverse="none", forward=TopK(3, teacher="raw", tail=tail))
+    top = TopK(3, teacher="raw", tail=tail)
+    objective = Objective(gate="always", **{"reverse": "none", "forward": "none", half: top})  # type: ignore[arg-type]
     values = []
     for noise in (0.0, 1e-6, 1e-5, 1e-4, 1e-2, 1.0):
         generator = torch.Generator().manual_seed(4)
         teacher = 3 * torch.randn(2000, 211, generator=generator)
         student = teacher + noise * torch.randn(teacher.shape, generator=generator)
         out = entropy_aware_kl(student.requires_grad_(), teacher, objective=objective)
-        values.append(out.forward_half)
+        values.append(getattr(out, f"{half}_half"))
         if noise == 0:
             (gradient,) = torch.autograd.grad(out.loss, student)
-            zero = bool(out.forward_half.max() < 1e-6 and gradient.abs().max() < 1e-7)
+            zero = bool(values[-1].max() < 1e-6 and gradient.abs().max() < 1e-7)
             assert zero or not tail
     assert (torch.cat(values).min() >= 0) == tail
 
@@ -382,12 +407,14 @@ def test_heads_with_transforms(schedule: str, backend: str) -> None:
         (Sampled(), TopK(5)),
         ("none", TopK(5, teacher="raw", tail=True)),
         (Skewed(0.2), TopK(5)),
+        (TopK(6, teacher="raw", of="student"), "none"),
     ]
     for reverse, forward in halves:
         objective = Objective(gate=EntropyGate(1.0), reverse=reverse, forward=forward, temperature=(1.3, 0.8))
         case = make_case(masked=True, bias=True, **size(backend))
         assert case.student_head is not None and case.teacher_head is not None
-        case.student_head.softcap, case.student_head.scale = 7.0, 0.6
+        turned = -1.0 if "student" in objective.top_k else 1.0
+        case.student_head.softcap, case.student_head.scale = 7.0, 0.6 * turned
         case.teacher_head.softcap, case.teacher_head.scale = 11.0, -1.4
         case = replace(case, objective=objective)
         given = case_of(objective, masked=True, bias=True, **size(backend)).per_token

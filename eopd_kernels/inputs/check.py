@@ -102,6 +102,8 @@ def checked_here(
         )
     check_whole("ignore_index", given["ignore_index"])
     said: dict[str, Any] = {name: given[name] for name in PER_TOKEN}  # type: ignore[literal-required]
+    if objective.cross_entropy != 0 and said["token_ids"] is None:
+        said["token_ids"] = given["labels"]
     check_constants(student, dense, served, given, said)
 
     dtype = tensors.compute_dtype(student, dense, *tensors_of(student_head), *tensors_of(teacher_head))

@@ -103,15 +103,20 @@ def check_sparse_teacher(teacher: TopKTeacher, head: object, objective: Objectiv
     """Refuses what a :class:`TopKTeacher` cannot be asked for."""
     if head is not None:
         raise ValueError(f"teacher_head must be None with a TopKTeacher, got {described(head)}")
-    if not (objective.reverse == "none" or isinstance(objective.reverse, Sampled)):
+    if not (objective.reverse == "none" or isinstance(objective.reverse, Sampled | TopK)):
         raise ValueError(
-            "Objective.reverse must be 'sampled' or 'none' with a TopKTeacher, whose log-probabilities are known at "
-            f"a few entries only, got {objective.reverse!r}"
+            "Objective.reverse must be 'sampled', a TopK or 'none' with a TopKTeacher, whose log-probabilities are "
+            f"known at a few entries only, got {objective.reverse!r}"
         )
     if not (objective.forward == "none" or isinstance(objective.forward, TopK)):
         raise ValueError(
             "Objective.forward must be 'top_k', a TopK or 'none' with a TopKTeacher, whose log-probabilities are known "
             f"at a few entries only, got {objective.forward!r}"
+        )
+    if "student" in objective.top_k:
+        raise ValueError(
+            "TopK.of must be 'teacher' with a TopKTeacher, whose log-probabilities are known at a few entries only, "
+            "got 'student'"
         )
     if objective.temperatures[1] != 1:
         raise ValueError(
@@ -168,6 +173,11 @@ def tokens_of(
         if tensor.shape != leading:
             raise ValueError(f"{name} must have the leading shape {tuple(leading)}, got {tuple(tensor.shape)}")
         check_dense(name, tensor)
+    if objective.cross_entropy != 0 and given["token_ids"] is None:
+        raise ValueError(
+            f"Objective.cross_entropy={objective.cross_entropy:g} needs labels= or token_ids= of the leading shape, "
+            "got None"
+        )
     if isinstance(objective.reverse, Sampled):
         for name in ("token_ids", "old_log_probs"):
             if given[name] is None:
@@ -221,9 +231,11 @@ def tokens_of(
 
 def check_vocabulary(tokens: Tokens, objective: Objective, vocab_size: int) -> None:
     """Refuses entries, and a number of entries, that a vocabulary of this size does not have."""
-    if isinstance(objective.forward, TopK) and tokens.top_ids is None and objective.forward.k > vocab_size:
-        raise ValueError(f"TopK.k must be at most the vocabulary's {vocab_size} entries, got {objective.forward.k}")
-    for name, ids in (("token_ids", tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
+    largest = max([0, *objective.top_k.values()])  # no default=, which torch.compile does not know
+    if tokens.top_ids is None and largest > vocab_size:
+        raise ValueError(f"TopK.k must be at most the vocabulary's {vocab_size} entries, got {largest}")
+    token_ids = "token_ids" if objective.cross_entropy == 0 else "token_ids, or labels in their place,"
+    for name, ids in ((token_ids, tokens.token_ids), ("TopKTeacher.ids", tokens.top_ids)):
         if ids is not None:
             within_vocabulary(name, ids, vocab_size)
 

@@ -50,49 +50,58 @@ class Sampled:
 
 @dataclass(frozen=True)
 class TopK:
-    """A forward half over the set S of the teacher's k likeliest entries (arXiv 2603.07079, Eq. 10).
+    """Either half, over a set S of k entries: those that the teacher, or the student, finds likeliest.
 
-    F = Σ_S q̃·(log q̃ − log p). With the teacher renormalised over S and the student not, F keeps pushing the
-    student's mass into S even where p = q: the teacher is no fixed point unless S holds all of its mass. ``tail=True``
-    has no such bias. docs/objectives.md shows both.
+    Forward: F = Σ_S q̃·(log q̃ − log p) (arXiv 2603.07079, Eq. 10). With the teacher renormalised over S and the student
+    not, F keeps pushing the student's mass into S even where p = q: the teacher is no fixed point unless S holds all of
+    its mass. ``tail=True`` has no such bias. Reverse: R = Σ_S p·(log p − log q), which a :class:`TopKTeacher` has too;
+    raw without a tail it pushes the student's mass out of S. docs/objectives.md shows all of them.
 
     Args:
-        k: the size of S, at most V. Default 16, the paper's. With a :class:`TopKTeacher` S is what the teacher served,
-            and k is not used.
+        k: the size of S, at most V. Default 16, the paper's. Entries that have no mass are in no S. With a
+            :class:`TopKTeacher` S is what the teacher served, and k is not used.
         teacher: ``"renormalized"`` (default, the paper's): q̃ = q / Σ_S q; ``"raw"``: q̃ = q.
         student: ``"full"`` (default, the paper's): log p over the whole vocabulary; ``"renormalized"``: over S.
-        tail: one more class for what is outside S: + (1 − Σ_S q)·log((1 − Σ_S q)/(1 − Σ_S p)). Needs a raw teacher and
-            a full student. F is then the KL of two coarser distributions, never negative, and 0 where p = q.
+        tail: one more class for what is outside S, of masses 1 − Σ_S q and 1 − Σ_S p. Needs a raw teacher and a full
+            student. Either half is then the KL of two coarser distributions, never negative, and 0 where p = q.
+        of: whose likeliest entries S holds: ``"teacher"`` (default) or ``"student"``. S is a constant of the gradient.
+
+    A reverse half is raw, with or without a tail, or renormalised on both sides: a teacher that is renormalised beside
+    a student that is not would be below 0 where they are equal.
 
     Example::
 
-        objective = Objective(forward=TopK(8, teacher="raw", tail=True))
-        same = torch.randn(3, 50)
-        assert entropy_aware_kl(same, same, objective=objective).loss.abs() < 1e-6
+        same, other = torch.randn(2, 3, 50)
+        tailed = TopK(8, teacher="raw", tail=True)
+        assert entropy_aware_kl(same, same, objective=Objective(forward=tailed)).loss.abs() < 1e-6
+        reverse = Objective(reverse=TopK(8, teacher="raw", tail=True, of="student"), forward="none", gate="never")
+        assert entropy_aware_kl(same, other, objective=reverse).loss > 0
     """
 
     k: int = 16
     teacher: Literal["renormalized", "raw"] = "renormalized"
     student: Literal["full", "renormalized"] = "full"
     tail: bool = False
+    of: Literal["teacher", "student"] = "teacher"
 
     def __post_init__(self) -> None:
         positive_int("TopK.k", self.k)
         one_of("TopK.teacher", self.teacher, ("renormalized", "raw"))
         one_of("TopK.student", self.student, ("full", "renormalized"))
         one_of("TopK.tail", self.tail, (False, True))
+        one_of("TopK.of", self.of, ("teacher", "student"))
         if self.tail and (self.teacher, self.student) != ("raw", "full"):
             raise ValueError(
                 "TopK.tail holds the mass outside the top k, so it needs teacher='raw' and student='full', "
                 f"got teacher={self.teacher!r} and student={self.student!r}"
             )
 
-    def formula(self) -> str:
-        """F as a formula, for people."""
-        q, p = "q" if self.teacher == "raw" else "q̃", "p" if self.student == "full" else "p̃"
-        tail = " + (1 − q(S))·log((1 − q(S))/(1 − p(S)))" if self.tail else ""
-        text = f"Σ_S {q}·log({q}/{p}){tail}, S = the teacher's {self.k} likeliest"
-        return text + (", q̃ = q/q(S)" if q == "q̃" else "") + (", p̃ = p/p(S)" if p == "p̃" else "")
+    def formula(self, own: str, other: str) -> str:
+        """The half whose expectation is taken under ``own``, "q" or "p", as a formula, for people."""
+        shown = {"q": "q" if self.teacher == "raw" else "q̃", "p": "p" if self.student == "full" else "p̃"}
+        tail = f" + (1 − {own}(S))·log((1 − {own}(S))/(1 − {other}(S)))" if self.tail else ""
+        text = f"Σ_S {shown[own]}·log({shown[own]}/{shown[other]}){tail}, S = the {self.of}'s {self.k} likeliest"
+        return text + "".join(f", {x}̃ = {x}/{x}(S)" for x in (own, other) if shown[x] != x)
 
 
 @dataclass(frozen=True)

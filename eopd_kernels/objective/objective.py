@@ -12,13 +12,13 @@ from .gates import EntropyGate, Gate, QuantileGate
 from .halves import Sampled, Skewed, TopK
 
 COMBINES = ("add", "switch", "blend")
-Reverse = Literal["full", "sampled", "none"] | Sampled | Skewed
+Reverse = Literal["full", "sampled", "none"] | Sampled | TopK | Skewed
 Forward = Literal["full", "top_k", "none"] | TopK | Skewed
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised on each token: L = c_r·R + c_f·F (docs/math.md, "The loss of one token").
+    """What is minimised on each token: L = c_r·R + c_f·F + λ·C (docs/math.md, "The loss of one token").
 
     Args:
         gate: g, when the forward half joins: an :class:`EntropyGate` (default: H_teacher > 0.8 nats, as in the paper),
@@ -30,12 +30,16 @@ class Objective:
         temperature: T > 0, or one for the student and one for the teacher; distributions are softmax(z/T), and the
             entropies are theirs. Default 1.0.
         reverse: the reverse half R: ``"full"`` (default), ``"sampled"`` or a :class:`Sampled` (the paper's),
-            a :class:`Skewed`, or ``"none"`` where the trainer brings a policy-gradient term of its own.
+            a :class:`TopK`, a :class:`Skewed`, or ``"none"`` where the trainer brings a policy-gradient term of its
+            own.
         forward: the forward half F: ``"full"`` (default), ``"top_k"`` or a :class:`TopK` (the paper's), a
             :class:`Skewed`, or ``"none"``.
         reverse_weight: ρ ≥ 0, the weight of the reverse half. Default 1.0.
         temperature_squared: multiply the loss by T², which keeps the size of its gradient when T changes (Hinton et
             al., arXiv 1503.02531). Default False. Needs one temperature for both sides.
+        cross_entropy: λ ≥ 0, the weight of C = −log p(y), of the ``token_ids=`` of the call, or where these are not
+            given, of its ``labels=``. Default 0. It stays on every token, whatever the gate is, and needs a student at
+            temperature 1, which is where a model's cross-entropy is.
 
     Raises:
         TypeError, ValueError: an option is outside what is stated above.
@@ -55,6 +59,7 @@ class Objective:
     forward: Forward = "full"
     reverse_weight: float = 1.0
     temperature_squared: bool = False
+    cross_entropy: float = 0.0
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -82,10 +87,22 @@ class Objective:
             raise ValueError(
                 f"Objective.temperature_squared needs one temperature for both sides, got {self.temperature!r}"
             )
-        if not isinstance(self.reverse, Sampled | Skewed):
+        put("cross_entropy", finite("Objective.cross_entropy", self.cross_entropy, least=0.0))
+        if self.cross_entropy != 0 and self.temperatures[0] != 1:
+            raise ValueError(
+                "Objective.cross_entropy needs a student at temperature 1, whose log-probabilities a visit at another "
+                f"temperature does not see, got temperature={self.temperature!r}: pass temperature=(1.0, T_teacher) or "
+                "add torch.nn.functional.cross_entropy yourself"
+            )
+        if not isinstance(self.reverse, Sampled | TopK | Skewed):
             one_of("Objective.reverse", self.reverse, ("full", "sampled", "none"))
         if not isinstance(self.forward, TopK | Skewed):
             one_of("Objective.forward", self.forward, ("full", "top_k", "none"))
+        if isinstance(self.reverse, TopK) and (self.reverse.teacher, self.reverse.student) == ("renormalized", "full"):
+            raise ValueError(
+                "Objective.reverse must be a TopK with teacher='raw' (and tail=True for a divergence), or with "
+                f"student='renormalized', got {self.reverse!r}, which is below 0 where p = q"
+            )
         put("reverse", Sampled() if self.reverse == "sampled" else self.reverse)
         put("forward", TopK() if self.forward == "top_k" else self.forward)
         if self.reverse == self.forward == "none":
@@ -196,6 +213,20 @@ class Objective:
         return forward, reverse
 
     @property
+    def top_k(self) -> dict[str, int]:
+        """Of each side whose likeliest entries a half looks at, how many of them."""
+        sizes: dict[str, int] = {}
+        for half in (self.reverse, self.forward):
+            if isinstance(half, TopK):
+                sizes[half.of] = max(half.k, sizes.get(half.of, 0))
+        return sizes
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether the loss looks at the sampled token."""
+        return isinstance(self.reverse, Sampled) or self.cross_entropy != 0
+
+    @property
     def hard_gate(self) -> bool:
         """Whether the gate is a threshold on the teacher's entropy, which the row kernels apply themselves."""
         if isinstance(self.gate, EntropyGate):
@@ -214,12 +245,15 @@ class Objective:
         terms, where = [], []
         if (coefficient := self._reverse_coefficient(gated)) is not None:
             terms.append(f"{coefficient}R")
-            full = self.reverse.formula("p", "q") if isinstance(self.reverse, Skewed) else "KL(p ‖ q)"
+            full = self.reverse.formula("p", "q") if isinstance(self.reverse, Skewed | TopK) else "KL(p ‖ q)"
             where.append(f"  R = {self.reverse.formula() if isinstance(self.reverse, Sampled) else full}")
         if self.forward != "none" and self.alpha != 0 and self.gate != "never":
             terms.append(f"{factor(self.alpha)}{'g·' if gated else ''}F")
-            full = self.forward.formula("q", "p") if isinstance(self.forward, Skewed) else "KL(q ‖ p)"
-            where.append(f"  F = {self.forward.formula() if isinstance(self.forward, TopK) else full}")
+            full = self.forward.formula("q", "p") if isinstance(self.forward, Skewed | TopK) else "KL(q ‖ p)"
+            where.append(f"  F = {full}")
+        if self.cross_entropy != 0:
+            terms.append(f"{factor(self.cross_entropy)}C")
+            where.append("  C = −log p(y)")
         total = " + ".join(terms) or "0"
         if gated and "g" in total:
             custom = getattr(self.gate, "__name__", type(self.gate).__name__) + "(statistics)"

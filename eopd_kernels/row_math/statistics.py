@@ -110,8 +110,9 @@ class RowStatistics:
     def with_token(self, student: Tensor, teacher: Tensor, log_q: Tensor | None = None) -> RowStatistics:
         """The statistics of whole rows with the sampled tokens' log-probabilities: from transformed logits ``[n, 1]``
         of both sides, of the teacher from ``log_q`` [n] where that is given."""
-        of_teacher = self.teacher_log_probs(teacher) if log_q is None else log_q.unsqueeze(1)
-        return RowStatistics(self.packed, torch.cat([self.student_log_probs(student), of_teacher], 1))
+        # At most 0: a logit that is read once more may be a rounding above the maximum that a kernel found.
+        of_teacher = self.teacher_log_probs(teacher).clamp(max=0) if log_q is None else log_q.unsqueeze(1)
+        return RowStatistics(self.packed, torch.cat([self.student_log_probs(student).clamp(max=0), of_teacher], 1))
 
     def unknown_where(self, rows: Tensor) -> RowStatistics:
         """The statistics with NaN in the ``rows`` [n] that are True."""

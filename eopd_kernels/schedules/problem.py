@@ -78,6 +78,7 @@ class Problem:
         """Whether the kernel can set the gate and take the gradient in the visit that finds the statistics."""
         objective, tokens = self.objective, self.tokens
         plain = all(half in ("full", "none") for half in (objective.reverse, objective.forward))
+        plain = plain and objective.cross_entropy == 0
         given = (tokens.gate, tokens.reverse_weights, tokens.forward_weights)
         whole_rows = self.shard is None and self.teacher is not None
         return plain and objective.hard_gate and whole_rows and all(t is None for t in given)

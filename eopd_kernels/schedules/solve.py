@@ -203,7 +203,8 @@ def teacher_goes_first(call: Call) -> bool:
     reverse, reverse_gate, _, _ = objective.combination
     looks_away = call.tokens.gate is not None or not needs_student(objective.gate)
     on_host = call.student_head is not None and readable(call.weights)
-    return on_host and reverse == reverse_gate == 0 and looks_away and objective.gate != "always"
+    of_open_only = reverse == reverse_gate == objective.cross_entropy == 0
+    return on_host and of_open_only and looks_away and objective.gate != "always"
 
 
 def completed(seen: Seen, statistics: RowStatistics, gate: Tensor) -> Seen:

@@ -83,6 +83,7 @@ LAYOUTS: dict[int, dict[str, tuple[list[int], int | None]]] = {
 FOUR = ("uneven", "padding alone")  # of the layouts, those that four ranks try: here they share two cores
 ALL = ("uneven", "padded", "padding alone", "nothing at all")
 QUANTILE = Objective(gate=QuantileGate(0.6), alpha=0.7)
+OF_STUDENT = TopK(7, teacher="raw", tail=True, of="student")
 NORMALIZED = Objective(gate=EntropyGate(0.4, normalized=True), alpha=0.7, combine="switch")
 
 SETUPS = [
@@ -103,6 +104,9 @@ SETUPS = [
     Setup("the paper's, recomputed", Objective.eopd_paper(), options={"schedule": "recompute", **SMALL}, layouts=ALL),
     Setup("clipped rows leave the products", Objective(reverse=Sampled(0.01, 0.01), forward="none", gate="never")),
     Setup("top k with a tail", Objective(gate="always", forward=TopK(9, teacher="raw", tail=True)), layouts=ALL),
+    Setup("reverse top k of the student", Objective(reverse=OF_STUDENT, forward=TopK(5)), options=SMALL, layouts=ALL),
+    Setup("reverse top k, recomputed", Objective(reverse=OF_STUDENT), options={"schedule": "recompute", **SMALL}),
+    Setup("cross-entropy", Objective(cross_entropy=0.5), options=SMALL, layouts=ALL),
     Setup("jsd", Objective.jsd(0.3), options=SMALL, layouts=ALL, tolerance=5e-5),
     Setup("jsd, recomputed", Objective.jsd(0.3), options={"schedule": "recompute", **SMALL}, tolerance=5e-5),
     Setup("skewed and top k", Objective(reverse=Skewed(0.3), forward=TopK(5)), layouts=ALL),

@@ -21,6 +21,9 @@ LEADING: list[tuple[int, ...]] = [(), (1,), (5,), (40,), (1, 9), (9, 1), (3, 4),
 VOCABULARIES = [1, 2, 5, 17, 64, 130, 1025, 1025]
 COMBINES: tuple[Literal["add", "switch", "blend"], ...] = ("add", "switch", "blend")
 SKEWS = (0.0, 0.1, 0.5, 0.9)
+REVERSE_TOPS = [("raw", "full", False), ("raw", "full", True), ("raw", "renormalized", False)]
+REVERSE_TOPS += [("renormalized", "renormalized", False)]
+FORWARD_TOPS = [*REVERSE_TOPS, ("renormalized", "full", False)]
 MARGIN = 1e-3  # between an entropy and a threshold, and around the edge of a clip, where fp32 and fp64 may part
 
 
@@ -127,7 +130,7 @@ def draw(seed: int) -> Call:
     shared = logits_like(numbers, *leading, vocab_size)
     inplace = inplace and shared.numel() > 0
     logits = {"student": inplace or choose.random() < 0.5, "teacher": choose.random() < 0.5}
-    suppressed = all(logits.values()) and not served and halves[0] != "sparse" and vocab_size > 4
+    suppressed = all(logits.values()) and not served and halves[0] != "sampled" and vocab_size > 4
     suppressed = suppressed and choose.random() < 0.15
     if suppressed:
         half = vocab_size // 2  # and a whole slice of the vocabulary, where there are several
@@ -140,7 +143,7 @@ def draw(seed: int) -> Call:
         if not logits[name]:
             return draw_hidden_side(choose, numbers, shared.shape, width, kinds)
         # Among logits of 16 bits the k-th likeliest is seldom one.
-        untied = name == "teacher" and halves[1] == "sparse"
+        untied = "top" in halves
         kinds = tuple(d for d in kinds if d.itemsize >= 4) if untied else kinds
         dense_rows = inplace and name == "student"
         how = layout(choose, (*leading, width), dense_rows=dense_rows, keep_last=untied or suppressed)
@@ -150,7 +153,11 @@ def draw(seed: int) -> Call:
     teacher = None if served else side("teacher")
     p_and_q = distributions(student, teacher, vocab_size)
     objective, p_and_q = draw_objective(choose, halves, p_and_q, served)
+    if suppressed or vocab_size == 1:  # −log 0, which is finite where −inf is replaced; −log 1, within a rounding of z
+        objective = replace(objective, cross_entropy=0.0)
     tokens = draw_tokens(choose, numbers, p_and_q, leading, objective, served, MARGIN)
+    if suppressed:
+        tokens = replace(tokens, given={name: drawn for name, drawn in tokens.given.items() if name != "token_ids"})
     objective = decided(choose, objective, p_and_q, tokens, vocab_size)
     if choose.random() < 0.3:
         for unread in (student, teacher):
@@ -180,8 +187,9 @@ def draw(seed: int) -> Call:
 
 def draw_halves(choose: random.Random, served: bool) -> tuple[str, str]:
     """The kinds of the reverse and of the forward half."""
-    allowed = ["sparse", "none"] if served else ["full", "full", "sparse", "skewed", "none"]
-    pairs = [(r, f) for r in allowed for f in allowed if (r, f) != ("none", "none")]
+    dense = [] if served else ["full", "full", "skewed"]
+    reverses, forwards = [*dense, "sampled", "top", "none"], [*dense, "top", "top", "none"]
+    pairs = [(r, f) for r in reverses for f in forwards if (r, f) != ("none", "none")]
     return choose.choice(pairs)
 
 
@@ -231,15 +239,17 @@ def draw_objective(
     pair = temperature if isinstance(temperature, tuple) else (temperature, temperature)
     p_and_q = p_and_q.at(*pair)
     reverse: Any = halves[0]
-    if reverse == "sparse":
+    if reverse == "sampled":
         reverse = Sampled(*choose.choice(((0.2, 0.2, None), (0.1, 0.4, 1.8))))
     elif reverse == "skewed":
         reverse = Skewed(choose.choice(SKEWS))
+    elif reverse == "top":
+        reverse = draw_top_k(choose, p_and_q, served, REVERSE_TOPS)
     forward: Any = halves[1]
     if forward == "skewed":
         forward = Skewed(choose.choice(SKEWS))
-    elif forward == "sparse":
-        forward = draw_top_k(choose, p_and_q, served)
+    elif forward == "top":
+        forward = draw_top_k(choose, p_and_q, served, FORWARD_TOPS)
     objective = Objective(
         gate=draw_gate(choose, served),
         alpha=choose.choice((1.0, 0.7, 0.7, 0.0)),
@@ -249,23 +259,28 @@ def draw_objective(
         forward=forward,
         reverse_weight=choose.choice((1.0, 1.5, 0.0)),
         temperature_squared=not isinstance(temperature, tuple) and choose.random() < 0.3,
+        cross_entropy=0.4 if pair[0] == 1 and choose.random() < 0.3 else 0.0,
     )
     return objective, p_and_q
 
 
-def draw_top_k(choose: random.Random, p_and_q: Distributions, served: bool) -> TopK | str:
+def draw_top_k(
+    choose: random.Random, p_and_q: Distributions, served: bool, variants: Sequence[tuple[str, str, bool]]
+) -> TopK:
     """A top k whose last entry is the same in fp32 and fp64; where there is none, the whole vocabulary."""
-    variants = [("renormalized", "full", False), ("raw", "full", False), ("raw", "full", True)]
-    variants += [("renormalized", "renormalized", False), ("raw", "renormalized", False)]
     teacher, student, tail = choose.choice(variants)
-    k = 16
+    of, k = "teacher", 16
     if not served:
-        assert p_and_q.log_q is not None
-        ordered = p_and_q.log_q.sort(1, descending=True).values
+        # What is outside of the student's likeliest is often too little of the student for fp32, and F divides by it.
+        divided = tail and variants is FORWARD_TOPS
+        of = "teacher" if divided else choose.choice(("teacher", "student"))
+        ranked = p_and_q.log_p if of == "student" else p_and_q.log_q
+        assert ranked is not None
+        ordered = ranked.sort(1, descending=True).values
         gaps = (ordered[:, :-1] - ordered[:, 1:]).amin(0) if len(ordered) else ordered.new_ones(ordered.shape[1] - 1)
         apart = [*(int(i) + 1 for i in (gaps > MARGIN / 10).nonzero()), ordered.shape[1]]
         k = choose.choice([i for i in apart if i < 4] or apart) if choose.random() < 0.5 else choose.choice(apart)
-    return TopK(k, teacher=teacher, student=student, tail=tail)  # type: ignore[arg-type]
+    return TopK(k, teacher=teacher, student=student, tail=tail, of=of)  # type: ignore[arg-type]
 
 
 def draw_gate(choose: random.Random, served: bool) -> Any:

@@ -164,7 +164,7 @@ def draw_tokens(
         return Drawn.of(laid, values if laid.content != laid.shape else torch.where(valid, values, unused))
 
     apart = random.Random(numbers.initial_seed())  # so that whatever else is drawn stays what it was
-    if "token_ids" not in given and apart.random() < 0.3:
+    if "token_ids" not in given and (apart.random() < 0.3 or objective.cross_entropy != 0):
         ids = torch.randint(vocab_size, leading, generator=torch.Generator().manual_seed(numbers.initial_seed() + 1))
         given["token_ids"] = spoilt(layout(apart, leading), ids, -100)
     if isinstance(objective.reverse, Sampled) and apart.random() < 0.4:

@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant("double backward is silent", "EntropyAwareKL.backward", "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
     Mutant("outputs keep masked tokens", "per_token", "figure.masked_fill(masked, 0.0)", "figure"),
     Mutant("last token of a batch is not visited", "chunks", "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),
-    Mutant("slices are not merged", "see", "RowStatistics(self.packed).merge(part).packed", "part.packed"),
+    Mutant("slices are not merged", "FirstVisit.see", "RowStatistics(self.packed).merge(part).packed", "part.packed"),
     Mutant("chunks ignore the budget", "workspace.tiling", "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),
     Mutant("teacher's transform for both", "transforms", "*transform(self.student.head, of_student)", "*transform(teacher.head, of_student)"),
     Mutant("dX of compacted tokens is lost", "HiddenGradient.put", "self.hidden[rows] = chunk", "pass"),

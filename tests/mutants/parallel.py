@@ -8,10 +8,10 @@ from .mutant import Mutant
 MUTANTS = [
     Mutant("parallel: every rank begins at entry 0", "offset", "return 0 if self.shard is None else self.shard.offset", "return 0"),
     Mutant("parallel: gates see the shard's vocabulary", "vocab_size", "self.student.local_vocab_size if self.shard is None else self.shard.vocab_size", "self.student.local_vocab_size"),
-    Mutant("parallel: sums are not recentred", "across_ranks", "RowStatistics(self.packed).recentre(student_max, teacher_max)", "RowStatistics(self.packed).recentre(*self.packed[:, 0:3:2].unbind(1))"),
+    Mutant("parallel: sums are not recentred", "FirstVisit.across_ranks", "RowStatistics(self.packed).recentre(student_max, teacher_max)", "RowStatistics(self.packed).recentre(*self.packed[:, 0:3:2].unbind(1))"),
     Mutant("parallel: the fused kernel sees a shard for a row", "fused", "whole_rows = self.shard is None and self.teacher is not None", "whole_rows = self.teacher is not None"),
     Mutant("parallel: mixtures are not summed", "mixture_across_ranks", "if problem.shard is not None and self.mixture is not None:", "if False:"),
-    Mutant("parallel: every rank has a top k of its own", "top_k_across_ranks", "if problem.shard is None or self.top_ids is None or", "if True or"),
+    Mutant("parallel: every rank has a top k of its own", "Likeliest.across_ranks", "if problem.shard is None:", "if True:"),
     Mutant("parallel: dX stays partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "None"),
     Mutant("parallel: dX is summed where it was to stay partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "shard"),
     Mutant("parallel: the last dX never arrives", "HiddenGradient.tensors", "        self.arrive()\n        if", "        if"),

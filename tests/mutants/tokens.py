@@ -9,7 +9,7 @@ MUTANTS = [
     Mutant("tokens: read from where the gradient is", "chunk_gradient", "statistics.with_token(*token)", "statistics.with_token(*token_logits(problem, block, chunk.rows))"),
     Mutant("tokens: transforms of the other side", "token_logits", "of_student, of_teacher = problem.transforms[:3], problem.transforms[3:]", "of_teacher, of_student = problem.transforms[:3], problem.transforms[3:]"),
     Mutant("tokens: every chunk reads the first one's", "token_logits", "problem.tokens.token_ids[rows]", "problem.tokens.token_ids[: len(block.student)]"),
-    Mutant("tokens: sides exchanged", "with_token", "[self.student_log_probs(student), of_teacher]", "[of_teacher, self.student_log_probs(student)]"),
+    Mutant("tokens: sides exchanged", "with_token", "[self.student_log_probs(student).clamp(max=0), of_teacher]", "[of_teacher, self.student_log_probs(student).clamp(max=0)]"),
     Mutant("tokens: gates see masked ones", "unknown_where", "None if token is None else token.masked_fill(rows, torch.nan)", "token"),
     Mutant("tokens: a gate is told of the other side", "teacher_token_log_prob", 'self._token_log_prob("teacher", 1)', 'self._token_log_prob("teacher", 0)'),
     Mutant("tokens: a missing entry is found", "log_prob_of", "present & (ids == token_ids.unsqueeze(1))", "ids == token_ids.unsqueeze(1)"),

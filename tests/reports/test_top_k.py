@@ -106,3 +106,18 @@ def test_log_probabilities_stay_with_their_tokens() -> None:
         student, teacher, objective=objective, mask=mask, token_ids=ids, old_log_probs=old, reduction="none"
     )
     close(loss, torch.where(mask, -(log_q - log_p), 0.0))
+
+
+@pytest.mark.parametrize("half", ["forward", "reverse"])
+def test_log_probabilities_that_a_server_has_rounded_add_up_to_more_than_1(half: str) -> None:
+    """Found by the fuzz: q(S) = 1.0004 was cut to 1 for the teacher's tail, but not for what is made of it."""
+    p, q = torch.tensor([[0.7, 0.2996, 0.0004]]), torch.tensor([[0.7501, 0.2503]])
+    served, top = TopKTeacher(torch.tensor([[0, 1]]), q.log()), TopK(2, teacher="raw", tail=True)
+    objective = Objective("always", **{"reverse": "none", "forward": "none", half: top})  # type: ignore[arg-type]
+    leaf = p.double().log().requires_grad_()
+    out = entropy_aware_kl(leaf, served, objective=objective)
+    with_rest = torch.cat([q.double(), torch.full((1, 1), 2.0**-52)], 1)
+    log_p, log_q = leaf.log_softmax(1), with_rest.log()
+    truth = with_rest * (log_q - log_p) if half == "forward" else log_p.exp() * (log_p - log_q)
+    close(getattr(out, f"{half}_half"), truth.sum(1))
+    close(gradient(out.loss, leaf), gradient(truth.sum(), leaf))
