@@ -6,6 +6,7 @@ from . import compiled as compiled  # its ops must be there when a graph from a 
 from .distributed.num_items import global_num_items
 from .function import EntropyAwareKL
 from .heads.lm_head import LMHead
+from .inputs.common_entries import common_entries
 from .inputs.shifted import shifted
 from .inputs.top_k_teacher import TopKTeacher
 from .loss import EntropyAwareKLLoss, EntropyAwareKLOutput, entropy_aware_kl
@@ -29,6 +30,7 @@ __all__ = [
     "Skewed",
     "TopK",
     "TopKTeacher",
+    "common_entries",
     "entropy_aware_kl",
     "global_num_items",
     "shifted",

@@ -49,6 +49,14 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {described(tensor)}: {remedy}")
 
 
+def check_integer(name: str, tensor: Any) -> None:
+    """Refuses what is no dense integer tensor; bools are none."""
+    whole = isinstance(tensor, Tensor) and not (tensor.is_floating_point() or tensor.is_complex())
+    if not whole or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {described(tensor)}")
+    check_dense(name, tensor)
+
+
 def check_floating(name: str, tensor: Any, instead: str = "") -> None:
     """Refuses what is no dense tensor of a dtype that the kernels read; of a non-tensor says what to do ``instead``."""
     if not isinstance(tensor, Tensor):

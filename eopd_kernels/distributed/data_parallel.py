@@ -35,6 +35,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)  # type: ignore[attr-defined]
 
 
+def rows_at(tensor: Tensor, ids: Tensor) -> Tensor:
+    """Returns the rows ``ids`` of a tensor; of a DTensor one that is placed as it is, from a gather of its whole.
+
+    So is the gradient, with that of all ranks' rows in it. Whether it is averaged over ranks with tokens of their own
+    is decided where the rows are used, by :func:`whole`.
+    """
+    if not is_dtensor(tensor):
+        return tensor.index_select(0, ids)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    everywhere = [Replicate()] * mesh.ndim
+    rows = tensor.full_tensor().index_select(0, ids)  # type: ignore[attr-defined]
+    return DTensor.from_local(rows, mesh, everywhere, run_check=False).redistribute(mesh, placements)
+
+
 def check_not_partitioned(name: str, weight: Tensor) -> None:
     """Refuses a parameter that DeepSpeed ZeRO-3 has partitioned: empty outside of its module's forward."""
     if hasattr(weight, "ds_id") and weight.numel() == 0:

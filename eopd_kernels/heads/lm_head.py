@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import tensors
-from ..arguments import check_floating, described, finite
-from ..distributed.data_parallel import check_not_partitioned, is_dtensor, whole
+from ..arguments import check_floating, check_integer, described, finite
+from ..distributed.data_parallel import check_not_partitioned, is_dtensor, rows_at, whole
 from ..distributed.vocabulary import local_tensor
 from . import products
 from .from_model import parts_of
@@ -91,6 +91,40 @@ class LMHead:
         weight, bias, scale, softcap = parts_of(model)
         return cls(weight, bias, scale=scale, softcap=softcap)
 
+    def select(self, ids: Tensor) -> LMHead:
+        """Returns the head of some entries of the vocabulary: its logits are this head's at ``ids``, in that order.
+
+        Their softmax is over these entries alone: probabilities are renormalised, entropies and KLs those of that.
+        Whatever names an entry in a call of the loss is then a place in ``ids``: ``token_ids``, the ids of a
+        ``TopKTeacher``, ``vocab_size``.
+
+        The rows are copied as they are now, and gradients reach the whole weight and bias through the copy: select
+        again for each call that trains. For the first entries of a head ``vocab_size=`` of the loss needs no copy.
+
+        Args:
+            ids: ``[k]`` integer, k >= 1, from 0 to V − 1, each at most once, on any device. On a CPU, as
+                :func:`common_entries` gives them, this is checked; elsewhere looking would wait for the device. Of a
+                DTensor they are entries of the whole vocabulary, the same on every rank: the weight is gathered here,
+                and the selected head's is a DTensor of the same placement. A rank's shard that is a plain tensor has
+                no other entries than its own rows, from 0.
+
+        Raises:
+            TypeError: ``ids`` is not an integer tensor.
+            ValueError: it is not ``[k]`` with k >= 1, has an entry that the weight has no row for, or one twice; or
+                the weight is partitioned by DeepSpeed ZeRO-3.
+
+        Example::
+
+            student_head, teacher_head = LMHead(torch.randn(50, 8)), LMHead(torch.randn(60, 12))
+            student_ids, teacher_ids = torch.tensor([0, 3, 4]), torch.tensor([7, 2, 59])  # the same three tokens
+            heads = {"student_head": student_head.select(student_ids), "teacher_head": teacher_head.select(teacher_ids)}
+            out = entropy_aware_kl(torch.randn(5, 8), torch.randn(5, 12), **heads)
+        """
+        check_not_partitioned("LMHead.weight", self.weight)
+        check_ids(ids, len(self.weight))
+        ids = ids.to(self.weight.device, torch.int64)
+        return self.with_tensors(rows_at(self.weight, ids), None if self.bias is None else rows_at(self.bias, ids))
+
     def __repr__(self) -> str:
         return (
             f"LMHead(weight={described(self.weight)}, bias={self.bias is not None}, "
@@ -145,6 +179,27 @@ class LMHead:
             part = slice(start, min(start + panel_rows, len(weight)))
             panel = buffer[: part.stop - part.start]
             yield part, panel.copy_(weight[part])
+
+
+def check_ids(ids: Any, vocab_size: int) -> None:
+    """Refuses what are no entries of a head, each at most once."""
+    name = "ids of LMHead.select"
+    check_integer(name, ids)
+    if ids.dim() != 1 or len(ids) == 0:
+        raise ValueError(f"{name} must have the shape [k] with k >= 1, got {tuple(ids.shape)}")
+    if not tensors.readable(ids):
+        return
+    low, high = ids.long().aminmax()
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} must be from 0 to {vocab_size - 1}, the rows of its weight, got {described(ids)} with others: "
+            "leave out what a tokenizer has beyond its model's rows"
+        )
+    if ids.long().bincount().max() > 1:
+        raise ValueError(
+            f"{name} must name each entry once, got {described(ids)} with repetitions, which would count twice: leave "
+            "them out, on the other side as well"
+        )
 
 
 def tensors_of(head: LMHead | None) -> tuple[Tensor | None, Tensor | None]:

@@ -81,7 +81,8 @@ def common_vocabulary(
             )
             raise ValueError(
                 f"student and teacher have vocabularies of {of_student} and {of_teacher}; {taken}where entries up to "
-                "some size mean the same tokens in both, pass that size as vocab_size"
+                "some size mean the same tokens in both, pass that size as vocab_size; where only some do, pass heads "
+                "of these, LMHead.select(ids)"
             )
         return of_student
     if not 1 <= vocab_size <= min(of_student, of_teacher):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import check_dense, check_floating, described
+from ..arguments import check_dense, check_floating, check_integer, described
 from ..row_math.statistics import times_or_zero
 
 
@@ -43,9 +43,7 @@ class TopKTeacher:
         valid: Tensor | None = None,
         token_log_probs: Tensor | None = None,
     ) -> None:
-        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"TopKTeacher.ids must be an integer tensor, got {described(ids)}")
-        check_dense("TopKTeacher.ids", ids)
+        check_integer("TopKTeacher.ids", ids)
         if ids.dim() < 1 or ids.shape[-1] == 0:
             raise ValueError(f"TopKTeacher.ids must have the shape [..., k] with k >= 1, got {tuple(ids.shape)}")
         floating: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy, "token_log_probs": token_log_probs}

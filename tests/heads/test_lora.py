@@ -74,6 +74,17 @@ def test_gradients_reach_the_adapter() -> None:
         assert theirs.abs().max() > 0 and relative_error(mine, theirs) < 1e-5
 
 
+def test_entries_of_an_adapted_head() -> None:
+    model = adapted()
+    ids = torch.tensor([40, 3, 17])
+    _, hidden, logits = seen(model)
+    head = LMHead.from_model(model).select(ids)
+    assert relative_error(logits_of(hidden, head), logits[..., ids]) < 1e-5
+    head.weight.square().sum().backward()
+    adapter = [p for p in model.parameters() if p.requires_grad]
+    assert len(adapter) == 2 and all(p.grad is not None and p.grad.any() for p in adapter)
+
+
 def test_several_adapters_and_which_of_them_is_active() -> None:
     model = adapted()
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["lm_head"]))

@@ -12,6 +12,7 @@ from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
 from .sharded import MUTANTS as SHARDED
+from .sharded import SELECTED
 from .tokens import ADVANTAGES, ALIGNED, AMONG_RANKS, IN_A_GRAPH, MEANS
 from .tokens import MUTANTS as TOKENS
 
@@ -26,6 +27,11 @@ CUDA_STORAGE, CUDA_NUMBERS, CUDA_LAUNCH = "csrc/cuda/storage.cuh", "csrc/cuda/nu
 MASKED, GPU_PATH = ("tests/schedules/test_masked.py",), ("tests/test_gpu_path.py",)
 TENSOR_PARALLEL = tuple(f"tests/distributed/test_tensor_parallel{part}.py" for part in ("_failures", "_costs", ""))
 EXCHANGE = tuple(f"tests/distributed/test_tensor_parallel_{part}.py" for part in ("agreement", "logits", "compile"))
+SELECTING = (
+    "tests/heads/test_select.py",
+    "tests/inputs/test_common_entries.py",
+    "tests/distributed/test_selected_heads.py",
+)
 
 MUTANTS = [
     *OBJECTIVES,
@@ -50,6 +56,7 @@ MUTANTS = [
         ),
         SHARDED,
     ),
+    *noticed_by(SELECTING, SELECTED),
     Mutant("gate inverted", "exceeds", "torch.where(entropy.isnan(), entropy, (entropy > threshold)", "torch.where(entropy.isnan(), entropy, (entropy <= threshold)"),
     Mutant("gate opens at the threshold", "exceeds", "(entropy > threshold).to(entropy.dtype)", "(entropy >= threshold).to(entropy.dtype)"),
     Mutant("alpha forgotten", "combination", "else self.alpha * self.loss_factor", "else self.loss_factor"),
