@@ -124,7 +124,7 @@ def entropy_aware_kl(
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
         teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape; must not require
-            grad. Or a :class:`TopKTeacher`, for a sampled reverse half and a top-k forward half. Or None, for a sampled
+            grad. Or a :class:`TopKTeacher`, for a sampled or top-k reverse half and a top-k forward half. Or None, for a sampled
             reverse half alone with ``advantages``: what concerns the teacher is NaN then.
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
@@ -134,7 +134,8 @@ def entropy_aware_kl(
             they count, such as those of an additive attention mask (0 and −inf); elsewhere they are not looked at, and
             give a loss of NaN or of the wrong sign.
         labels: leading shape, any integer dtype: tokens equal to ``ignore_index`` are left out. May be combined with
-            ``mask``. The ``labels`` of a Hugging Face batch are not shifted: pass ``**shifted(labels=labels)``.
+            ``mask``. The ``labels`` of a Hugging Face batch are not shifted: pass ``**shifted(labels=labels)``. With an
+            objective's ``cross_entropy`` they are the ``token_ids`` where these are not given.
         ignore_index: default −100, as in torch's cross-entropy.
         num_items: replaces the count of ``reduction="mean"``: a number or 0-d tensor, finite and at least 0, e.g. the
             tokens of all the micro-batches of an optimizer step (``num_items_in_batch`` of transformers); 0 divides by
@@ -144,7 +145,7 @@ def entropy_aware_kl(
         objective: see :class:`Objective`. Default ``Objective()``: τ = 0.8 nats, α = 1, T = 1.
         token_ids: leading shape, integer: the sampled token y at each position, which is the token that follows it:
             then there are ``student_log_probs`` and ``teacher_log_probs``, under every objective. A sampled reverse
-            half needs it.
+            half needs it; a ``cross_entropy`` is that of y.
         old_log_probs: leading shape: log p_old(y) in nats under the policy that sampled it, at the student's
             temperature. A CPU refuses those above 0 by more than rounding (0.125); elsewhere they are taken.
         advantages: leading shape: A of a sampled reverse half, in place of log q(y) − log p_old(y).

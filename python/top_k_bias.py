@@ -1,8 +1,8 @@
-"""Where the top-k forward halves take a student that starts at the teacher.
+"""Where the top-k halves take a student that starts at the teacher.
 
 Two fixed teachers over 1,000 entries, each a power of the rank, one flat and one peaked. The student's logits are free
-and start as the teacher's; plain gradient descent minimises one forward half at a time. Where the teacher is a fixed
-point, the student stays.
+and start as the teacher's; plain gradient descent minimises one half at a time. Where the teacher is a fixed point, the
+student stays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eopd_kernels import Objective, TopK, entropy_aware_kl
 
-SUMMARY = "Gradient descent from the teacher on each top-k forward half: full KL and mass outside the top k by step."
+SUMMARY = "Gradient descent from the teacher on each top-k half: full KL and mass outside the top k by step."
 VOCAB_SIZE, TOP = 1_000, 16
 TEACHERS = {"flat": 1.48, "peaked": 2.5}  # q of the entry of rank r is proportional to r^-exponent
 STEPS, RATE = 2_000, 1.0
@@ -37,6 +37,8 @@ VARIANTS = {
     "raw, no tail": Variant(TopK(TOP, teacher="raw"), "#E69F00", "--"),
     "raw with tail": Variant(TopK(TOP, teacher="raw", tail=True), "#0072B2", "-"),
     "full vocabulary": Variant("full", "#000000", ":"),
+    "reverse, raw, no tail": Variant("none", "#009E73", "--", TopK(TOP, teacher="raw")),
+    "reverse, raw with tail": Variant("none", "#56B4E9", ":", TopK(TOP, teacher="raw", tail=True)),
 }
 
 
@@ -54,7 +56,7 @@ def teachers() -> Tensor:
 
 
 def descend(forward: Any, reverse: Any = "none", *, steps: int = STEPS, rate: float = RATE) -> Track:
-    """Descends from the teacher, with the gate open, on a forward half alone or with a reverse half beside it."""
+    """Descends from the teacher, with the gate open, on a forward half, a reverse half or both."""
     teacher = teachers()
     student = teacher.clone().requires_grad_()
     objective = Objective(gate="always", reverse=reverse, forward=forward)
@@ -99,9 +101,11 @@ def draw(tracks: dict[str, Track], path: Path) -> None:
             above.plot(track.forward_kl[:, column], **line)
             below.plot(100 * track.outside[:, column], **line)
         above.set_title(f"{kind} teacher: H = {entropies[column]:.1f} nats")
+        above.set_yscale("symlog", linthresh=1e-3)  # the halves' biases are orders of magnitude apart
+        below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:g}")
         below.set_xlabel("steps of gradient descent, from the teacher")
         for panel in (above, below):
-            panel.set_ylim(bottom=min(0, -0.03 * panel.get_ylim()[1]))
             panel.grid(alpha=0.25)
             panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("KL(q ‖ p), nats")

@@ -69,12 +69,14 @@ def test_commands_are_there(page: Path) -> None:
                 pytest.fail(f"unknown command: {line}")
 
 
-@pytest.mark.parametrize("file", ["docs/objectives.md", "README.md", "docs/guides/objective.md"])
+@pytest.mark.parametrize(
+    "file", ["docs/objectives.md", "README.md", "docs/guides/objective.md", "docs/guides/methods.md"]
+)
 def test_every_objective_on_a_line_of_its_own_exists(file: str) -> None:
     names: dict[str, object] = {}
     exec("from eopd_kernels import *", names)
     found = re.findall(r"`(Objective(?:\.\w+)?\([^`]*\))`", (ROOT / file).read_text())
-    assert len(found) > 7
+    assert len(found) > 3
     for line in found:
         if re.search(r"[…ταβ]", line):  # a pattern, not code
             continue
@@ -97,7 +99,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_pages_for_users_are_short() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
-        if page.name not in INTERNALS | {"objectives.md"}:
+        if page.name not in INTERNALS:
             assert len(page.read_text().splitlines()) <= 250, page
 
 

@@ -5,6 +5,7 @@ Nothing of Liger is imported. The arithmetic is this package's: fp32 logits and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,14 +20,15 @@ class LigerFusedLinearJSDLoss(nn.Module):
     """Generalised JSD of hidden states and heads, with Liger's arguments; or any other objective.
 
     Args:
-        weight_hard_loss: must be 0: there is no cross-entropy here. Liger's default of 0.5 is this signature's too, so
-            that a call that relies on it is refused instead of changing its meaning.
-        weight_soft_loss: multiplies the loss, at least 0. Default 0.5, as Liger's.
+        weight_hard_loss: multiplies the cross-entropy on the labels, at least 0; 0 at a temperature other than 1, where
+            Liger's is still that at 1. Default 0.5, as Liger's.
+        weight_soft_loss: multiplies the divergence; at least 0, beside a hard loss above 0. Default 0.5, as Liger's.
         beta: β in [0, 1] as in Liger (and GKD): 0 the forward KL, 1 the reverse KL, between them the JSD. Default 0.5.
         ignore_index: labels of tokens that are left out. Default −100.
         temperature: T > 0 of both sides, no factor T². Default 1.0.
         compiled, chunk_size: taken and without effect, as they are in Liger on the result.
-        return_soft_hard_loss: must be False: there is no hard loss to return.
+        return_soft_hard_loss: return ``(loss, soft loss, hard loss)``, the latter two unweighted and without gradient.
+            Default False.
         objective: an :class:`Objective` in place of β and the temperature, which must then keep their defaults.
         **how: schedule, backend, workspace_bytes, gradient_filter, wait_free: as in :func:`entropy_aware_kl`.
 
@@ -53,23 +55,26 @@ class LigerFusedLinearJSDLoss(nn.Module):
         **how: Any,
     ) -> None:
         super().__init__()
-        if weight_hard_loss != 0:
-            raise ValueError(
-                "weight_hard_loss must be 0: this loss has no cross-entropy in it (add one of your own), "
-                f"got {weight_hard_loss!r}, Liger's default being 0.5"
-            )
-        if return_soft_hard_loss:
-            raise ValueError("return_soft_hard_loss must be False: there is no hard loss to return, got True")
         if objective is not None and (beta, temperature) != (0.5, 1.0):
             raise ValueError(
                 f"objective replaces beta and temperature, got both: {objective!r}, beta={beta!r}, "
                 f"temperature={temperature!r}"
             )
         self.weight_soft_loss = finite("weight_soft_loss", weight_soft_loss, least=0.0)
+        hard = finite("weight_hard_loss", weight_hard_loss, least=0.0)
+        self.return_soft_hard_loss = return_soft_hard_loss
         self.ignore_index = ignore_index
         self.how = check_how("LigerFusedLinearJSDLoss", how)
         self.figures = Figures()
         self.objective = Objective.gkd(beta, temperature) if objective is None else objective
+        if hard != 0:
+            if self.weight_soft_loss == 0 or self.objective.temperatures[0] != 1 or self.objective.cross_entropy != 0:
+                raise ValueError(
+                    "weight_hard_loss must be 0 without a soft loss, at a temperature other than 1 (cross-entropy is "
+                    "that at 1), or beside an objective with a cross_entropy of its own; Liger's default is 0.5. Got "
+                    f"weight_hard_loss={weight_hard_loss!r}, weight_soft_loss={weight_soft_loss!r}, {self.objective!r}"
+                )
+            self.objective = replace(self.objective, cross_entropy=hard / self.weight_soft_loss)
 
     def forward(
         self,
@@ -80,8 +85,8 @@ class LigerFusedLinearJSDLoss(nn.Module):
         true_labels: Tensor,
         student_bias: Tensor | None = None,
         teacher_bias: Tensor | None = None,
-    ) -> Tensor:
-        """``weight_soft_loss`` times the mean over tokens whose label is not ``ignore_index``.
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Both losses by their weights, as means over the tokens whose label is not ``ignore_index``.
 
         Args:
             student_input: ``[N, D_s]`` hidden states.
@@ -105,9 +110,15 @@ class LigerFusedLinearJSDLoss(nn.Module):
             student_head=LMHead(student_weight, student_bias),
             teacher_head=LMHead(teacher_weight.detach(), None if teacher_bias is None else teacher_bias.detach()),
             labels=true_labels,
+            token_ids=true_labels if self.return_soft_hard_loss else None,
             ignore_index=self.ignore_index,
             objective=self.objective,
             **self.how,
         )
         self.figures.add(out, self.training)
-        return self.weight_soft_loss * out.loss
+        loss = self.weight_soft_loss * out.loss
+        if not self.return_soft_hard_loss:
+            return loss
+        assert out.student_log_probs is not None
+        hard = -out.student_log_probs.sum() / out.valid.sum().clamp(min=1)
+        return loss, out.loss.detach() - self.objective.cross_entropy * hard, hard

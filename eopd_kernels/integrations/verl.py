@@ -38,11 +38,12 @@ def register(objective: Objective | None = None, name: str = "entropy_aware_kl")
     ``loss_mode`` is ``name``, and calls verl's own otherwise.
 
     Args:
-        objective: what each token's loss is: a top-k forward half under any gate, and a sampled reverse half or none
-            (``Objective.eopd_paper()``). Default: the served top k, renormalised, where its entropy is above 0.8 nats,
-            and no reverse half. The server gives no entropy, so that the gate uses the lower bound that the top k
-            allow. Nor does it give log q of a sampled token outside of its top k: such a token has no reverse half,
-            and ``distillation/token_known`` logs the share that has one; :func:`with_sampled_token` mends it.
+        objective: what each token's loss is: a top-k forward half under any gate, and a reverse half that is sampled
+            (``Objective.eopd_paper()``), over the same top k, or none. Default: the served top k, renormalised, where
+            its entropy is above 0.8 nats, and no reverse half. The server gives no entropy, so that the gate uses the
+            lower bound that the top k allow. Nor does it give log q of a sampled token outside of its top k: such a
+            token has no sampled half, and ``distillation/token_known`` logs the share that has one;
+            :func:`with_sampled_token` mends it.
         name: the ``loss_mode``. Default ``"entropy_aware_kl"``.
 
     Raises:
@@ -51,11 +52,13 @@ def register(objective: Objective | None = None, name: str = "entropy_aware_kl")
             already. When verl trains: a setting under which the loss would not be what it says.
     """
     objective = Objective(reverse="none", forward=TopK(16)) if objective is None else objective
-    served = isinstance(objective, Objective) and isinstance(objective.forward, TopK)
-    if not served or not (objective.reverse == "none" or isinstance(objective.reverse, Sampled)):
+    served = (
+        isinstance(objective, Objective) and isinstance(objective.forward, TopK) and "student" not in objective.top_k
+    )
+    if not served or not (objective.reverse == "none" or isinstance(objective.reverse, Sampled | TopK)):
         raise ValueError(
             "verl's distillation loss has the sampled token and the teacher's top k alone: objective must be "
-            f"Objective(reverse=Sampled() or 'none', forward=TopK(...)), got {objective!r}"
+            f"Objective(reverse=Sampled(), TopK(...) or 'none', forward=TopK(...)), got {objective!r}"
         )
     settings = find("verl", TESTED, LOSSES, "DistillationLossSettings")
     decorator = find("verl", TESTED, LOSSES, "register_distillation_loss")

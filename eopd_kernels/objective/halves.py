@@ -55,7 +55,7 @@ class TopK:
     Forward: F = Σ_S q̃·(log q̃ − log p) (arXiv 2603.07079, Eq. 10). With the teacher renormalised over S and the student
     not, F keeps pushing the student's mass into S even where p = q: the teacher is no fixed point unless S holds all of
     its mass. ``tail=True`` has no such bias. Reverse: R = Σ_S p·(log p − log q), which a :class:`TopKTeacher` has too;
-    raw without a tail it pushes the student's mass out of S. docs/objectives.md shows all of them.
+    raw without a tail it pushes the student's mass out of S. docs/guides/top_k.md shows all of them.
 
     Args:
         k: the size of S, at most V. Default 16, the paper's. Entries that have no mass are in no S. With a

@@ -39,9 +39,8 @@ class Likeliest:
     @classmethod
     def found(cls, of: str, problem: Problem, block: Block, k: int, start: int) -> Likeliest:
         """Returns those of a block ``[n, w]`` that begins at entry ``start``; −inf beyond w."""
-        ranked, scale = (
-            (block.teacher, problem.transforms[3]) if of == "teacher" else (block.student, problem.transforms[0])
-        )
+        ranked = block.teacher if of == "teacher" else block.student
+        scale = problem.transforms[3 if of == "teacher" else 0]
         _, local = top_k(ranked if scale > 0 else -ranked, min(k, ranked.shape[1]))
         into = problem.weights.new_full(local.shape, -torch.inf)
         z_s = transformed_at(block.student, local, 0, problem.transforms[:3], into)

@@ -18,7 +18,7 @@ MADE_BY = {
 PRESETS = {name.replace("_", "-"): make for name, make in MADE_BY.items()}
 PRESETS |= {"entropy-aware": Objective.eopd, "paper": Objective.eopd_paper}
 BOTH = ("reverse-kl", "entropy-aware")
-PARTS = {"gate": (EntropyGate, QuantileGate), "reverse": (Sampled, Skewed), "forward": (TopK, Skewed)}
+PARTS = {"gate": (EntropyGate, QuantileGate), "reverse": (Sampled, TopK, Skewed), "forward": (TopK, Skewed)}
 
 
 def objectives(text: str, *, tau: float, alpha: float, combine: Any, temperature: float) -> dict[str, Objective]:

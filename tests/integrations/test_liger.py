@@ -17,6 +17,7 @@ from tests.conftest import logits_like, relative_error
 from .conftest import require
 
 V, IGNORED = 90, -7
+WEIGHTS = ("weight_hard_loss", "weight_soft_loss")
 
 
 @pytest.fixture
@@ -57,6 +58,20 @@ def test_loss_and_gradients_are_ligers(theirs: Any, beta: float, temperature: fl
         assert relative_error(found, expected) < 2e-4
 
 
+@pytest.mark.parametrize("weights", [None, (0.3, 0.9), (0.0, 0.7)])
+def test_the_hard_loss_is_ligers(theirs: Any, weights: tuple[float, float] | None) -> None:
+    """At Liger's defaults, which are half cross-entropy, and at others; each loss by itself as well."""
+    named: dict[str, Any] = {} if weights is None else dict(zip(WEIGHTS, weights, strict=True))
+    results = []
+    for loss in (theirs, LigerFusedLinearJSDLoss):
+        arguments, leaves = inputs(bias=True)
+        made = loss(**named, ignore_index=IGNORED, compiled=False, chunk_size=16, return_soft_hard_loss=True)
+        value, soft, hard = made(*arguments)
+        results.append((value, soft, hard, *torch.autograd.grad(1.7 * value, leaves)))
+    for expected, found in zip(*results, strict=True):
+        assert relative_error(found, expected) < 2e-4
+
+
 def test_nothing_valid_is_zero() -> None:
     arguments, leaves = inputs()
     arguments[4] = torch.full((37,), IGNORED)
@@ -84,10 +99,12 @@ def test_an_objective_takes_the_place_of_the_jsd() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "weight_hard_loss must be 0.* got 0.5"),
-        ({"weight_hard_loss": 0, "return_soft_hard_loss": True}, "return_soft_hard_loss must be False"),
+        ({"weight_hard_loss": -1.0}, "weight_hard_loss must be"),
+        ({"temperature": 2.0}, "weight_hard_loss must be 0.* Got weight_hard_loss=0.5"),
+        ({"weight_soft_loss": 0.0}, "weight_hard_loss must be 0 without a soft loss"),
+        ({"objective": Objective(cross_entropy=1.0)}, "beside an objective with a cross_entropy of its own"),
         ({"weight_hard_loss": 0, "beta": 0.1, "objective": Objective()}, "objective replaces beta"),
-        ({"weight_hard_loss": 0, "weight_soft_loss": -1.0}, "weight_soft_loss must be"),
+        ({"weight_hard_loss": 0.0, "weight_soft_loss": -1.0}, "weight_soft_loss must be"),
         ({"weight_hard_loss": 0, "beta": 1.5}, "beta must be"),
         ({"weight_hard_loss": 0, "temperature": 0.0}, "temperature must be"),
     ],

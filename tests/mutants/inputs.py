@@ -64,7 +64,10 @@ NOT_FINITE = [
         "log_probs > -torch.inf",
     ),
     Mutant(
-        "inputs: a NaN is not among the top k", "FirstVisit.terms", "else log_p) != -torch.inf", "else log_p) > -torch.inf"
+        "inputs: a NaN is not among the top k",
+        "FirstVisit.terms",
+        "else log_p) != -torch.inf",
+        "else log_p) > -torch.inf",
     ),
     Mutant(
         "inputs: a NaN advantage has no gradient",
