@@ -111,6 +111,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
         outputs = seen.tensors()
         ctx.mark_non_differentiable(*outputs)
+        ctx.set_materialize_grads(False)
         return loss, anchor, *outputs
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from .inputs.check import checked
 from .inputs.keywords import ALL, MODULE, TENSORS, Keywords, ModuleKeywords, TensorKeywords, shown_with, with_defaults
 from .inputs.top_k_teacher import TopKTeacher
 from .objective.objective import Objective
-from .row_math.statistics import RowStatistics
 from .tensors import widest_dtype
 
 # What is worth logging, in the order of EntropyAwareKLOutput.sums.
@@ -22,25 +21,33 @@ FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "ga
 TOKEN_FIGURES = ("student_log_probs", "teacher_log_probs")
 
 
-@dataclass(frozen=True, eq=False)
+class TokenFigures(Protocol):
+    """What a pass leaves of the N tokens of a call, ``[N]`` each."""
+
+    @property
+    def teacher_entropy(self) -> Tensor: ...
+    @property
+    def student_entropy(self) -> Tensor: ...
+    @property
+    def forward_kl(self) -> Tensor: ...
+    @property
+    def reverse_kl(self) -> Tensor: ...
+
+    gate: Tensor
+    reverse: Tensor
+    forward: Tensor
+    token_log_probs: Tensor | None  # [N, 2]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class EntropyAwareKLOutput:
     """The loss, and what was seen on each token: leading shape, fp32 (fp64 if an input is), detached, 0 where masked.
 
+    A figure is computed when it is read, from eight numbers per token that the loss is made of anyway.
+
     Args:
-        loss: in nats; 0-d, or of the leading shape with ``reduction="none"``. The one field with a gradient.
-        teacher_entropy: H_t = −Σ q log q, nats.
-        student_entropy: H_s = −Σ p log p, nats.
-        forward_kl: F = Σ q (log q − log p), nats, whether or not the gate is open.
-        reverse_kl: R = Σ p (log p − log q), nats.
-        gate: how far it was open: 1 or 0, or between with a soft gate. ``gate.mean()`` is no share of open gates where
-            tokens are masked, because these are 0 in it: ``gate[valid].mean()`` is, and so is ``means()["gate"]``.
-        reverse_half: R of the objective, nats; 0 where it had no weight.
-        forward_half: F of the objective, likewise.
-        valid: which tokens count: their weight is not 0; bool.
+        loss: in nats; 0-d, or of the leading shape with ``reduction="none"``. The one tensor with a gradient.
         teacher_entropy_is_lower_bound: whether a :class:`TopKTeacher` came without its entropy.
-        student_log_probs: log p(y) of the sampled token, nats; None without ``token_ids=``.
-        teacher_log_probs: log q(y), likewise; of a :class:`TopKTeacher` its ``token_log_probs``, else what its entries
-            say, NaN where y is none of them.
 
     The entropies and both full KLs are there whatever the objective is, as far as they were seen: NaN for the KLs of a
     :class:`TopKTeacher`, and for what concerns the student of a token that was left out because its gate was shut and
@@ -49,17 +56,73 @@ class EntropyAwareKLOutput:
     """
 
     loss: Tensor
-    teacher_entropy: Tensor
-    student_entropy: Tensor
-    forward_kl: Tensor
-    reverse_kl: Tensor
-    gate: Tensor
-    reverse_half: Tensor
-    forward_half: Tensor
-    valid: Tensor
-    teacher_entropy_is_lower_bound: bool = False
-    student_log_probs: Tensor | None = None
-    teacher_log_probs: Tensor | None = None
+    teacher_entropy_is_lower_bound: bool
+    _seen: TokenFigures
+    _weights: Tensor  # [N]
+    _leading: torch.Size
+
+    @property
+    def teacher_entropy(self) -> Tensor:
+        """H_t = −Σ q log q, nats."""
+        return self._figure(self._seen.teacher_entropy)
+
+    @property
+    def student_entropy(self) -> Tensor:
+        """H_s = −Σ p log p, nats."""
+        return self._figure(self._seen.student_entropy)
+
+    @property
+    def forward_kl(self) -> Tensor:
+        """F = Σ q (log q − log p), nats, whether or not the gate is open."""
+        return self._figure(self._seen.forward_kl)
+
+    @property
+    def reverse_kl(self) -> Tensor:
+        """R = Σ p (log p − log q), nats."""
+        return self._figure(self._seen.reverse_kl)
+
+    @property
+    def gate(self) -> Tensor:
+        """How far it was open: 1 or 0, or between with a soft gate.
+
+        ``gate.mean()`` is no share of open gates where tokens are masked, because these are 0 in it:
+        ``gate[valid].mean()`` is, and so is ``means()["gate"]``.
+        """
+        return self._figure(self._seen.gate)
+
+    @property
+    def reverse_half(self) -> Tensor:
+        """R of the objective, nats; 0 where it had no weight."""
+        return self._figure(self._seen.reverse)
+
+    @property
+    def forward_half(self) -> Tensor:
+        """F of the objective, nats; 0 where it had no weight."""
+        return self._figure(self._seen.forward)
+
+    @property
+    def valid(self) -> Tensor:
+        """Which tokens count: their weight is not 0; bool."""
+        return (self._weights != 0).view(self._leading)
+
+    @property
+    def student_log_probs(self) -> Tensor | None:
+        """log p(y) of the sampled token, nats; None without ``token_ids=``."""
+        token = self._seen.token_log_probs
+        return None if token is None else self._figure(token[:, 0])
+
+    @property
+    def teacher_log_probs(self) -> Tensor | None:
+        """log q(y), nats; of a :class:`TopKTeacher` its ``token_log_probs``, else what its entries say, NaN where y is
+        none of them. None without ``token_ids=``."""
+        token = self._seen.token_log_probs
+        return None if token is None else self._figure(token[:, 1])
+
+    def _figure(self, of_tokens: Tensor) -> Tensor:
+        return of_tokens.masked_fill(self._weights == 0, 0.0).view(self._leading)
+
+    def __repr__(self) -> str:
+        return f"EntropyAwareKLOutput(loss={self.loss!r}, tokens={tuple(self._leading)})"
 
     def means(self) -> dict[str, Tensor]:
         """The figures' means over the valid tokens of this call, for a logger; no device is waited for.
@@ -124,8 +187,8 @@ def entropy_aware_kl(
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.
         teacher: ``[..., V]`` logits or ``[..., D_t]`` hidden states with the same leading shape; must not require
-            grad. Or a :class:`TopKTeacher`, for a sampled or top-k reverse half and a top-k forward half. Or None, for a sampled
-            reverse half alone with ``advantages``: what concerns the teacher is NaN then.
+            grad. Or a :class:`TopKTeacher`, for a sampled or top-k reverse half and a top-k forward half. Or None, for
+            a sampled reverse half alone with ``advantages``: what concerns the teacher is NaN then.
         student_head: the student's :class:`LMHead`, or None (default) if ``student`` is logits.
         teacher_head: the teacher's, likewise; its tensors must not require grad.
         mask: leading shape, bool or number: the weight of each token, 0 for tokens that are left out. Default: all 1.
@@ -217,26 +280,8 @@ def entropy_aware_kl(
     """
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
-    statistics, token = RowStatistics(seen.packed), seen.token_log_probs
-    masked, leading = call.weights == 0, call.leading
-
-    def per_token(figure: Tensor) -> Tensor:
-        return figure.masked_fill(masked, 0.0).view(leading)
-
-    return EntropyAwareKLOutput(
-        loss,
-        per_token(statistics.teacher_entropy),
-        per_token(statistics.student_entropy),
-        per_token(statistics.forward_kl),
-        per_token(statistics.reverse_kl),
-        per_token(seen.gate),
-        per_token(seen.reverse),
-        per_token(seen.forward),
-        masked.logical_not().view(leading),
-        isinstance(teacher, TopKTeacher) and teacher.entropy is None,
-        None if token is None else per_token(token[:, 0]),
-        None if token is None else per_token(token[:, 1]),
-    )
+    lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
+    return EntropyAwareKLOutput(loss, lower_bound, seen, call.weights, call.leading)
 
 
 class EntropyAwareKLLoss(nn.Module):

@@ -7,6 +7,7 @@ N × V several times over. Every kernel is tested against it; nobody should trai
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -75,12 +76,24 @@ def entropy_aware_kl(
         loss = loss / call.denominator
     halves = torch.where(c_r == 0, 0.0, reverse), torch.where(c_f == 0, 0.0, forward)
     figures = (teacher_entropy, student_entropy, forward_kl, reverse_kl, g, *halves)
-    shown, of_token = (
-        [torch.where(weights == 0, 0.0, f).detach().view(call.leading) for f in some] for some in (figures, token)
-    )
+    of_token = torch.stack(token, 1).detach() if token else None
+    seen = Figures(*[figure.detach() for figure in figures], of_token)  # type: ignore[call-arg]
     lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
-    valid = (weights != 0).view(call.leading)
-    return EntropyAwareKLOutput(loss, *shown, valid, lower_bound, *of_token)  # type: ignore[arg-type, call-arg]
+    return EntropyAwareKLOutput(loss, lower_bound, seen, weights, call.leading)
+
+
+@dataclass(eq=False)
+class Figures:
+    """The figures of N tokens, ``[N]`` each."""
+
+    teacher_entropy: Tensor
+    student_entropy: Tensor
+    forward_kl: Tensor
+    reverse_kl: Tensor
+    gate: Tensor
+    reverse: Tensor
+    forward: Tensor
+    token_log_probs: Tensor | None  # [N, 2]
 
 
 def transformed_logits(side: Tensor, head: LMHead | None, vocab_size: int, temperature: float) -> Tensor:

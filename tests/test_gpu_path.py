@@ -310,7 +310,7 @@ def launches(step: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize(("kind", "each"), [("hidden", 7), ("logits", 0)])
 def test_a_step_is_few_launches(kind: str, each: int) -> None:
-    """docs/gpu.md counts them: most are for the figures of all tokens, few for a chunk."""
+    """docs/gpu.md counts them: a few for all tokens together, and a few for a chunk; figures that nobody reads none."""
     if (reason := BACKENDS["cpu"].unavailable()) is not None:
         pytest.skip(reason)
 
@@ -328,8 +328,8 @@ def test_a_step_is_few_launches(kind: str, each: int) -> None:
     found: list[int] = []
     for chunks in (1, 2, 4):
         step(chunks)
-    assert found[0] <= 95 + each
-    assert found[1] - found[0] == each and found[2] - found[0] == 3 * each
+    assert found[0] <= 18 + each
+    assert found[1] - found[0] <= each + 2 and found[2] - found[1] == 2 * each
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -127,7 +127,7 @@ def checked_here(
         needs_gradient=needs_gradient(student, student_head),
         autocast=tensors.autocast_dtype(student.device),
     )
-    items = denominator(weights, given["num_items"], reduction)
+    items = denominator(weights, given["num_items"], reduction, not options.some_weigh_nothing)
     tokens = tokens_of(said, served, objective, weights, student.shape[:-1])
     if teacher is None:
         unknown = torch.full_like(weights, torch.nan)

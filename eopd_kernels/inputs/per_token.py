@@ -48,12 +48,20 @@ def token_weights(
     return rows_of(weights)
 
 
-def denominator(weights: Tensor, num_items: int | float | Tensor | None, reduction: str) -> Tensor | None:
-    """Returns what the sum over tokens is divided by: ``num_items``, else the number of valid tokens; 1 if it is 0."""
+def denominator(
+    weights: Tensor, num_items: int | float | Tensor | None, reduction: str, all_count: bool
+) -> Tensor | None:
+    """Returns what the sum over tokens is divided by: ``num_items``, else the number of valid tokens; 1 if it is 0.
+
+    Args:
+        all_count: whether no token can have weight 0, so that there is nothing to count.
+    """
     if reduction != "mean":
         if num_items is not None:
             raise ValueError(f"num_items replaces the count of reduction='mean', got reduction={reduction!r} with it")
         return None
+    if num_items is None and all_count and not torch.compiler.is_compiling():  # there the number may be symbolic
+        return weights.new_full((), max(1, len(weights)))
     if num_items is None:
         count = (weights != 0).sum()
     elif isinstance(num_items, Tensor):
@@ -187,6 +195,8 @@ def tokens_of(
             f"advantages= are those of Objective.reverse='sampled', got reverse={objective.reverse!r} with them"
         )
 
+    if teacher is None and all(tensor is None for tensor in given.values()):
+        return Tokens()
     unused = weights == 0
 
     def numbers(tensor: Tensor | None) -> Tensor | None:

@@ -17,7 +17,7 @@ from .. import tensors
 from ..row_math.statistics import RowStatistics
 from .blocks import Block, Chunk
 from .first_visit import FirstVisit, gate_of
-from .loss_terms import RowGradient, terms_of
+from .loss_terms import RowGradient, full_losses
 from .masked import COMPACT_BELOW
 from .own_columns import block_gradient, token_logits
 from .problem import Problem
@@ -61,10 +61,9 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
 
 def with_losses(problem: Problem, seen: Seen) -> Seen:
     """Adds the halves and losses, which the fused kernel leaves to be computed for all tokens at once."""
-    if not problem.fused:
-        return seen
-    terms = terms_of(problem.objective, RowStatistics(seen.packed), seen.gate, problem.tokens)
-    return Seen(seen.packed, seen.gate, terms.reverse, terms.forward, terms.loss, seen.token_log_probs)
+    if problem.fused:
+        seen.reverse, seen.forward, seen.loss = full_losses(problem.objective, RowStatistics(seen.packed), seen.gate)
+    return seen
 
 
 def first_visit(problem: Problem, chunk: Chunk, block: Block) -> FirstVisit:

@@ -35,10 +35,11 @@ def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     seen = Seen.empty(problem)
     blocks, columns = problem.blocks(), problem.columns
     assert blocks.teacher is not None
-    opened, put_aside = problem.of_open_tokens(seen.gate), []
+    put_aside = []
     for rows in problem.chunks():
         teacher = blocks.teacher.logits(problem.teacher.take(rows), columns)
         alive = find_gates(problem, rows, teacher, seen)
+        opened = problem.of_open_tokens(seen.gate)
         there = index_of(rows, alive)
         if worth_a_chunk(problem, len(alive), len(teacher)):
             chunk = Chunk(blocks, there, problem.student.take(there), None)  # its logits are here
@@ -49,7 +50,7 @@ def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     for rows in torch.cat(put_aside).split(problem.tiling.tokens) if put_aside else ():
         chunk = blocks.take(rows)
         chunk_gradient(opened, chunk, chunk.logits(columns), gradient, seen)
-    return with_losses(opened, seen)
+    return with_losses(problem, seen)
 
 
 def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:

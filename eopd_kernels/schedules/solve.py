@@ -74,7 +74,9 @@ def solve(call: Call) -> Solved:
             own = (None,) * 4 if terms.own is None else terms.own
             kept = (problem.weights, *terms.coefficients, *own)
     seen = seen if known is None else completed(seen, *known)
-    losses = times_or_zero(call.weights, seen.loss)
+    losses = seen.loss
+    if options.some_weigh_nothing or options.reduction == "none":
+        losses = times_or_zero(call.weights, losses)
     if options.reduction == "none":
         loss = losses.view(call.leading)
     else:

@@ -271,15 +271,17 @@ def draw_top_k(
     teacher, student, tail = choose.choice(variants)
     of, k = "teacher", 16
     if not served:
-        # What is outside of the student's likeliest is often too little of the student for fp32, and F divides by it.
-        divided = tail and variants is FORWARD_TOPS
-        of = "teacher" if divided else choose.choice(("teacher", "student"))
+        of = choose.choice(("teacher", "student"))
         ranked = p_and_q.log_p if of == "student" else p_and_q.log_q
-        assert ranked is not None
+        assert ranked is not None and p_and_q.log_q is not None
         ordered = ranked.sort(1, descending=True).values
         gaps = (ordered[:, :-1] - ordered[:, 1:]).amin(0) if len(ordered) else ordered.new_ones(ordered.shape[1] - 1)
         apart = [*(int(i) + 1 for i in (gaps > MARGIN / 10).nonzero()), ordered.shape[1]]
         k = choose.choice([i for i in apart if i < 4] or apart) if choose.random() < 0.5 else choose.choice(apart)
+        # What is left outside of S is a difference from 1, and a half divides by that of the other side.
+        divisor = p_and_q.log_p if variants is FORWARD_TOPS else p_and_q.log_q
+        outside = 1 - divisor.gather(1, ranked.topk(k, 1).indices).exp().sum(1)
+        tail = tail and bool((outside.nan_to_num(1.0) > 1e-2).all())
     return TopK(k, teacher=teacher, student=student, tail=tail, of=of)  # type: ignore[arg-type]
 
 
