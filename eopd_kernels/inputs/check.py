@@ -38,6 +38,8 @@ from .record import Call, Options
 from .sides import check_side, check_vocab_size, common_vocabulary, needs_gradient, refuse_gradient
 from .top_k_teacher import TopKTeacher
 
+DEFAULT_OBJECTIVE = Objective()  # made once: a call of few tokens would notice
+
 
 def checked(student: Tensor, teacher: Tensor | TopKTeacher | None, given: Keywords) -> Call:
     """Returns the call of these arguments, all keywords ``given``: see :func:`eopd_kernels.entropy_aware_kl`."""
@@ -75,7 +77,7 @@ def checked_here(
 
     What a rank may refuse alone comes before the exchange, what all refuse alike comes after it.
     """
-    objective = Objective() if given["objective"] is None else given["objective"]
+    objective = DEFAULT_OBJECTIVE if given["objective"] is None else given["objective"]
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective, got {described(objective)}")
     reduction, student_head, teacher_head = given["reduction"], given["student_head"], given["teacher_head"]

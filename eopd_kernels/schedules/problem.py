@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -73,7 +74,7 @@ class Problem:
             return replace(self, objective=replace(self.objective, gate="always"))
         return replace(self, tokens=replace(self.tokens, gate=gate))
 
-    @property
+    @functools.cached_property
     def fused(self) -> bool:
         """Whether the kernel can set the gate and take the gradient in the visit that finds the statistics."""
         objective, tokens = self.objective, self.tokens
