@@ -103,6 +103,7 @@ def other_options() -> dict[str, tuple[Arguments, Arguments]]:
         "reverse": Sampled(0.3),
         "forward": TopK(4),
         "reverse_weight": 2.0,
+        "cross_entropy": 0.5,
     }
     return {
         **{f"Objective.{n}": (hidden(), hidden(objective=replace(given, **{n: v}))) for n, v in of_objective.items()},

@@ -98,7 +98,7 @@ TOP = Objective(reverse="none", forward="top_k")
         (
             lambda: entropy_aware_kl(S, T),
             ValueError,
-            "Objective.reverse must be 'sampled' or 'none' with a TopKTeacher",
+            "Objective.reverse must be 'sampled', a TopK or 'none' with a TopKTeacher",
         ),
         (
             lambda: entropy_aware_kl(S, T, objective=Objective(reverse="none")),
