@@ -13,7 +13,7 @@ VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu \
-	docs sdist wheels clean
+	docs sdist wheels hub clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,9 @@ sdist: .venv-release/installed ## the source distribution, in dist/
 
 wheels: .venv-release/installed ## a wheel for each Python, in dist/; on Linux in containers, which need docker or podman
 	.venv-release/bin/python -m cibuildwheel --output-dir dist
+
+hub: ## the folder that the Hub's package `kernels` loads, in dist/hub
+	$(PYTHON) python/hub.py
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) .venv-* build dist site *.egg-info eopd_kernels/*.so eopd_kernels/_build.json

@@ -28,7 +28,7 @@ from .inputs.record import Call, Options, Tokens
 from .objective.gates import EntropyGate, QuantileGate
 from .objective.halves import Sampled, Skewed, TopK
 from .objective.objective import Objective
-from .rows import LIBRARY
+from .rows import LIBRARY, OPS
 from .schedules.fp16 import outstanding
 from .schedules.seen import Seen
 from .schedules.solve import as_inputs, solve, solve_again
@@ -154,7 +154,7 @@ def read(spelling: str) -> Any:
 
 def call(call: Call) -> tuple[Tensor, Seen]:
     """Returns the loss of a checked call that is traced, and what was seen of its N tokens."""
-    loss, *rest = torch.ops.eopd_kernels.loss(*Arguments.of(call))
+    loss, *rest = OPS.loss(*Arguments.of(call))
     return loss, Seen(*rest[: seen_tensors(call.tokens.token_ids)])
 
 
@@ -274,7 +274,7 @@ def gradients_of(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
         if ctx.recompute:
             tensors = len(Arguments._fields) - 3
             packed, *saved = saved
-            found = torch.ops.eopd_kernels.loss_backward(upstream, packed, saved[tensors:], *saved[:tensors], *ctx.rest)
+            found = OPS.loss_backward(upstream, packed, saved[tensors:], *saved[:tensors], *ctx.rest)
         else:
             later, *stored = saved
             factor = outstanding(upstream, later, ctx.forms[0][1][:-1])
@@ -286,9 +286,9 @@ def gradients_of(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
 def register(name: str, schema: str, implementation: Any, fake: Any) -> None:
     LIBRARY.define(f"{name}({schema}) -> Tensor[]")
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"eopd_kernels::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"{LIBRARY.ns}::{name}", fake, lib=LIBRARY)
 
 
 register("loss", SCHEMA, loss, loss_fake)
 register("loss_backward", f"Tensor upstream, Tensor packed, Tensor[] kept, {SCHEMA}", loss_backward, loss_backward_fake)
-torch.library.register_autograd("eopd_kernels::loss", backward, setup_context=setup_context, lib=LIBRARY)
+torch.library.register_autograd(f"{LIBRARY.ns}::loss", backward, setup_context=setup_context, lib=LIBRARY)

@@ -186,7 +186,9 @@ def check_per_row(name: str, tensor: Tensor, student: Tensor, dtype: torch.dtype
 
 
 # Defined one by one rather than with torch.library.custom_op, whose first call imports torch._dynamo: 1.2 s.
-LIBRARY = torch.library.Library("eopd_kernels", "DEF")
+# Under the package's own name, so that two copies in a process, which have two names, have ops of their own.
+LIBRARY = torch.library.Library(__package__.replace(".", "_"), "DEF")
+OPS: Any = getattr(torch.ops, LIBRARY.ns)
 
 
 def register(name: str) -> RowFunctions:
@@ -197,8 +199,8 @@ def register(name: str) -> RowFunctions:
         mutates = ("out",) if "gradient" in function.__name__ else ()
         LIBRARY.define(qualified + torch.library.infer_schema(function, mutates_args=mutates))
         LIBRARY.impl(qualified, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"eopd_kernels::{qualified}", fake, lib=LIBRARY)
-        return getattr(torch.ops.eopd_kernels, qualified).default
+        torch.library.register_fake(f"{LIBRARY.ns}::{qualified}", fake, lib=LIBRARY)
+        return getattr(OPS, qualified).default
 
     return RowFunctions(*map(op, implementations(name), FAKES))
 

@@ -17,8 +17,8 @@ from tests.integrations.conftest import in_a_folder_of_its_own, require
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [ROOT / "examples" / "README.md", ROOT / "python" / "README.md"]
-# Lines of programs whose other parts are not on the page: tests and examples run what these two show.
-FRAGMENTS = {"integrations.md", "distributed.md"}
+# Lines of programs whose other parts are not on the page, or in a folder: tests and examples run what these show.
+FRAGMENTS = {"integrations.md", "distributed.md", "hub.md"}
 RUN = [page for page in PAGES if "```python\n" in page.read_text() and page.name not in FRAGMENTS | {"README.md"}]
 INTERNALS = {
     "benchmarks.md",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 # As csrc/problem.h numbers them.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-# What setup.py has built and, where it has not, why.
-RECORD = Path(__file__).resolve().parents[1] / "_build.json"
+# What setup.py has built and, where it has not, why. Not resolved: in the Hub's cache every file is a link elsewhere.
+RECORD = Path(__file__).parents[1] / "_build.json"
 
 at = Tensor.data_ptr
 

@@ -179,7 +179,7 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for() -> N
     asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [
         *asked["dependencies"],
-        *(line for extra in ("train", "integrations") for line in asked["optional-dependencies"][extra]),
+        *(line for extra in ("train", "integrations", "test") for line in asked["optional-dependencies"][extra]),
     ]
     floors = {
         requirement.name: Version(clause.version)

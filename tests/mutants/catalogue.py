@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .compiled import COPIES
 from .compiled import MUTANTS as COMPILED
 from .gradient_filter import MUTANTS as GRADIENT_FILTER
 from .inputs import MUTANTS as INPUTS_OF_ALL_KINDS
@@ -36,6 +37,7 @@ SELECTING = (
 MUTANTS = [
     *OBJECTIVES,
     *noticed_by(("tests/test_compile.py",), COMPILED),
+    *noticed_by(("tests/test_two_copies.py",), COPIES),
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(EXCHANGE, EXCHANGED),

@@ -16,3 +16,9 @@ MUTANTS = [
     Mutant("compiled: dynamo traces forward", "EntropyAwareKL", "class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):", "class EntropyAwareKL(torch.autograd.Function):"),
     Mutant("compiled: torch.func is let through", "EntropyAwareKL.of", "if torch._C._are_functorch_transforms_active():", "if False:"),
 ]  # fmt: skip
+
+COPIES = [
+    Mutant("copies: rows of another", "rows.OPS", "LIBRARY.ns", '"eopd_kernels"'),
+    Mutant("copies: another's loss is compiled", "compiled.call", "OPS.loss(", "torch.ops.eopd_kernels.loss("),
+    Mutant("copies: another's backward is compiled", "gradients_of", "OPS.loss_backward(", "torch.ops.eopd_kernels.loss_backward("),
+]  # fmt: skip
