@@ -15,7 +15,7 @@ MUTANTS = [
     Mutant("tokens: a missing entry is found", "log_prob_of", "present & (ids == token_ids.unsqueeze(1))", "ids == token_ids.unsqueeze(1)"),
     Mutant("tokens: what is no entry has probability 1", "log_prob_of", ".sum(1), torch.nan)", ".sum(1), 0.0)"),
     Mutant("tokens: a served teacher's entries are not asked", "tokens_of", "if token_log_probs is None and token_ids is not None:", "if False:"),
-    Mutant("tokens: masked ones keep theirs", "loss.entropy_aware_kl", "per_token(token[:, 0])", "token[:, 0].view(leading)"),
+    Mutant("tokens: masked ones keep theirs", "EntropyAwareKLOutput.student_log_probs", "self._figure(token[:, 0])", "token[:, 0].view(self._leading)"),
     Mutant("tokens: shut ones forget the teacher", "completed", "token = torch.where(shut, statistics.token_log_probs, token)", "pass"),
     Mutant("tokens: shut ones of a chunk forget the teacher", "find_gates", "statistics = without_student(of_teacher(problem, teacher), token)", "statistics = without_student(of_teacher(problem, teacher), None)"),
     Mutant("tokens: a student that was not seen has a log-probability", "without_student", "statistics.with_token(token, token)", "RowStatistics(packed, statistics.teacher_log_probs(token.expand(-1, 2)))"),
@@ -35,7 +35,7 @@ IN_A_GRAPH = [
 MEANS = [
     Mutant("means: masked tokens count", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "~figures.isnan()"),
     Mutant("means: what is unknown poisons the rest", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "self.valid.reshape(1, -1).expand_as(figures)"),
-    Mutant("means: masked and valid exchanged", "loss.entropy_aware_kl", "masked.logical_not().view(leading)", "masked.view(leading)"),
+    Mutant("means: masked and valid exchanged", "EntropyAwareKLOutput.valid", "(self._weights != 0)", "(self._weights == 0)"),
     Mutant("means: sums of fp32", "sums", "figures.to(widest_dtype(figures.device))", "figures.float()"),
     Mutant("means: counts before sums", "means_of", "total, count = sums", "count, total = sums"),
 ]  # fmt: skip
