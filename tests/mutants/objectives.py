@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from .mutant import Mutant
 
+REPORTS = ("tests/reports/test_top_k.py",)
+
 MUTANTS = [
     Mutant("objectives: blend forgets alpha", "combination", '"blend": -self.alpha * rho', '"blend": -rho'),
     Mutant("objectives: T squared is T", "loss_factor", "self.temperatures[0] ** 2", "self.temperatures[0]"),
@@ -33,8 +35,8 @@ MUTANTS = [
     Mutant("objectives: the tail's mass is the teacher's", "tails", "(1 - mass - more_inside, 1 - mass)", "(1 - mass, 1 - mass)"),
     Mutant("objectives: rounding makes the tail's divergence negative", "top_k_forward", "+ more).clamp_min(0)", "+ more)"),
     Mutant("objectives: rounding makes the tail's reverse divergence negative", "top_k_reverse", "- more).clamp_min(0)", "- more)"),
-    Mutant("objectives: entries that add up to more than 1 count as 1", "tails", "torch.where(1 - mass < smallest, -more_inside, p_tail - q_tail)", "p_tail - q_tail"),
-    Mutant("objectives: the gradient of entries that add up to more than 1", "top_k_forward", "whole = mass.clamp_min(1)", "whole = torch.ones_like(mass)"),
+    Mutant("objectives: entries that add up to more than 1 count as 1", "tails", "torch.where(1 - mass < smallest, -more_inside, p_tail - q_tail)", "p_tail - q_tail", REPORTS),
+    Mutant("objectives: the gradient of entries that add up to more than 1", "top_k_forward", "whole = mass.clamp_min(1)", "whole = torch.ones_like(mass)", REPORTS),
     Mutant("objectives: the reverse tail has no gradient", "top_k_reverse", "Half(value, of_tail - value,", "Half(value, -value,"),
     Mutant("objectives: the reverse tail has the other sign", "top_k_reverse", "torch.log(p_tail / q_tail)", "torch.log(q_tail / p_tail)"),
     Mutant("objectives: a raw reverse half forgets what leaves S", "top_k_reverse", 'value + (p.sum(1) if half.student == "full" else 1.0)', "value + 1.0"),
