@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real test versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu \
+.PHONY: help demo demo-real test newcomer versions $(VERSIONS) lint types fuzz mutants sanitize bench bench-dev traffic gpu \
 	docs sdist wheels hub clean
 
 help: ## this list
@@ -41,6 +41,10 @@ demo-real: $(BIN)/installed ## distil SmolLM2-135M-Instruct into a student cut f
 test: $(BIN)/installed ## the whole test suite
 	$(BIN)/python -m eopd_kernels.info
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+
+# Torch as pip gives it: a machine without a GPU names the index of the smaller one, as the README says.
+newcomer: ## what the README has a newcomer do in ten minutes, in a clean environment: install, check, a first loop
+	$(PYTHON) -m tests.newcomer
 
 # All of them build in place, each Python extensions of its own name. With -k one that fails does not stop the others.
 versions: test $(VERSIONS) ## the whole test suite with the oldest versions, torch 2.11, the default and the newest
