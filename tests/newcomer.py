@@ -36,10 +36,11 @@ def programs(clone: Path) -> dict[str, str]:
 
 
 def commands(clone: Path) -> list[str]:
-    """What the README has a user type to install the package and to see that it works."""
+    """What the README has a user type to see that it works, after the install command that its first code needs."""
     section = re.split(r"^## ", (clone / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith("Installation\n")]
-    return re.findall(r"^    ((?:pip|python) .*?)(?: +#.*)?$", text, re.MULTILINE)
+    found = re.findall(r"^    ((?:pip|python) .*?)(?: +#.*)?$", text, re.MULTILINE)
+    return [command for command in found if command != "pip install ."]
 
 
 def run_programs(clone: Path, python: Path, environment: dict[str, str]) -> None:
