@@ -61,7 +61,14 @@ def main() -> int:
         environment["PATH"] = os.pathsep.join([str(binaries), environment["PATH"]])
         for command in commands(clone):
             print(f"{(time.perf_counter() - started) / 60:.1f} min: {command}", flush=True)
-            subprocess.run(command, shell=True, cwd=clone, env=environment, check=True)
+            done = subprocess.run(
+                command, shell=True, cwd=clone, env=environment, check=True, stdout=subprocess.PIPE, text=True
+            )
+            print(done.stdout, flush=True)
+        # The last of them is the check.
+        kernels = list((clone / ".venv").glob("lib/python*/site-packages/eopd_kernels/*.so"))
+        if kernels and not re.search(r"^ *cpu +available", done.stdout, re.MULTILINE):
+            raise SystemExit(f"the check did not see {kernels}")
         environment["PYTHONPATH"] = str(clone / "python")  # where the tiny models are
         run_programs(clone, binaries / "python", environment)
     minutes = (time.perf_counter() - started) / 60

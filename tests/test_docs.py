@@ -129,7 +129,7 @@ def test_commands_are_there(page: Path) -> None:
         match words:
             case ["make", *goals]:
                 assert set(goals) <= targets, line
-            case ["python", "-m", module, *_]:
+            case ["python", "-P", "-m", module, *_] | ["python", "-m", module, *_]:
                 assert importlib.util.find_spec(module) is not None, line
             case ["python", file, *_]:
                 assert (ROOT / file).exists(), line

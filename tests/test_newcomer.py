@@ -11,7 +11,7 @@ from tests import newcomer
 
 def test_the_commands_are_those_of_the_readme() -> None:
     found = newcomer.commands(newcomer.ROOT)
-    assert found == ["pip install '.[integrations]'", "python -m eopd_kernels.info --check"]
+    assert found == ["pip install '.[integrations]'", "python -P -m eopd_kernels.info --check"]
 
 
 def test_both_programs_run_in_interpreters_of_their_own() -> None:
