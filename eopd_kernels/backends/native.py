@@ -29,7 +29,8 @@ def why_not_built(part: str, name: str, error: ImportError) -> str:
     """
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if part not in record:
-        return f"{name} were never built (pip install . or python setup.py build_ext --inplace builds them)"
+        where = f"in {RECORD.parent}, where Python found the package"
+        return f"{name} were never built {where} (pip install . or python setup.py build_ext --inplace builds them)"
     if record[part]["built"]:
         return f"{name} were built but cannot be loaded: {error}"
     return f"{name} were not built: {record[part]['reason']}"
