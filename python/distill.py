@@ -162,6 +162,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         objective=options.loss.objectives[name],
         tau=options.loss.tau,
         vocab_size=scenario.vocab_size,
+        rollout_prompts=options.rollouts.rollout_prompts,
         on_step=on_step,
     )
     for callback in (PrinterCallback, ProgressCallback):

@@ -141,9 +141,8 @@ class RolloutOptions:
     """Completions."""
 
     max_new_tokens: int = option(256, "longest completion")
-    generation_batch_size: int | None = option(
-        None, "completions sampled at a time on a process; by default all of an optimizer step"
-    )
+    rollout_prompts: int | None = option(None, "answered at once, for as many optimizer steps; by default for one")
+    generation_batch_size: int | None = option(None, "completions sampled at a time on a process; by default all")
     rollout_engine: Literal["generate", "vllm"] = option(
         "generate", "what samples the student's completions; vllm must be installed"
     )
@@ -269,6 +268,9 @@ class Options:
             raise UsageError("--objective", f"{chosen!r} needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
+        step, at_once = self.training.prompts_per_step, self.rollouts.rollout_prompts
+        fits = at_once is None or (at_once >= step and at_once % step == 0)
+        require(fits, "rollout_prompts", at_once, f"a multiple of the {step} prompts of an optimizer step")
 
     @property
     def demo(self) -> bool:

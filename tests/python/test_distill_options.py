@@ -66,6 +66,11 @@ def test_json_and_what_was_echoed_are_read_as_well(tmp_path: Path) -> None:
         ("chat_template_kwargs: '[1]'", "argument --chat-template-kwargs: '[1]' is not a JSON object"),
         ("torch_compile: true", "argument --torch-compile: True is not supported by this program: leave it False"),
         ("eval_strategy: steps", "argument --eval-strategy: "),
+        (
+            "rollout_prompts: 192",
+            "argument --rollout-prompts: 192 is not a multiple of the 128 prompts of an optimizer",
+        ),
+        ("rollout_prompts: 0", "argument --rollout-prompts: 0 is not a multiple of "),
         ("max_steps: 0", "argument --max-steps: 0 is not an integer of at least 1"),
         ("fsdp: true", "argument --fsdp: "),
     ],
