@@ -177,8 +177,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
         if isinstance(half := self.distillation_objective.reverse, Sampled):
             self.totals.add("clipped_by_ratio", clipped_by_ratio(half, seen, rollouts.log_probs).sum())
-        if self.accelerator.num_processes > 1:
-            loss = loss * self.accelerator.num_processes
+        loss = loss * self.accelerator.num_processes
         return (loss, seen) if return_outputs else loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *given: Any, **more: Any) -> None:
