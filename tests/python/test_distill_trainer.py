@@ -165,7 +165,7 @@ def test_a_rollout_is_drawn_once_and_learnt_from_in_several_steps(
 def test_the_share_of_clipped_tokens_is_that_of_the_ratio_now_to_the_draws(
     clips: dict[str, float], tmp_path: Path
 ) -> None:
-    objective = Objective(reverse=Sampled(**clips))
+    objective = Objective(reverse=Sampled(**clips), forward="none", gate="never")
     _, steps = trained(tmp_path, objective, max_steps=2, rollout_prompts=16, **FAST)
     before, _ = trained(tmp_path, objective, max_steps=1, **FAST)  # the student that the second step begins with
     batch = collate(steps[1][2], PAD, torch.device("cpu"))
@@ -176,17 +176,20 @@ def test_the_share_of_clipped_tokens_is_that_of_the_ratio_now_to_the_draws(
             .gather(-1, batch.completion_ids[..., None])[..., 0]
             for model in (before.student, before.teacher)
         )
-    count = 0
+    half = Sampled(**clips)
+    count, loss, low, high = 0, 0.0, 1 - half.clip_low, 1 + half.clip_high
     for i, completion in enumerate(steps[1][2]):
         assert completion.log_probs is not None
         for j, old in enumerate(completion.log_probs):
             ratio, advantage = float((log_p[i, j] - old).exp()), float(log_q[i, j]) - old
-            within = 1 - objective.reverse.clip_low, 1 + objective.reverse.clip_high  # type: ignore[union-attr]
-            held = ratio > within[1] if advantage > 0 else ratio < within[0]
-            count += held or (advantage < 0 and ratio > clips.get("clip_most", math.inf))
+            most = half.clip_most or math.inf
+            count += ratio > high if advantage > 0 else ratio < low or ratio > most
+            worst = max(-advantage * ratio, -advantage * min(max(ratio, low), high))
+            loss += min(worst, -advantage * most) if advantage < 0 else worst
     assert 0 < count < steps[1][0]["tokens"]
     assert steps[0][0]["clipped_by_ratio"] == 0
     assert steps[1][0]["clipped_by_ratio"] == pytest.approx(count / steps[1][0]["tokens"])
+    assert steps[1][0]["loss"] == pytest.approx(loss / steps[1][0]["tokens"], rel=1e-4)
 
 
 def test_training_lowers_the_loss_and_leaves_the_teacher_alone(tmp_path: Path) -> None:
