@@ -130,8 +130,8 @@ class OnPolicyTrainer(AtomicCheckpoints):
         last = min((first // self.rollout_prompts + 1) * self.rollout_prompts, len(self.stream))
         return [self.stream[draw.number + at] for at in range(0, last - first, self.prompts_per_step) for draw in draws]
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # makes the folder, which process 0 may not yet have made
         if self.drawn:
             content = json.dumps({number: vars(one) for number, one in self.drawn.items()})
             Path(output_dir, f"rollout-{self.args.process_index}.json").write_text(content, encoding="utf-8")

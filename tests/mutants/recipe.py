@@ -60,7 +60,7 @@ MUTANTS = [
         Mutant("recipe: --enable-thinking is forgotten", "PromptOptions.template_arguments", "{**found, **thinking}", "found"),
     ]),
     *of_the_recipe("distill_resume", [
-        Mutant("recipe: a checkpoint forgets the rest of a rollout", "OnPolicyTrainer._save_optimizer_and_scheduler", "if self.drawn:", "if False:"),
+        Mutant("recipe: a checkpoint forgets the rest of a rollout", "OnPolicyTrainer._save_rng_state", "if self.drawn:", "if False:"),
         Mutant("recipe: a resumed rollout forgets its log-probabilities", "OnPolicyTrainer._load_optimizer_and_scheduler", "Completion(**one)", 'Completion(**one | {"log_probs": [0.0] * len(one["ids"])})'),
     ]),
     *of_the_recipe("distill_processes", [

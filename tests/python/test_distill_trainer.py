@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,14 @@ def test_a_rollout_is_drawn_once_and_learnt_from_in_several_steps(
     assert alike[:2] == [True, True] and not any(alike[2:])
     for one, other in zip(steps[1][2], still[1][2], strict=True):  # the log-probabilities are those of the draw too
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+
+
+def test_a_process_that_comes_first_makes_the_checkpoints_folder(tmp_path: Path) -> None:
+    trainer, [(_, _, completions)] = trained(tmp_path, Objective())
+    trainer.drawn = {8: completions[0]}
+    trainer._save_rng_state(str(tmp_path / "partial" / "checkpoint-1"))
+    [(number, kept)] = json.loads((tmp_path / "partial" / "checkpoint-1" / "rollout-0.json").read_text()).items()
+    assert number == "8" and Completion(**kept) == completions[0] and kept["log_probs"] == completions[0].log_probs
 
 
 @pytest.mark.parametrize("clips", [{}, {"clip_low": 0.05, "clip_high": 0.4, "clip_most": 1.1}])
