@@ -265,12 +265,11 @@ class Results:
 
     def sampled(self, model: PreTrainedModel) -> list[Rollouts]:
         """Completions of held-out prompts, by chance that is the same for every model."""
-        options, scenario = self.options, self.scenario
+        options, scenario, size = self.options, self.scenario, self.options.run.evaluation_batch_size
         torch.manual_seed(options.training.seed)
         prompts = [prompt.ids for prompt in scenario.held_out for _ in range(options.run.eval_samples)]
         sampling: dict[str, Any] = {"top_p": options.run.eval_top_p, "vocab_size": scenario.vocab_size}
         sampling["max_new_tokens"] = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
-        size = options.run.evaluation_batch_size
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         return [sample(model, scenario.tokenizer, batch, **sampling) for batch in batches]
 

@@ -78,8 +78,7 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         training, held_out = split(options, encode_prompts(rows, options.prompts, tokenizer))
         if (suffix := options.prompts.eval_prompt_suffix) is not None:
             of_place, otherwise = dict(rows), replace(options.prompts, prompt_suffix=suffix)
-            asked = [(prompt.place, of_place[prompt.place]) for prompt in held_out]
-            held_out = encode_prompts(asked, otherwise, tokenizer)
+            held_out = encode_prompts([(one.place, of_place[one.place]) for one in held_out], otherwise, tokenizer)
         warn_of_missing_answers(rows, options.prompts, held_out)
         if any(prompt.answer for prompt in held_out) and importlib.util.find_spec("math_verify") is None:
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
