@@ -36,11 +36,11 @@ from distillation.checkpoints import last_checkpoint
 from distillation.command_line import parse_options
 from distillation.demonstration import build_models
 from distillation.errors import Interrupted, RunError, UsageError
-from distillation.evaluation import agreement, correctness, sample_in_batches
+from distillation.evaluation import agreement, correctness
 from distillation.options import Options
 from distillation.page import write_page
 from distillation.report import say, shown, step_header, step_line, table
-from distillation.rollouts import Completion, Rollouts, text_of
+from distillation.rollouts import Completion, Rollouts, sample, text_of
 from distillation.run_folder import RunFolder
 from distillation.scenarios import Scenario, load_scenario
 from distillation.stream import PromptStream
@@ -162,6 +162,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
         objective=options.loss.objectives[name],
         tau=options.loss.tau,
         vocab_size=scenario.vocab_size,
+        rollout_prompts=options.rollouts.rollout_prompts,
         on_step=on_step,
     )
     for callback in (PrinterCallback, ProgressCallback):
@@ -206,14 +207,8 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
     if trainer.is_deepspeed_enabled and trainer.shares_parameters:
         raise UsageError("--rollout-engine", "vllm is handed whole parameters, which DeepSpeed ZeRO-3 has not")
     longest = max(len(prompt.ids) for prompt in scenario.training) + rollouts.max_new_tokens
-    return SampledByVLLM(
-        *models,
-        **sampling,
-        start=scenario.start,
-        eos_ids=scenario.eos_ids,
-        longest=longest,
-        memory=rollouts.vllm_memory,
-    )
+    sampling |= {"start": scenario.start, "eos_ids": scenario.eos_ids, "longest": longest}
+    return SampledByVLLM(*models, **sampling, memory=rollouts.vllm_memory)
 
 
 @contextmanager
@@ -268,27 +263,27 @@ class Results:
             self.folder.write("results.json", self.content)
         wait(self.options)
 
+    def sampled(self, model: PreTrainedModel) -> list[Rollouts]:
+        """Completions of held-out prompts, by chance that is the same for every model."""
+        options, scenario, size = self.options, self.scenario, self.options.run.evaluation_batch_size
+        torch.manual_seed(options.training.seed)
+        prompts = [prompt.ids for prompt in scenario.held_out for _ in range(options.run.eval_samples)]
+        sampling: dict[str, Any] = {"top_p": options.run.eval_top_p, "vocab_size": scenario.vocab_size}
+        sampling["max_new_tokens"] = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return [sample(model, scenario.tokenizer, batch, **sampling) for batch in batches]
+
     def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
         """Right answers where they can be checked, and agreement with the teacher on its own answers."""
-        options, scenario = self.options, self.scenario
-        sampling: dict[str, Any] = {
-            "batch_size": options.run.evaluation_batch_size,
-            "max_new_tokens": options.rollouts.max_new_tokens,
-            "vocab_size": scenario.vocab_size,
-        }
-        prompts = [prompt.ids for prompt in scenario.held_out]
+        scenario, tau = self.scenario, self.options.loss.tau
         if self.reference is None:
-            torch.manual_seed(options.training.seed)
-            repeated = [ids for ids in prompts for _ in range(options.run.eval_samples)]
-            self.reference = sample_in_batches(scenario.teacher, scenario.tokenizer, repeated, **sampling)
-        found = agreement(model, scenario.teacher, self.reference, tau=options.loss.tau, vocab_size=scenario.vocab_size)
+            self.reference = self.sampled(scenario.teacher)
+        found = agreement(model, scenario.teacher, self.reference, tau=tau, vocab_size=scenario.vocab_size)
         checks = [check for prompt in scenario.held_out if (check := scenario.check(prompt)) is not None]
         correct = None
-        if len(checks) == len(prompts):
-            torch.manual_seed(options.training.seed)
-            correct = correctness(
-                model, scenario.tokenizer, prompts, checks, samples=options.run.eval_samples, **sampling
-            )
+        if len(checks) == len(scenario.held_out):
+            own = self.reference if model is scenario.teacher else self.sampled(model)
+            correct = correctness(own, scenario.tokenizer, scenario.eos_ids, checks)
         return {"correct": correct, "agreement": found}
 
     def rows(self) -> list[tuple[str, dict[str, float]]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Protocol
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -13,11 +12,8 @@ from .draws import seed_of, uniforms
 from .rollouts import Completion, end_of_sequence_ids, sample
 from .stream import Draw
 
-
-class Answering(Protocol):
-    """A source of completions: one per draw, in their order. Another engine than ``generate`` can stand behind it."""
-
-    def __call__(self, draws: Sequence[Draw]) -> list[Completion]: ...
+# A source of completions: one per draw, in their order. Another engine than ``generate`` can stand behind it.
+Answering = Callable[[Sequence[Draw]], list[Completion]]
 
 
 @dataclass
@@ -43,17 +39,14 @@ class SampledAnswers:
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found: dict[int, Completion] = {}
-        by_teacher = [self.for_teacher(draw) for draw in draws]
         for model, writer in ((self.student, "student"), (self.teacher, "teacher")):
             teachers = writer == "teacher"
-            chosen = [draw for draw, teachers_own in zip(draws, by_teacher, strict=True) if teachers_own is teachers]
+            chosen = [draw for draw in draws if self.for_teacher(draw) is teachers]
             size = self.batch_size or max(1, len(chosen))
             for start in range(0, len(chosen), size):
                 part = chosen[start : start + size]
                 answers = self.answers(model, part, self.synced and not teachers)
-                found.update(
-                    (draw.number, replace(one, writer=writer)) for draw, one in zip(part, answers, strict=True)
-                )
+                found |= {draw.number: replace(one, writer=writer) for draw, one in zip(part, answers, strict=True)}
         return [found[draw.number] for draw in draws]
 
     def for_teacher(self, draw: Draw) -> bool:
@@ -75,11 +68,11 @@ class SampledAnswers:
         return rollouts.sequences(end_of_sequence_ids(model, self.tokenizer))
 
 
+@dataclass
 class Given:
     """The completions that came with the prompts, cut at ``max_new_tokens``."""
 
-    def __init__(self, max_new_tokens: int) -> None:
-        self.max_new_tokens = max_new_tokens
+    max_new_tokens: int
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found = []

@@ -18,18 +18,8 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import UsageError
-from .options import (
-    DEMO,
-    LossOptions,
-    ModelOptions,
-    Options,
-    PromptOptions,
-    RolloutOptions,
-    RunOptions,
-    TrainingOptions,
-)
+from .options import DEMO, GROUPS, Options, TrainingOptions
 
-GROUPS: tuple[Any, ...] = (ModelOptions, PromptOptions, LossOptions, RolloutOptions, RunOptions, TrainingOptions)
 ECHOED_ONLY = ("device", "processes", "versions")  # in config.json beside the options
 
 DESCRIPTION = """\

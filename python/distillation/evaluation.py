@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -12,40 +12,23 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from eopd_kernels import Objective
 
 from .metrics import StepTotals
-from .rollouts import Rollouts, completions, end_of_sequence_ids, sample
+from .rollouts import Rollouts, text_of
 from .training import score
 
 
-def sample_in_batches(
-    model: PreTrainedModel, tokenizer: Tokenizer, prompts: list[list[int]], *, batch_size: int, **sampling: Any
-) -> list[Rollouts]:
-    """One completion per prompt, ``batch_size`` at a time, in the order of the prompts; the rest is ``sample``'s."""
-    starts = range(0, len(prompts), batch_size)
-    return [sample(model, tokenizer, prompts[start : start + batch_size], **sampling) for start in starts]
-
-
 def correctness(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    checks: list[Callable[[str], bool]],
-    *,
-    samples: int,
-    **sampling: Any,
+    sampled: list[Rollouts], tokenizer: Tokenizer, eos_ids: list[int], checks: list[Callable[[str], bool]]
 ) -> list[list[int]]:
-    """Whether each of ``samples`` completions of each prompt is right, 0 or 1, ``[prompts][samples]``.
+    """Whether each completion of each prompt is right, 0 or 1, ``[prompts][samples]``.
 
-    ``checks`` has one predicate per prompt; it sees the text before the end of the sequence. An answer that never ends
-    is wrong. :mod:`distillation.success` makes Avg@k, Pass@k and their intervals of the matrix.
+    ``sampled`` has as many of each prompt, side by side; ``checks`` has one predicate per prompt, which sees the text
+    before the end of the sequence. An answer that never ends is wrong. :mod:`distillation.success` makes Avg@k, Pass@k
+    and their intervals of the matrix.
     """
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    eos_ids = end_of_sequence_ids(model, tokenizer)
-    batches = sample_in_batches(model, tokenizer, repeated, **sampling)
-    texts = [text for rollouts in batches for text in completions(rollouts, tokenizer, eos_ids)]
-    return [
-        [int(text is not None and check(text)) for text in texts[i * samples : (i + 1) * samples]]
-        for i, check in enumerate(checks)
-    ]
+    found = [one for rollouts in sampled for one in rollouts.sequences(eos_ids)]
+    of_each = [checks[i * len(checks) // len(found)] for i in range(len(found))]
+    right = [int(one.ended and check(text_of(one, tokenizer))) for one, check in zip(found, of_each, strict=True)]
+    return np.reshape(right, (len(checks), -1)).tolist()
 
 
 @torch.no_grad()

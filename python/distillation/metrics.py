@@ -24,7 +24,7 @@ class StepTotals:
 
     def __init__(self, tau: float, vocab_size: int, device: torch.device) -> None:
         self.tau = tau
-        names = ["sequences", "clipped", "loss", "gate", *(f"tokens_{split}" for split in SPLITS)]
+        names = ["sequences", "clipped", "clipped_by_ratio", "loss", "gate", *(f"tokens_{split}" for split in SPLITS)]
         names += [f"{figure}_{split}" for figure in FIGURES for split in SPLITS]
         self.places = {name: i for i, name in enumerate(names)}
         self.largest = math.log(vocab_size)  # nats: no entropy exceeds it
@@ -63,6 +63,7 @@ class StepTotals:
         found["gate_fraction"] = mean(total["gate"], tokens)
         found["completion_length"] = mean(tokens, total["sequences"])
         found["clipped_fraction"] = mean(total["clipped"], total["sequences"])
+        found["clipped_by_ratio"] = mean(total["clipped_by_ratio"], tokens)
         found["tokens"] = int(tokens)
         return found
 

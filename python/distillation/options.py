@@ -54,9 +54,7 @@ class ModelOptions:
 
     teacher: str | None = option(None, "a folder or a hub name; code from the hub is never run")
     student: str | None = option(None, "a folder or a hub name; the model that is trained")
-    teacher_dtype: Literal["float32", "bfloat16", "auto"] = option(
-        "float32", "of the teacher's weights; 'auto': as saved"
-    )
+    teacher_dtype: Literal["float32", "bfloat16", "auto"] = option("float32", "of the teacher; 'auto': as saved")
     student_dtype: Literal["float32", "bfloat16", "auto"] = option(
         "float32", "of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"
     )
@@ -75,16 +73,13 @@ class PromptOptions:
     prompts_split: str = option("train", "of a data set")
     prompt_column: str | None = option(None, "where the prompt is, if not in 'prompt' or 'messages'")
     prompt_suffix: str = option("", "is appended to prompts that are texts")
+    eval_prompt_suffix: str | None = option(None, "in its place to held-out ones")
     chat: bool = option(False, "a prompt that is a text is a user's turn, through the chat template")
     enable_thinking: bool | None = option(None, "handed to the chat template where given")
     chat_template_kwargs: str | None = option(None, "more of what the chat template takes, as a JSON object")
     answer_column: str = option("answer", "where the right answer is, if there is one")
-    answer_check: Literal["mathematics", "exact"] = option(
-        "mathematics", "equal as math-verify judges (1/2 is 0.5), or to the letter"
-    )
-    completion_column: str | None = option(
-        None, "learn from the completions in this column: nothing is sampled from the student"
-    )
+    answer_check: Literal["mathematics", "exact"] = option("mathematics", "1/2 is 0.5 (math-verify), or to the letter")
+    completion_column: str | None = option(None, "learn from the completions in this column: the student samples none")
     max_prompt_tokens: int | None = option(None, "longer prompts are left out")
 
     def __post_init__(self) -> None:
@@ -114,9 +109,7 @@ class LossOptions:
     )
     tau: float = option(0.8, "the gate opens above this teacher entropy, nats")
     alpha: float = option(1.0, "weight of the forward KL where the gate is open")
-    combine: Literal["add", "switch"] = option(
-        "add", "keep reverse KL where the gate is open (add) or replace it (switch)"
-    )
+    combine: Literal["add", "switch"] = option("add", "where the gate is open keep reverse KL (add) or replace it")
     temperature: float = option(1.0, "of both distributions in the loss; sampling is always at 1")
 
     def __post_init__(self) -> None:
@@ -141,12 +134,9 @@ class RolloutOptions:
     """Completions."""
 
     max_new_tokens: int = option(256, "longest completion")
-    generation_batch_size: int | None = option(
-        None, "completions sampled at a time on a process; by default all of an optimizer step"
-    )
-    rollout_engine: Literal["generate", "vllm"] = option(
-        "generate", "what samples the student's completions; vllm must be installed"
-    )
+    rollout_prompts: int | None = option(None, "answered at once, for as many optimizer steps; by default for one")
+    generation_batch_size: int | None = option(None, "completions sampled at a time on a process; by default all")
+    rollout_engine: Literal["generate", "vllm"] = option("generate", "samples for the student; vllm must be installed")
     vllm_memory: float = option(0.3, "share of a GPU's memory that vllm may take")
     off_policy_fraction: float = option(0.0, "share of the prompts that the teacher answers")
 
@@ -163,6 +153,8 @@ class RunOptions:
 
     eval_prompts: int = option(32, "held-out prompts")
     eval_samples: int = option(1, "completions per held-out prompt")
+    eval_top_p: float = option(1.0, "they are drawn from the likeliest tokens that have this share of the probability")
+    eval_max_new_tokens: int | None = option(None, "longest of them; by default as in training")
     evaluation_batch_size: int = option(16, "completions sampled at a time in the evaluation")
     histogram_steps: int = option(10, "entropy histograms every so many steps")
     logged_completions: int = option(3, "completions kept per logged step")
@@ -170,8 +162,9 @@ class RunOptions:
     student_steps: int = option(280, "demonstration: supervised steps of the student's start")
 
     def __post_init__(self) -> None:
-        names = ("eval_prompts", "eval_samples", "evaluation_batch_size", "histogram_steps")
+        names = ("eval_prompts", "eval_samples", "eval_max_new_tokens", "evaluation_batch_size", "histogram_steps")
         require_at_least(self, 1, *names, "teacher_steps", "student_steps")
+        require(0 < self.eval_top_p <= 1, "eval_top_p", self.eval_top_p, "a number above 0, at most 1")
         require_at_least(self, 0, "logged_completions")
 
 
@@ -242,6 +235,9 @@ class TrainingOptions(TrainingArguments):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
+GROUPS: tuple[Any, ...] = (ModelOptions, PromptOptions, LossOptions, RolloutOptions, RunOptions, TrainingOptions)
+
+
 @dataclass
 class Options:
     """A parsed and checked command line."""
@@ -269,6 +265,9 @@ class Options:
             raise UsageError("--objective", f"{chosen!r} needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
+        step, at_once = self.training.prompts_per_step, self.rollouts.rollout_prompts
+        fits = at_once is None or (at_once >= step and at_once % step == 0)
+        require(fits, "rollout_prompts", at_once, f"a multiple of the {step} prompts of an optimizer step")
 
     @property
     def demo(self) -> bool:

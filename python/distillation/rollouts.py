@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from .draws import DrawTokens
@@ -116,9 +116,10 @@ def sample(
     max_new_tokens: int,
     vocab_size: int | None = None,
     numbers: Tensor | None = None,
+    top_p: float = 1.0,
     synced: bool = False,
 ) -> Rollouts:
-    """One completion per prompt, drawn from the model's own distribution at temperature 1.
+    """One completion per prompt, drawn from the model's own distribution at temperature 1, or from its top ``top_p``.
 
     Ids from ``vocab_size`` on are never drawn: the other model would not know them. ``numbers`` [B, max_new_tokens]
     decide (see :mod:`distillation.draws`); without them torch's global generator does. ``synced``: keep all processes
@@ -149,7 +150,7 @@ def sample(
             input_ids,
             attention_mask=attention_mask,
             generation_config=plain,
-            logits_processor=LogitsProcessorList([draw]),
+            logits_processor=LogitsProcessorList([*([TopPLogitsWarper(top_p)] if top_p < 1 else []), draw]),
             synced_gpus=synced,
         )
     finally:
@@ -158,11 +159,6 @@ def sample(
     mask = completion_mask(sequences[:, input_ids.shape[1] :], eos_ids)
     log_probs = torch.stack(draw.log_probs, dim=1)[:, : mask.shape[1]]
     return Rollouts(sequences, torch.cat([attention_mask, mask.long()], dim=1), mask, log_probs)
-
-
-def completions(rollouts: Rollouts, tokenizer: Tokenizer, eos_ids: list[int]) -> list[str | None]:
-    """Each completion as text without its end-of-sequence token; None where it never ended."""
-    return [text_of(found, tokenizer) if found.ended else None for found in rollouts.sequences(eos_ids)]
 
 
 def text_of(completion: Completion, tokenizer: Tokenizer) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -76,6 +76,9 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         training, held_out = coin_prompts(options, tokenizer)
     else:
         training, held_out = split(options, encode_prompts(rows, options.prompts, tokenizer))
+        if (suffix := options.prompts.eval_prompt_suffix) is not None:
+            of_place, otherwise = dict(rows), replace(options.prompts, prompt_suffix=suffix)
+            held_out = encode_prompts([(one.place, of_place[one.place]) for one in held_out], otherwise, tokenizer)
         warn_of_missing_answers(rows, options.prompts, held_out)
         if any(prompt.answer for prompt in held_out) and importlib.util.find_spec("math_verify") is None:
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
@@ -120,7 +123,7 @@ def check_prompts(
     given = [prompt.completion for prompt in prompts if prompt.completion is not None]
     if given and max(max(ids) for ids in given) >= vocab_size:
         raise UsageError("--completion-column", f"contains tokens beyond the {vocab_size} ids that both models have")
-    new = options.rollouts.max_new_tokens
+    new = max(options.rollouts.max_new_tokens, options.run.eval_max_new_tokens or 0)
     longest = max(len(prompt.ids) for prompt in prompts) + new
     for name, model in (("teacher", teacher), ("student", student)):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,9 +41,6 @@ class PromptStream(Dataset[Draw]):
             raise IndexError(number)
         turn, place = divmod(number, len(self.prompts))
         return Draw(number, self.prompts[self.order(turn)[place]])
-
-    def __iter__(self) -> Iterator[Draw]:
-        return (self[number] for number in range(self.draws))
 
     def _order(self, turn: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, turn))

@@ -29,7 +29,8 @@ def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
     """Pass@k of each prompt, ``[prompts]``, from a matrix ``[prompts, samples]``.
 
     The probability that at least one of k samples, drawn without replacement from a prompt's, is right: of n samples
-    with c right ones 1 − C(n − c, k) / C(n, k), unbiased for k <= n (Chen et al., arXiv 2107.03374).
+    with c right ones 1 − C(n − c, k) / C(n, k), unbiased for k <= n (Chen et al., arXiv 2107.03374). With k = 1 it is
+    c/n, and the mean over the prompts is Avg@n.
 
     Raises:
         ValueError: k is not from 1 to the number of samples.
@@ -39,14 +40,6 @@ def pass_rates(correct: ArrayLike, k: int) -> NDArray[np.float64]:
     if not 1 <= k <= samples:
         raise ValueError(f"k must be from 1 to the {samples} samples of a prompt, got {k}")
     return 1 - comb(samples - matrix.sum(axis=1), k) / comb(samples, k)
-
-
-def average_rates(correct: ArrayLike) -> NDArray[np.float64]:
-    """The share of right samples of each prompt, ``[prompts]``: their mean is Avg@k with k = samples.
-
-    Its expectation is that of Pass@1; k only says how many samples were averaged.
-    """
-    return outcomes(correct).mean(axis=1)
 
 
 def outcomes(correct: ArrayLike) -> NDArray[np.int64]:

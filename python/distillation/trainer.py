@@ -1,6 +1,6 @@
 """On-policy distillation as a transformers Trainer: the part to copy.
 
-    get_batch_samples   one optimizer step: all its completions are drawn at once, then cut into micro-batches
+    get_batch_samples   one optimizer step: its completions, drawn with those of its rollout, in micro-batches
     compute_loss        one micro-batch: hidden states of both models into the loss; no logits
     after the step      the sums of all micro-batches and processes become one line of metrics
 
@@ -9,8 +9,10 @@ Checkpoints, schedules, mixed precision, DDP, FSDP, DeepSpeed and the loggers ar
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from eopd_kernels import Objective
+from eopd_kernels import Objective, Sampled
 
 from .answering import Answering
 from .checkpoints import AtomicCheckpoints
@@ -30,8 +32,8 @@ from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
-from .stream import PromptStream
-from .training import score
+from .stream import Draw, PromptStream
+from .training import clipped_by_ratio, score
 
 
 class OnPolicyTrainer(AtomicCheckpoints):
@@ -41,10 +43,11 @@ class OnPolicyTrainer(AtomicCheckpoints):
         student: a causal language model; the weights are trained in the dtype they have.
         teacher: another one of the same vocabulary, whole on every process.
         stream: the draws of the whole run: exactly ``max_steps`` times the prompts of a step.
-        answer: from draws to completions, called once per optimizer step and process with its share of the step.
+        answer: from draws to completions, called once per rollout and process with its share of it.
         objective: what is minimised.
         tau: where the metrics split tokens, nats of teacher entropy.
         vocab_size: the ids that both models have.
+        rollout_prompts: answered at once, by the student as it is then, for that many optimizer steps; default: of one.
         on_step: called on the main process after each optimizer step with its metrics, its histograms and this
             process's completions.
     """
@@ -63,6 +66,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         objective: Objective,
         tau: float,
         vocab_size: int,
+        rollout_prompts: int | None = None,
         on_step: Callable[[dict[str, Any], dict[str, Any], list[Completion]], None],
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -71,10 +75,14 @@ class OnPolicyTrainer(AtomicCheckpoints):
         super().__init__(student, args, data_collator=cast(Any, list), train_dataset=stream, callbacks=callbacks)
         self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.stream = stream
         self.answer: Answering | None = None
         self.distillation_objective = objective  # the library has an `objective` of its own
         self.tau = tau
         self.vocab_size = vocab_size
+        self.prompts_per_step = args.prompts_per_step
+        self.rollout_prompts = rollout_prompts or args.prompts_per_step
+        self.drawn: dict[int, Completion] = {}  # by the draw's number: what later steps of the rollout learn from
         self.on_step = on_step
         self.stop_requested = False  # set it, and training ends after the step, with a checkpoint
         self.clock = Clock(args.device)
@@ -101,7 +109,10 @@ class OnPolicyTrainer(AtomicCheckpoints):
         self.clock.start()
         with self.clock.part("rollout"):
             draws = [draw for _ in range(num_batches) for draw in next(epoch_iterator)]
-            self.completions = self.answer(draws)
+            if any(draw.number not in self.drawn for draw in draws):
+                ahead = self.until_next_rollout(draws)
+                self.drawn = {draw.number: one for draw, one in zip(ahead, self.answer(ahead), strict=True)}
+            self.completions = [self.drawn.pop(draw.number) for draw in draws]
         size = self.args.per_device_train_batch_size
         batches = [
             collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
@@ -112,6 +123,25 @@ class OnPolicyTrainer(AtomicCheckpoints):
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
         tokens = torch.stack([batch.completion_mask.sum() for batch in batches]).sum()
         return [vars(batch) for batch in batches], self.accelerator.reduce(tokens, "sum")
+
+    def until_next_rollout(self, draws: Sequence[Draw]) -> list[Draw]:
+        """This process's draws of the steps from this one, whose ``draws`` are, to the rollout's last or the run's."""
+        first = self.state.global_step * self.prompts_per_step
+        last = min((first // self.rollout_prompts + 1) * self.rollout_prompts, len(self.stream))
+        return [self.stream[draw.number + at] for at in range(0, last - first, self.prompts_per_step) for draw in draws]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # makes the folder, which process 0 may not yet have made
+        if self.drawn:
+            content = json.dumps({number: vars(one) for number, one in self.drawn.items()})
+            Path(output_dir, f"rollout-{self.args.process_index}.json").write_text(content, encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = Path(checkpoint or "", f"rollout-{self.args.process_index}.json")
+        if checkpoint and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.drawn = {int(number): Completion(**one) for number, one in found.items()}
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         with self.clock.part("student and teacher"):
@@ -145,8 +175,9 @@ class OnPolicyTrainer(AtomicCheckpoints):
         loss, seen = inside_forward(model, student, forward)
         assert self.totals is not None
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
-        if self.accelerator.num_processes > 1:
-            loss = loss * self.accelerator.num_processes
+        if isinstance(half := self.distillation_objective.reverse, Sampled):
+            self.totals.add("clipped_by_ratio", clipped_by_ratio(half, seen, rollouts.log_probs).sum())
+        loss = loss * self.accelerator.num_processes
         return (loss, seen) if return_outputs else loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *given: Any, **more: Any) -> None:
@@ -166,6 +197,8 @@ class OnPolicyTrainer(AtomicCheckpoints):
         summed = self.accelerator.reduce(own, "sum")
         peak = self.accelerator.gather(torch.tensor([peak_memory_mib(device)], dtype=torch.float64, device=device))
         metrics = totals.metrics(summed[:-1])
+        if not isinstance(self.distillation_objective.reverse, Sampled):
+            del metrics["clipped_by_ratio"]
         step = self.state.global_step
         if not math.isfinite(summed[totals.places["loss"]].item()):
             raise RunError(f"the loss became {metrics['loss']} at step {step}; try a smaller --learning-rate")

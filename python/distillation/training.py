@@ -55,6 +55,14 @@ def score(
         )
 
 
+def clipped_by_ratio(half: Sampled, seen: EntropyAwareKLOutput, old_log_probs: Tensor | None) -> Tensor:
+    """Which tokens have no gradient from ``half`` because a clip of r = p/p_old decides, bool [B, C]."""
+    assert seen.student_log_probs is not None and seen.teacher_log_probs is not None and old_log_probs is not None
+    ratio, advantage = (seen.student_log_probs - old_log_probs).exp(), seen.teacher_log_probs - old_log_probs
+    low = (ratio < 1 - half.clip_low) | (ratio > (half.clip_most or torch.inf))
+    return ((advantage > 0) & (ratio > 1 + half.clip_high)) | ((advantage < 0) & low)
+
+
 def train_supervised(
     model: PreTrainedModel, batches: Iterator[tuple[Tensor, ...]], *, steps: int, learning_rate: float, label: str
 ) -> None:

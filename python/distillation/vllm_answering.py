@@ -1,4 +1,4 @@
-"""Completions by vLLM: an engine in the training process, on its device, given the student's weights in each step."""
+"""Completions by vLLM: an engine in the training process, on its device, given the weights in each rollout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from eopd_kernels import LMHead, Objective, entropy_aware_kl
+from eopd_kernels import LMHead, entropy_aware_kl
 
 from .answering import SampledAnswers
 from .draws import seed_of
@@ -33,7 +33,7 @@ COMPARED = 64  # tokens of that completion: each costs a row of the vocabulary
 class SampledByVLLM(SampledAnswers):
     """The student's completions by vLLM, the teacher's share by ``generate``.
 
-    The engine samples from the weights as they are at the beginning of a step, at temperature 1, each draw with a seed
+    The engine samples from the weights as they are when a rollout begins, at temperature 1, each draw with a seed
     of its own. Its kernels round otherwise than the model that is trained, so that the completions are those of
     ``generate`` in distribution only, and a resumed run repeats itself as far as vLLM does.
 
@@ -133,14 +133,13 @@ def engine_of(start: str, dtype: str, longest: int, memory: float) -> Any:
 
 @torch.no_grad()
 def log_probs_of(model: PreTrainedModel, completion: Completion) -> Tensor:
-    """Of a completion's tokens, nats, [C]: −KL(one token ‖ model)."""
+    """Of a completion's tokens, nats, [C]."""
     batch = collate([replace(completion, log_probs=None)], 0, model.device)
     hidden = hidden_states(model, batch.input_ids, batch.attention_mask)[0, batch.prompt_width - 1 : -1]
     head = LMHead.from_model(model)
-    token = torch.full((len(hidden), len(head.weight)), -torch.inf, device=hidden.device)
-    token.scatter_(1, batch.completion_ids.T, 0.0)
-    seen = entropy_aware_kl(hidden, token, student_head=head, objective=Objective.forward_kl())
-    return -seen.forward_kl
+    seen = entropy_aware_kl(hidden, hidden, student_head=head, teacher_head=head, token_ids=batch.completion_ids[0])
+    assert seen.student_log_probs is not None
+    return seen.student_log_probs
 
 
 def imported() -> Any:

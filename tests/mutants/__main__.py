@@ -20,7 +20,7 @@ from .catalogue import MUTANTS
 from .mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ["eopd_kernels", "csrc", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
+COPIED = ["eopd_kernels", "csrc", "python", "configs", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
 # Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
 NAMES = """objective/test_gates row_math/test_top_k test_paper inputs/test_top_k_teacher inputs/test_per_token
 test_top_k_reverse test_cross_entropy test_objectives test_rows test_choice_of_backend test_rows_mixture
@@ -44,7 +44,7 @@ def make_copy(folder: Path) -> None:
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": f"{folder}:{folder / 'python'}",
         "EOPD_BUILD_CPU": "auto",
         "EOPD_BUILD_CUDA": "0",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -12,6 +12,7 @@ from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
+from .recipe import MUTANTS as RECIPE
 from .sharded import MUTANTS as SHARDED
 from .sharded import SELECTED
 from .tokens import ADVANTAGES, ALIGNED, AMONG_RANKS, IN_A_GRAPH, MEANS
@@ -59,6 +60,7 @@ MUTANTS = [
         SHARDED,
     ),
     *noticed_by(SELECTING, SELECTED),
+    *RECIPE,
     Mutant("gate inverted", "exceeds", "torch.where(entropy.isnan(), entropy, (entropy > threshold)", "torch.where(entropy.isnan(), entropy, (entropy <= threshold)"),
     Mutant("gate opens at the threshold", "exceeds", "(entropy > threshold).to(entropy.dtype)", "(entropy >= threshold).to(entropy.dtype)"),
     Mutant("alpha forgotten", "combination", "else self.alpha * self.loss_factor", "else self.loss_factor"),

@@ -21,6 +21,7 @@ class Mutant(NamedTuple):
         original: what occurs exactly once there.
         broken: what it becomes.
         tests: the files that are to notice it. Default: the runner's suite.
+        package: the folder in which ``where`` is looked for.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Mutant(NamedTuple):
     original: str
     broken: str
     tests: tuple[str, ...] = ()
+    package: str = PACKAGE
 
     def file(self, root: Path) -> Path:
         """The file in which the change is made."""
@@ -53,7 +55,7 @@ class Mutant(NamedTuple):
             return root / self.where, 0, len((root / self.where).read_text().splitlines())
         places = [
             (file, first, last)
-            for file in sorted((root / PACKAGE).rglob("*.py"))
+            for file in sorted((root / self.package).rglob("*.py"))
             if "testing" not in file.parts
             for name, first, last in definitions(
                 file.read_text(), ".".join(file.relative_to(root).with_suffix("").parts)
@@ -61,7 +63,7 @@ class Mutant(NamedTuple):
             if name.endswith("." + self.where)
         ]
         if len(places) != 1:
-            raise ValueError(f"{self.name}: {self.where!r} names {len(places)} things of the package")
+            raise ValueError(f"{self.name}: {self.where!r} names {len(places)} things of {self.package}")
         return places[0]
 
 
@@ -87,3 +89,10 @@ def functions_and_classes(tree: ast.AST, prefix: str) -> Iterator[tuple[str, int
 def noticed_by(tests: tuple[str, ...], mutants: list[Mutant]) -> list[Mutant]:
     """Mutants of a room that has tests of its own."""
     return [mutant._replace(tests=tests) for mutant in mutants]
+
+
+def of_the_recipe(tests: str, mutants: list[Mutant]) -> list[Mutant]:
+    """Mutants of python/, noticed by files of tests/python/, whose names end so."""
+    return [
+        m._replace(tests=tuple(f"tests/python/test_{t}.py" for t in tests.split()), package="python") for m in mutants
+    ]

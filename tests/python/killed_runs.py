@@ -1,6 +1,6 @@
 """Runs in forks of one process that has imported everything: whole, or killed at a chosen moment, or resumed.
 
-    python -m tests.python.killed_runs FOLDER SEED KILLS
+    python -m tests.python.killed_runs FOLDER SEED KILLS [OPTION ...]
 
 Every call of the functions below is two moments, its begin and its end; SIGKILL comes at one of them. A line of a
 record may also be torn, half of it on the disk.
@@ -84,9 +84,9 @@ def in_a_fork(words: list[str], deadly: int | None, count: Path | None = None) -
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path, seed: int, kills: int) -> None:
+def main(folder: Path, seed: int, kills: int, *more: str) -> None:
     torch.set_num_threads(1)
-    words = arguments(folder)
+    words = arguments(folder, *more)
     assert in_a_fork([*words, "--output-dir", str(folder / "whole")], None, folder / "count") == 0
     total = int((folder / "count").read_text())
     rng = random.Random(seed)
@@ -101,4 +101,4 @@ def main(folder: Path, seed: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

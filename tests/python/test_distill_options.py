@@ -10,6 +10,8 @@ import pytest
 from distillation.command_line import parse_options
 from distillation.errors import UsageError
 
+from eopd_kernels import Objective
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = ["--use-cpu", "--bf16", "false"]
 
@@ -20,9 +22,8 @@ def parsed(tmp_path: Path, content: Any, *more: str, suffix: str = ".yaml") -> A
     return parse_options(["--config", str(file), "--use-cpu", *more])
 
 
-@pytest.mark.parametrize("size", ["0.6b", "1.7b", "4b"])
-@pytest.mark.parametrize("task", ["math", "dapo-14k"])
-def test_the_papers_settings(task: str, size: str) -> None:
+@pytest.mark.parametrize(("task", "size", "epochs"), [("math", "0.6b", 3), ("math", "1.7b", 3), ("dapo-14k", "4b", 2)])
+def test_the_papers_settings(task: str, size: str, epochs: int) -> None:
     options = parse_options(["--config", str(CONFIGS / f"{task}-qwen3-{size}.yaml"), *CPU])
     assert options.models.teacher == "Qwen/Qwen3-8B"
     assert options.models.student == f"Qwen/Qwen3-{size.upper()}-Base"
@@ -30,9 +31,16 @@ def test_the_papers_settings(task: str, size: str) -> None:
     assert training.learning_rate == 3e-6 and training.lr_scheduler_type == "cosine"
     assert 8 * training.per_device_train_batch_size * training.gradient_accumulation_steps == 32
     assert options.loss.temperature == 1 and options.rollouts.max_new_tokens == 4096
-    assert (options.loss.objective, options.loss.tau, options.loss.alpha) == ("entropy-aware", 0.8, 1.0)
+    assert options.rollouts.rollout_prompts == 128 and training.num_train_epochs == epochs and training.max_steps == -1
+    assert (options.loss.objective, options.loss.tau, options.loss.alpha) == ("paper", 0.8, 1.0)
+    assert options.loss.objectives["paper"] == Objective.eopd_paper()
     assert options.prompts.template_arguments() == {"enable_thinking": False}
-    assert options.prompts.prompt_suffix.endswith(r"\boxed{}.")
+    assert options.prompts.prompt_suffix == r" Let's think step by step and output the final answer within \boxed{}."
+    assert (
+        options.prompts.eval_prompt_suffix == r" Please reason step by step, and put your final answer within \boxed{}."
+    )
+    evaluation = options.run
+    assert (evaluation.eval_top_p, evaluation.eval_max_new_tokens, evaluation.eval_samples) == (0.8, 8192, 8)
 
 
 def test_every_file_in_configs_is_known() -> None:
@@ -66,6 +74,13 @@ def test_json_and_what_was_echoed_are_read_as_well(tmp_path: Path) -> None:
         ("chat_template_kwargs: '[1]'", "argument --chat-template-kwargs: '[1]' is not a JSON object"),
         ("torch_compile: true", "argument --torch-compile: True is not supported by this program: leave it False"),
         ("eval_strategy: steps", "argument --eval-strategy: "),
+        (
+            "rollout_prompts: 192",
+            "argument --rollout-prompts: 192 is not a multiple of the 128 prompts of an optimizer",
+        ),
+        ("rollout_prompts: 0", "argument --rollout-prompts: 0 is not a multiple of "),
+        ("eval_top_p: 1.5", "argument --eval-top-p: 1.5 is not a number above 0, at most 1"),
+        ("eval_max_new_tokens: 0", "argument --eval-max-new-tokens: 0 is not an integer of at least 1"),
         ("max_steps: 0", "argument --max-steps: 0 is not an integer of at least 1"),
         ("fsdp: true", "argument --fsdp: "),
     ],

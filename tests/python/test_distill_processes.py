@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 # The global batch is 8 in each case; for one process it is cut otherwise, into one micro-batch.
 ONE = ("--max-steps=3", "--per-device-train-batch-size=8", "--gradient-accumulation-steps=1")
 TWO = ("--max-steps=3", "--per-device-train-batch-size=2", "--gradient-accumulation-steps=2")
+ROLLOUTS = ("--objective=paper", "--rollout-prompts=24")  # of three steps: the checkpoint of the second is within
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port={port}")
 FSDP2 = (*TORCHRUN, "-m", "tests.python.fsdp_on_cpus")
 # accelerate starts several processes on CPUs by mpirun only; as for GPUs it starts them itself, and --use-cpu decides.
@@ -33,9 +34,10 @@ ACCELERATE = (
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process, beside which the others find the same models and prompts."""
+    """Runs of one process, beside which the others find the same models and prompts."""
     folder = tmp_path_factory.mktemp("processes")
     assert program.main(arguments(folder, *ONE, "--output-dir", str(folder / "alone"))) == 0
+    assert program.main(arguments(folder, *ONE, *ROLLOUTS, "--output-dir", str(folder / "alone-rollouts"))) == 0
     return folder
 
 
@@ -50,7 +52,8 @@ def launched(launcher: tuple[str, ...], *words: str) -> subprocess.CompletedProc
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(run / "student-entropy-aware").state_dict()
+    (student,) = run.glob("student-*")
+    return AutoModelForCausalLM.from_pretrained(student).state_dict()
 
 
 def check_same(found: Path, expected: Path) -> None:
@@ -81,6 +84,20 @@ def test_two_processes_equal_one(launcher: tuple[str, ...], alone: Path, request
     check_same(run, alone / "alone")
     assert (run / "results.json").exists()
     assert result.stdout.count("distilling with") == 1  # one process speaks
+
+
+def test_two_processes_share_a_rollout_and_go_on_in_the_middle_of_it(alone: Path) -> None:
+    run = alone / "rollouts"
+    result = launched(TORCHRUN, *arguments(alone, *TWO, *ROLLOUTS, "--output-dir", str(run)))
+    assert result.returncode == 0, result.stderr
+    check_same(run, alone / "alone-rollouts")
+    clipped = [line["clipped_by_ratio"] > 0 for line in lines(run)]
+    assert clipped == [False, False, True]  # the first step's learning rate is 0
+    whole = [comparable(line) for line in lines(run)]
+    for late in ("student-paper", "checkpoints/paper/checkpoint-3"):
+        shutil.rmtree(run / late)
+    assert launched(TORCHRUN, "--resume", str(run)).returncode == 0
+    assert [comparable(line) for line in lines(run)] == whole
 
 
 def test_a_shared_out_student_goes_on_where_it_stopped(

@@ -15,10 +15,11 @@ import pytest
 import torch
 from datasets import Dataset
 from distillation import demonstration
-from distillation.command_line import GROUPS
+from distillation.answering import SampledAnswers
 from distillation.errors import RunError
-from distillation.options import DEMO, PromptOptions, TrainingOptions
+from distillation.options import DEMO, GROUPS, PromptOptions, TrainingOptions
 from distillation.prompts import encode_prompts, records
+from distillation.rollouts import sample
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .conftest import EOS, VOCABULARY, tiny_words
@@ -155,6 +156,44 @@ def test_own_models_and_prompts(
     assert not (folder / "teacher").exists()
     out = capsys.readouterr().out
     assert "16 prompts to train on, 4 held out" in out and "pass@" not in out
+
+
+def test_the_evaluation_has_a_suffix_a_length_and_a_share_of_its_own(
+    tmp_path: Path, saved_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved_model("model", "llama", tiny_words())
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"w{10 + i}", "answer": "w5"}) + "\n" for i in range(12)))
+    asked: list[tuple[list[list[int]], dict[str, Any]]] = []
+    trained_on: set[tuple[int, ...]] = set()
+    answer = SampledAnswers.__call__
+
+    def sampled(model: Any, tokenizer: Any, batch: list[list[int]], **options: Any) -> Any:
+        asked.append((batch, options))
+        return sample(model, tokenizer, batch, **options)
+
+    def answered(self: Any, draws: Any) -> Any:
+        trained_on.update(tuple(draw.prompt.ids) for draw in draws)
+        return answer(self, draws)
+
+    monkeypatch.setattr(program, "sample", sampled)
+    monkeypatch.setattr(SampledAnswers, "__call__", answered)
+    own = ["--teacher", model, "--student", model, "--prompts", str(prompts), "--output-dir", str(tmp_path / "run")]
+    small = ["--max-steps", "1", "--max-new-tokens", "3", "--eval-prompts", "4", "--use-cpu", "--prompt-suffix", " w6"]
+    its = ["--eval-prompt-suffix", " w8", "--eval-max-new-tokens", "5", "--eval-top-p", "0.7", "--eval-samples", "2"]
+    assert program.main([*own, *small, *its]) == 0
+    # The teacher, the student at its start and the trained one, each once.
+    assert len(asked) == 3 and all(batch == asked[0][0] for batch, _ in asked)
+    ids = [tuple(prompt) for prompt in asked[0][0]]
+    assert ids[::2] == ids[1::2] and len(set(ids)) == 4
+    assert all(len(prompt) == 2 and prompt[-1] == 8 for prompt in ids)
+    assert len(trained_on) == 8 and {prompt[1] for prompt in trained_on} == {6}
+    assert {prompt[0] for prompt in ids} | {prompt[0] for prompt in trained_on} == set(range(10, 22))
+    assert [(told["max_new_tokens"], told["top_p"]) for _, told in asked] == [(5, 0.7)] * 3
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [len(row["correct"]) for row in results["models"]] == [4] * 3
+    longer = [*own[:-1], str(tmp_path / "other"), *small, "--eval-max-new-tokens", "47"]
+    assert program.main(longer) == 2  # beyond the models' positions
 
 
 def test_chats_go_through_the_template(tmp_path: Path, saved_model: Callable[..., str]) -> None:

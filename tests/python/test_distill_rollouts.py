@@ -14,9 +14,9 @@ from distillation.rollouts import (
     Rollouts,
     collate,
     completion_mask,
-    completions,
     end_of_sequence_ids,
     sample,
+    text_of,
 )
 from distillation.stream import Draw, PromptStream
 from transformers import GenerationConfig
@@ -68,6 +68,18 @@ def test_sampling_is_from_the_models_own_distribution_and_leaves_its_config_alon
     assert (drawn - expected).abs().max() < 4 * 0.5 / 4000**0.5
 
 
+def test_sampling_may_be_from_the_likeliest_tokens_alone() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        expected = model(torch.tensor([[3, 4, 5]])).logits[0, -1].softmax(-1)
+    likeliest = expected.sort(descending=True)
+    kept = likeliest.indices[: int((likeliest.values.cumsum(0) < 0.6).sum()) + 1]  # the one that passes 0.6 too
+    rollouts = sample(model, tiny_tokenizer(tiny_words()), [[3, 4, 5]] * 4000, max_new_tokens=1, top_p=0.6)
+    drawn = torch.bincount(rollouts.input_ids[:, -1], minlength=VOCABULARY) / 4000
+    assert 1 < len(kept) < VOCABULARY and set(drawn.nonzero().flatten().tolist()) == set(kept.tolist())
+    assert (drawn[kept] - expected[kept] / expected[kept].sum()).abs().max() < 4 * 0.5 / 4000**0.5
+
+
 def test_sampling_is_not_cut_to_the_likeliest_ids() -> None:
     model = tiny_model("llama", vocab_size=80)
     with torch.no_grad():
@@ -97,8 +109,9 @@ def test_ids_beyond_the_shared_vocabulary_are_never_drawn() -> None:
 def test_completions_drop_the_end_token_and_mark_what_never_ended() -> None:
     ids = torch.tensor([[3, 4, 5, EOS, PAD], [3, 4, 5, 6, 7], [3, EOS, PAD, PAD, PAD]])
     mask = completion_mask(ids[:, 1:], [EOS])
-    texts = completions(Rollouts(ids, torch.ones_like(ids), mask), tiny_tokenizer(tiny_words()), [EOS])
-    assert texts == ["w4 w5", None, ""]
+    found = Rollouts(ids, torch.ones_like(ids), mask).sequences([EOS])
+    assert [text_of(one, tiny_tokenizer(tiny_words())) for one in found] == ["w4 w5", "w4 w5 w6 w7", ""]
+    assert [one.ended for one in found] == [True, False, True]
 
 
 def test_end_tokens_come_from_the_model_and_the_tokenizer() -> None:
@@ -109,12 +122,16 @@ def test_end_tokens_come_from_the_model_and_the_tokenizer() -> None:
 
 def test_every_prompt_comes_once_a_round_in_an_order_that_the_seed_decides() -> None:
     prompts = [Prompt([i], str(i)) for i in range(10)]
-    drawn = list(PromptStream(prompts, 25, seed=0))
+    stream = PromptStream(prompts, 25, seed=0)
+    drawn = [stream[i] for i in range(len(stream))]
     assert [draw.number for draw in drawn] == list(range(25))
     orders = [[draw.prompt.ids[0] for draw in drawn[start : start + 10]] for start in (0, 10)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(10)) and orders[0] != orders[1]
     assert PromptStream(prompts, 25, seed=0)[17] == drawn[17]  # whatever was asked for before
-    assert [draw.prompt for draw in PromptStream(prompts, 10, seed=1)] != [draw.prompt for draw in drawn[:10]]
+    other = PromptStream(prompts, 10, seed=1)
+    assert [other[i].prompt for i in range(10)] != [draw.prompt for draw in drawn[:10]]
+    with pytest.raises(IndexError):
+        stream[25]
 
 
 def draws(count: int) -> list[Draw]:

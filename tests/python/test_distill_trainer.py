@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from distillation.trainer import OnPolicyTrainer
 from distillation.training import score
 from transformers import PrinterCallback
 
-from eopd_kernels import EntropyGate, LMHead, Objective, entropy_aware_kl
+from eopd_kernels import EntropyGate, LMHead, Objective, Sampled, entropy_aware_kl
 
 from .conftest import PAD, VOCABULARY, tiny_model, tiny_tokenizer, tiny_words
 
@@ -27,7 +29,7 @@ Step = tuple[dict[str, Any], dict[str, Any], list[Completion]]
 
 
 def trained(
-    folder: Path, objective: Objective, *, prompts: int = 8, **options: Any
+    folder: Path, objective: Objective, *, prompts: int = 8, rollout_prompts: int | None = None, **options: Any
 ) -> tuple[OnPolicyTrainer, list[Step]]:
     """A trainer that has run, and what it told of each step; the gradients of the last one are kept."""
     torch.manual_seed(0)
@@ -59,6 +61,7 @@ def trained(
         objective=objective,
         tau=TAU,
         vocab_size=VOCABULARY,
+        rollout_prompts=rollout_prompts,
         on_step=lambda *told: steps.append(told),
     )
     trainer.remove_callback(PrinterCallback)
@@ -134,6 +137,68 @@ def test_the_papers_objective_weighs_what_was_drawn_with_what_it_was_drawn_with(
     expected.loss.backward()
     for ours, theirs in zip(found, gradients(trainer), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+FAST: dict[str, Any] = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "max_grad_norm": 1.0}
+
+
+def test_a_rollout_is_drawn_once_and_learnt_from_in_several_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    call = SampledAnswers.__call__
+
+    def counted(self: SampledAnswers, draws: Any) -> list[Completion]:
+        asked.append([draw.number for draw in draws])
+        return call(self, draws)
+
+    monkeypatch.setattr(SampledAnswers, "__call__", counted)
+    _, steps = trained(tmp_path, Objective.eopd_paper(), max_steps=5, rollout_prompts=16, **FAST)
+    assert asked == [list(range(16)), list(range(16, 32)), list(range(32, 40))]
+    _, still = trained(tmp_path, Objective.eopd_paper(), max_steps=5)  # a student that stays as it is
+    alike = [one[2] == other[2] for one, other in zip(steps, still, strict=True)]
+    assert alike[:2] == [True, True] and not any(alike[2:])
+    for one, other in zip(steps[1][2], still[1][2], strict=True):  # the log-probabilities are those of the draw too
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+
+
+def test_a_process_that_comes_first_makes_the_checkpoints_folder(tmp_path: Path) -> None:
+    trainer, [(_, _, completions)] = trained(tmp_path, Objective())
+    trainer.drawn = {8: completions[0]}
+    trainer._save_rng_state(str(tmp_path / "partial" / "checkpoint-1"))
+    [(number, kept)] = json.loads((tmp_path / "partial" / "checkpoint-1" / "rollout-0.json").read_text()).items()
+    assert number == "8" and Completion(**kept) == completions[0] and kept["log_probs"] == completions[0].log_probs
+
+
+@pytest.mark.parametrize("clips", [{}, {"clip_low": 0.05, "clip_high": 0.4, "clip_most": 1.1}])
+def test_the_share_of_clipped_tokens_is_that_of_the_ratio_now_to_the_draws(
+    clips: dict[str, float], tmp_path: Path
+) -> None:
+    objective = Objective(reverse=Sampled(**clips), forward="none", gate="never")
+    _, steps = trained(tmp_path, objective, max_steps=2, rollout_prompts=16, **FAST)
+    before, _ = trained(tmp_path, objective, max_steps=1, **FAST)  # the student that the second step begins with
+    batch = collate(steps[1][2], PAD, torch.device("cpu"))
+    with torch.no_grad():
+        log_p, log_q = (
+            (hidden_states(model, batch.input_ids, batch.attention_mask) @ model.get_output_embeddings().weight.t())
+            .log_softmax(-1)[:, batch.prompt_width - 1 : -1]
+            .gather(-1, batch.completion_ids[..., None])[..., 0]
+            for model in (before.student, before.teacher)
+        )
+    half = Sampled(**clips)
+    count, loss, low, high = 0, 0.0, 1 - half.clip_low, 1 + half.clip_high
+    for i, completion in enumerate(steps[1][2]):
+        assert completion.log_probs is not None
+        for j, old in enumerate(completion.log_probs):
+            ratio, advantage = float((log_p[i, j] - old).exp()), float(log_q[i, j]) - old
+            most = half.clip_most or math.inf
+            count += ratio > high if advantage > 0 else ratio < low or ratio > most
+            worst = max(-advantage * ratio, -advantage * min(max(ratio, low), high))
+            loss += min(worst, -advantage * most) if advantage < 0 else worst
+    assert 0 < count < steps[1][0]["tokens"]
+    assert steps[0][0]["clipped_by_ratio"] == 0
+    assert steps[1][0]["clipped_by_ratio"] == pytest.approx(count / steps[1][0]["tokens"])
+    assert steps[1][0]["loss"] == pytest.approx(loss / steps[1][0]["tokens"], rel=1e-4)
 
 
 def test_training_lowers_the_loss_and_leaves_the_teacher_alone(tmp_path: Path) -> None:

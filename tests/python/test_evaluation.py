@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distillation import evaluation, success
+from distillation import success
 from distillation.evaluation import correctness
 from distillation.rollouts import Rollouts, completion_mask
-from distillation.success import average_rates, bootstrap, paired_difference, pass_rates
+from distillation.success import bootstrap, paired_difference, pass_rates
 
-from .conftest import EOS, PAD, tiny_model, tiny_tokenizer, tiny_words
+from .conftest import EOS, PAD, tiny_tokenizer, tiny_words
 
 VALUES = np.array([0.0, 0.125, 0.25, 0.875, 1.0])
 
@@ -47,8 +47,7 @@ def test_rates_of_a_matrix_are_those_of_its_rows() -> None:
     for k in (1, 2, 3, 4):
         by_hand = [np.mean([any(subset) for subset in combinations(row, k)]) for row in matrix]
         assert pass_rates(matrix, k) == pytest.approx(by_hand)
-    assert average_rates(matrix) == pytest.approx([0.25, 0.0, 0.75])
-    assert average_rates(matrix) == pytest.approx(pass_rates(matrix, 1))
+    assert pass_rates(matrix, 1) == pytest.approx([0.25, 0.0, 0.75])
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
@@ -108,24 +107,18 @@ def test_bad_input_is_named(call: Any, named: str) -> None:
         call()
 
 
-def test_right_answers_are_those_that_a_check_accepts_and_that_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_answers_are_those_that_a_check_accepts_and_that_end() -> None:
     words = tiny_words()
-    answers = {5: ["w9", "w9 w9", "w9 …"], 6: ["w9", "w7", "w7"]}  # "…": without an end
-    drawn: list[int] = []
-
-    def sampled(model: Any, tokenizer: Any, prompts: list[list[int]], **_: Any) -> Rollouts:
-        rows = []
-        for (prompt,) in prompts:
-            texts = answers[prompt][drawn.count(prompt)].split()
-            drawn.append(prompt)
-            ids = [words.index(word) for word in texts if word != "…"] + ([] if texts[-1] == "…" else [EOS])
-            rows.append([prompt, *ids, *[words.index("w9") if texts[-1] == "…" else PAD] * (3 - len(ids))])
-        input_ids = torch.tensor(rows)
+    answers = [["w9", "w9 w9", "w9 …"], ["w9", "w7", "w7"]]  # "…": without an end
+    rows = []
+    for text in (text for texts in answers for text in texts):
+        ids = [words.index(word) for word in text.split() if word != "…"]
+        rows.append([5, *ids, *([words.index("w9")] * (3 - len(ids)) if "…" in text else [EOS, PAD][: 3 - len(ids)])])
+    sampled = []
+    for start in (0, 2, 4):  # batches that do not end where a prompt's samples do
+        input_ids = torch.tensor(rows[start : start + 2])
         mask = completion_mask(input_ids[:, 1:], [EOS])
-        return Rollouts(input_ids, torch.cat([torch.ones_like(input_ids[:, :1]), mask.long()], dim=1), mask)
-
-    monkeypatch.setattr(evaluation, "sample", sampled)
-    model, tokenizer = tiny_model("llama"), tiny_tokenizer(words)
+        attention_mask = torch.cat([torch.ones_like(input_ids[:, :1]), mask.long()], dim=1)
+        sampled.append(Rollouts(input_ids, attention_mask, mask))
     checks = [lambda text: set(text.split()) == {"w9"}, lambda text: text == "w7"]
-    options: Any = {"samples": 3, "batch_size": 2, "max_new_tokens": 3}
-    assert correctness(model, tokenizer, [[5], [6]], checks, **options) == [[1, 1, 0], [0, 1, 1]]
+    assert correctness(sampled, tiny_tokenizer(words), [EOS], checks) == [[1, 1, 0], [0, 1, 1]]

@@ -24,11 +24,12 @@ CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("Reverse KL", (("reverse_kl_open", OPEN), ("reverse_kl_closed", SHUT)), "KL(student ‖ teacher), {nats_on}."),
     ("Mean entropy", (("student_entropy", "student"), ("teacher_entropy", "teacher")), "In {nats_on}."),
     ("Gate", (("gate_fraction", ""),), "Share of tokens with a forward KL in the loss."),
+    ("Clipped ratios", (("clipped_by_ratio", ""),), "Share of tokens whose reverse half a clip of the ratio holds."),
     ("Completion length", (("completion_length", ""),), "Tokens, end of sequence included; mean of a step."),
     ("Clipped completions", (("clipped_fraction", ""),), "Share that reached the longest length without an end."),
     ("Gradient norm", (("grad_norm", ""),), "Before clipping."),
 )
-SHARES = ("Gate", "Clipped completions")
+SHARES = ("Gate", "Clipped ratios", "Clipped completions")
 TIMES = (
     ("rollout_seconds", "rollout", 2),
     ("teacher_seconds", "teacher", 4),

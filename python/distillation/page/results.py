@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ..success import LEVEL, Interval, average_rates, bootstrap, outcomes, paired_difference, pass_rates
+from ..success import LEVEL, Interval, bootstrap, outcomes, paired_difference, pass_rates
 from .plots import pass_at_k_curves
 from .records import Record, Records, number
 from .text import escaped, figure_text, table, tag
@@ -43,7 +43,7 @@ def results_table(models: list[Record]) -> str:
         name = str(model.get("name"))
         cells = ["–"] * len(rates)
         if (matrix := matrices.get(name)) is not None:
-            columns = np.stack([average_rates(matrix), *(pass_rates(matrix, k) for k in ks)], axis=1)
+            columns = np.stack([pass_rates(matrix, k) for k in (1, *ks)], axis=1)
             cells = [rate(interval) for interval in bootstrap(columns)]
         agreement = model.get("agreement") or {}
         cells += [figure_text(number(agreement, key), ".3f") for key, _ in AGREEMENT]
@@ -71,7 +71,7 @@ def differences(matrices: Graded) -> str:
     rows = [
         [
             f"{escaped(ours)} − {escaped(theirs)}",
-            points(paired_difference(average_rates(mine), average_rates(yours))),
+            points(paired_difference(pass_rates(mine, 1), pass_rates(yours, 1))),
             points(paired_difference(pass_rates(mine, samples), pass_rates(yours, samples))),
         ]
         for (ours, mine), (theirs, yours) in pairs

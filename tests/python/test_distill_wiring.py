@@ -1,0 +1,64 @@
+"""Every option that changes a number arrives where it changes it: one small run, listened to at its seams."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import distill as program
+import pytest
+from distillation import scenarios
+from distillation.answering import SampledAnswers
+
+from eopd_kernels import EntropyGate, Objective
+
+from .small_run import arguments, lines
+
+WORDS = (
+    *("--objective=paper", "--tau=2.9", "--alpha=0.5", "--max-steps=3", "--rollout-prompts=16", "--seed=5"),
+    *("--off-policy-fraction=0.25", "--generation-batch-size=3", "--max-new-tokens=5"),
+    *("--teacher-dtype=bfloat16", "--student-dtype=auto", "--attn-implementation=eager"),
+    *("--eval-prompts=3", "--eval-samples=2", "--eval-max-new-tokens=7", "--eval-top-p=0.7"),
+)
+
+
+def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
+
+    def listen(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*given: Any, **options: Any) -> Any:
+            told.setdefault(name, []).append((given, options))
+            return original(*given, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("OnPolicyTrainer", "SampledAnswers", "PromptStream", "agreement", "sample"):
+        listen(program, name)
+    listen(scenarios, "load_model")
+    listen(SampledAnswers, "__call__")
+    run = tmp_path / "run"
+    assert program.main(arguments(tmp_path, *WORDS, f"--output-dir={run}")) == 0
+
+    [(_, trainer)] = told["OnPolicyTrainer"]
+    assert trainer["objective"] == replace(Objective.eopd_paper(), gate=EntropyGate(2.9), alpha=0.5)
+    assert (trainer["tau"], trainer["vocab_size"], trainer["rollout_prompts"]) == (2.9, 40, 16)
+    [((_, draws, seed), _)] = told["PromptStream"]
+    assert (draws, seed) == (24, 5)
+    assert [len(draws) for (_, draws), _ in told["__call__"]] == [16, 8]
+    [(_, source)] = told["SampledAnswers"]
+    expected = {"seed": 5, "max_new_tokens": 5, "batch_size": 3, "off_policy_fraction": 0.25, "vocab_size": 40}
+    assert source == {**expected, "synced": False}
+    loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention), _ in told["load_model"]}
+    assert loaded == {("--teacher", "bfloat16", "eager"), ("--student", "auto", "eager")}
+    assert [options["tau"] for _, options in told["agreement"]] == [2.9] * 3
+    assert [options for _, options in told["sample"]] == [{"top_p": 0.7, "vocab_size": 40, "max_new_tokens": 7}]
+    [((_, _, prompts), _)] = told["sample"]
+    assert [prompts.count(prompt) for prompt in prompts] == [2] * 6
+    writers = [line["writer"] for line in lines(run, "completions.jsonl")]
+    assert set(writers) == {"student", "teacher"}
+    results = json.loads((run / "results.json").read_text())
+    assert (results["prompts"], results["samples"], results["tau"]) == (3, 2, 2.9)
