@@ -73,7 +73,9 @@ def test_vocabularies_that_do_not_fit_are_refused(student: Any, teacher: Any, sa
 
 @pytest.mark.parametrize("side", ["student_tokenizer", "teacher_tokenizer"])
 @pytest.mark.parametrize(
-    "tokenizer", [None, {"a": 0}, "gpt2", Tokenizer(["a"]), Tokenizer({b"a": 0}), Tokenizer(None)], ids=repr
+    "tokenizer",
+    [None, {"a": 0}, "gpt2", Tokenizer(["a"]), Tokenizer({b"a": 0}), Tokenizer(None)],
+    ids=["None", "dict", "str", "list", "bytes", "nothing"],
 )
 def test_what_is_no_tokenizer_is_refused_by_name(side: str, tokenizer: Any) -> None:
     given = {"student_tokenizer": Tokenizer(STUDENT), "teacher_tokenizer": Tokenizer(STUDENT), side: tokenizer}
