@@ -17,6 +17,7 @@ import torch
 from eopd_kernels import Objective
 from tests.distributed.processes import run_ranks
 from tests.integrations.conftest import in_a_folder_of_its_own, require, tiny_pair, tokenizer
+from tests.integrations.test_axolotl import published as published_axolotl
 from tests.integrations.test_swift import published as published_swift
 from tests.integrations.test_verl import published
 
@@ -86,6 +87,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Libraries in whose place there are modules with what they publish, whether or not they are installed."""
     published(monkeypatch)
     published_swift(monkeypatch)
+    published_axolotl(monkeypatch)
     for parent in ("verl.workers.rollout", "verl.workers.rollout.vllm_rollout", SERVER):
         module: Any = ModuleType(parent)
         module.__path__ = []

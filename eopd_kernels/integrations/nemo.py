@@ -80,11 +80,9 @@ class KDLoss(nn.Module):
         Raises:
             TypeError, ValueError: as :func:`eopd_kernels.entropy_aware_kl`.
         """
-        group, vocab_size = self.tp_group, self.vocab_size
+        group = self.tp_group
         if group is None and (dim := vocabulary_dim(student_logits)) is not None:
             group = student_logits.device_mesh.get_group(dim)  # type: ignore[attr-defined]
-            # So that shards of other sizes than the student's, or a whole teacher, are refused.
-            vocab_size = max(student_logits.shape[-1], teacher_logits.shape[-1]) if vocab_size is None else vocab_size
         student, teacher = (here(logits, group is not None) for logits in (student_logits, teacher_logits.detach()))
         out = entropy_aware_kl(
             student,
@@ -92,7 +90,7 @@ class KDLoss(nn.Module):
             labels=here(labels, False).reshape(student.shape[:-1]),
             ignore_index=self.ignore_index,
             num_items=num_batch_labels,
-            vocab_size=vocab_size,
+            vocab_size=self.vocab_size,
             objective=self.objective,
             tensor_parallel_group=group,
             **self.how,

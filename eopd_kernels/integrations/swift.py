@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from .. import LMHead, Objective
-from ..heads.from_model import unwrapped
-from .batches import check_how, check_objective
+from .. import Objective
+from .batches import check_how, check_objective, check_plain_head
 from .hooks import check_caller, check_parameters, find
 from .liger import LigerFusedLinearJSDLoss
 
@@ -109,14 +108,4 @@ def check_trainer(trainer: Any, objective: Objective | None) -> None:
             "loss and its sampling share: give both the same (--temperature; 0.9 where it is left out)"
         )
     for name, model in (("model", trainer.model), ("teacher_model", trainer.teacher_model)):
-        head = LMHead.from_model(model)
-        if (head.scale, head.softcap) != (1.0, None):
-            raise ValueError(
-                f"{name} must have plain logits, got scale={head.scale} and softcap={head.softcap} of a "
-                f"{type(unwrapped(model)).__name__}: ms-swift hands over the head's weight and bias alone"
-            )
-        if head.weight is not unwrapped(model).get_output_embeddings().weight:
-            raise ValueError(
-                f"{name} must have an output layer without an adapter, which ms-swift does not hand over: leave it out "
-                "of --target_modules, or train it whole with --modules_to_save"
-            )
+        check_plain_head(name, model, "ms-swift")

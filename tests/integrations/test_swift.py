@@ -195,7 +195,7 @@ def test_an_objective_takes_its_place_and_is_logged(theirs: Any) -> None:
         ({"sft_alpha": 0.1}, r"needs --sft_alpha 0, got 0.1"),
         ({"sequence_parallel_size": 2}, "needs --sequence_parallel_size 1"),
         ({"temperature": 0.9}, r"temperature is 1.0 and ms-swift's 0.9"),
-        ({"model": "gemma2"}, "model must have plain logits, got scale=1.0 and softcap=0.5"),
+        ({"model": "gemma2"}, "model must have plain logits, got scale=1.0, softcap=0.5"),
         ({"teacher_model": "gemma2"}, "teacher_model must have plain logits"),
         ({"model": "lora"}, "model must have an output layer without an adapter"),
     ],

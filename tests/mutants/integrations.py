@@ -6,6 +6,8 @@ from __future__ import annotations
 from .mutant import Mutant
 
 VERL, FIGURES = ("tests/integrations/test_verl.py",), ("tests/integrations/test_transformers.py",)
+SWIFT, NEMO = ("tests/integrations/test_swift.py",), ("tests/integrations/test_nemo.py",)
+AXOLOTL = ("tests/integrations/test_axolotl.py",)
 
 MUTANTS = [
     Mutant("heads: the base model is taken for the backbone", "backbone_of", "decoder = part.get_decoder()", "decoder = part.base_model", ("tests/integrations/test_transformers.py",)),
@@ -39,4 +41,32 @@ MUTANTS = [
     Mutant("integrations: verl's policy gradient is let through", "verl.check_settings", "if loss.use_policy_gradient:", "if False:", VERL),
     Mutant("integrations: verl clamps negative losses", "verl.collected", "return losses,", "return losses.clamp_min(0),", VERL),
     Mutant("integrations: verl's responses begin one token late", "verl.packed", "torch.arange(1, n + 1", "torch.arange(0, n", VERL),
+    Mutant("integrations: ms-swift's beta is forgotten", "patch_swift._prepare_liger_loss", '"beta": self.beta, ', "", SWIFT),
+    Mutant("integrations: ms-swift's temperature is forgotten", "patch_swift._prepare_liger_loss", ', "temperature": self.temperature', "", SWIFT),
+    Mutant("integrations: ms-swift has cross-entropy of its own", "patch_swift._prepare_liger_loss", "GKDLoss(0.0, 1.0,", "GKDLoss(0.5, 1.0,", SWIFT),
+    Mutant("integrations: ms-swift's evaluation counts as training", "GKDLoss.forward", "self.train(torch.is_grad_enabled())", "self.train()", SWIFT),
+    Mutant("integrations: ms-swift's temperature is dropped silently", "swift.check_trainer", "objective.temperatures != (trainer.temperature, trainer.temperature)", "False", SWIFT),
+    Mutant("integrations: ms-swift drops a softcap", "check_plain_head", "(head.scale, head.softcap) != (1.0, None)", "head.scale != 1.0", SWIFT),
+    Mutant("integrations: ms-swift drops an adapter on the output layer", "check_plain_head", "if head.weight is not unwrapped(model).get_output_embeddings().weight:", "if False:", SWIFT),
+    Mutant("integrations: ms-swift's top k is left out", "swift.check_trainer", "if trainer.gkd_logits_topk is not None:", "if False:", SWIFT),
+    Mutant("integrations: ms-swift's SFT loss is left out", "swift.check_trainer", "if trainer.args.sft_alpha != 0:", "if False:", SWIFT),
+    Mutant("integrations: ms-swift's sequences are cut", "swift.check_trainer", "if trainer.template.sequence_parallel_size != 1:", "if False:", SWIFT),
+    Mutant("integrations: ms-swift's Megatron keeps its loss", "patch_swift", 'if not {"swift.megatron", "swift.ray"}.isdisjoint(sys.modules):', "if False:", SWIFT),
+    Mutant("integrations: NeMo's loss lacks T squared", "KDLoss.__init__", ", temperature_squared=True", "", NEMO),
+    Mutant("integrations: NeMo's tokens of the step are those of the call", "KDLoss.forward", "num_items=num_batch_labels,", "num_items=None,", NEMO),
+    Mutant("integrations: NeMo's ignored labels count", "KDLoss.forward", "ignore_index=self.ignore_index,", "ignore_index=-100,", NEMO),
+    Mutant("integrations: NeMo's shards are whole vocabularies", "KDLoss.forward", "if group is None and (dim := vocabulary_dim(student_logits)) is not None:", "if (dim := None) is not None:", NEMO),
+    Mutant("integrations: NeMo's recipe logs T = 1", "KDLoss.__init__", "objective.temperatures[0]", "temperature", NEMO),
+    Mutant("integrations: NeMo's temperature is dropped silently", "KDLoss.__init__", "elif temperature != 1:", "elif False:", NEMO),
+    Mutant("integrations: axolotl's beta from the other end", "axolotl.effective", "if not args.kd_beta:", "if args.kd_beta:", AXOLOTL),
+    Mutant("integrations: axolotl's student is not renormalised", "axolotl.effective", 'student="renormalized"', 'student="full"', AXOLOTL),
+    Mutant("integrations: axolotl's temperature is the teacher's too", "axolotl.effective", "Objective(temperature=(temperature, 1.0)", "Objective(temperature=(1.0, 1.0)", AXOLOTL),
+    Mutant("integrations: axolotl's temperature is dropped silently", "axolotl.effective", "objective.temperatures != (temperature, 1.0)", "False", AXOLOTL),
+    Mutant("integrations: axolotl's cross-entropy is left out", "axolotl.effective", "if args.kd_ce_alpha:", "if False:", AXOLOTL),
+    Mutant("integrations: axolotl's renormalised top k has a tail", "axolotl.effective", "if renormalized and raw:", "if False:", AXOLOTL),
+    Mutant("integrations: axolotl's stored top k is raw", "trainer_with", "bool(cfg.kd_normalize_topk) or not cfg.kd_online_server_base_url", "bool(cfg.kd_normalize_topk)", AXOLOTL),
+    Mutant("integrations: axolotl's weight is forgotten", "loss_of.loss", "args.kd_alpha * out.loss", "out.loss", AXOLOTL),
+    Mutant("integrations: axolotl's masked tokens count", "loss_of.loss", "mask=valid.any(-1),", "mask=None,", AXOLOTL),
+    Mutant("integrations: axolotl's loss is a mean", "loss_of.loss", 'reduction="sum",', 'reduction="mean",', AXOLOTL),
+    Mutant("integrations: axolotl drops a bias", "trainer_with.Trainer.__init__", ", bias=False", "", AXOLOTL),
 ]  # fmt: skip
