@@ -19,9 +19,9 @@ from ..heads.backbone import backbone_of
 from ..heads.from_model import unwrapped
 from .batches import HOW, check_how, check_objective
 from .figures import Figures
-from .hooks import check_parameters, moved
+from .hooks import check_parameters, find, moved
 
-TESTED = "5.23"
+TESTED = "5.10 to 5.24"
 COMPUTE_LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
 
 
@@ -47,7 +47,7 @@ class DistillationMixin:
     which is given the student's in full.
 
     Raises:
-        HookMoved: the Trainer's ``compute_loss`` or its count of labels is not as in transformers 5.23.
+        HookMoved: the Trainer's ``compute_loss`` or its count of labels is not as in transformers 5.10 to 5.24.
         ValueError: a model is refused by :meth:`LMHead.from_model` or takes no ``logits_to_keep``; several GPUs in one
             process (``nn.DataParallel``).
     """
@@ -64,8 +64,9 @@ class DistillationMixin:
         self.figures = Figures()
         super().__init__(*arguments, **options)
         trainer: Any = self
-        base = super().compute_loss  # type: ignore[misc]
-        check_parameters("transformers", TESTED, "Trainer.compute_loss", base, COMPUTE_LOSS)
+        # Not super()'s, which may take anything: this one replaces it, and transformers' Trainer is who calls.
+        theirs = find("transformers", TESTED, "transformers", "Trainer.compute_loss")
+        check_parameters("transformers", TESTED, "Trainer.compute_loss", theirs, COMPUTE_LOSS)
         if not hasattr(self, "_loss_shifts_labels") or not hasattr(self, "model_accepts_loss_kwargs"):
             raise moved("transformers", TESTED, "Trainer does not say any more how it counts num_items_in_batch")
         if trainer.args.n_gpu > 1:

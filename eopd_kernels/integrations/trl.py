@@ -21,9 +21,10 @@ from .batches import check_how, check_objective
 from .figures import Figures
 from .hooks import check_caller, check_parameters, find, moved
 
-TESTED = "1.16"
+TESTED = "1.15 and 1.16"
 TRAINER, CHUNKED = "trl.trainer.distillation_trainer", "_chunked_divergence_loss"
 GKD, JSD = "trl.experimental.gkd.gkd_trainer", "generalized_jsd_loss"
+UNSLOTH = "_unsloth_gkd_jsd_supported_cache"
 CHUNKED_PARAMETERS = (
     "student_hidden_states",
     "teacher_hidden_states",
@@ -66,7 +67,8 @@ def patch_trl(objective: Objective | None = None, **how: Any) -> Iterator[Figure
         over the tokens of all micro-batches and processes since the last one; ``last_output`` is the last call's.
 
     Raises:
-        HookMoved: trl is not as this was written for (1.16); the message says what has moved. Nothing is replaced.
+        HookMoved: trl is not as this was written for (1.15, 1.16); the message says what has moved, and nothing is
+            replaced.
         ValueError: the objective needs what trl's trainers do not hand over: a sampled reverse half.
         RuntimeError: another thread is inside of a patch of its own. Patches nest within one thread.
 
@@ -84,6 +86,8 @@ def patch_trl(objective: Objective | None = None, **how: Any) -> Iterator[Figure
         *((trainer, "log", logging(trainer.log, figures)) for trainer in (module.DistillationTrainer, gkd)),
     ]
     with only_thread, ExitStack() as stack:
+        forget_unsloth(gkd)
+        stack.callback(forget_unsloth, gkd)
         for owner, name, ours in replaced:
             if name in vars(owner):
                 stack.callback(setattr, owner, name, vars(owner)[name])
@@ -105,6 +109,17 @@ def checked_hooks() -> tuple[Any, Any]:
     if not isinstance(trainer.__dict__.get(JSD), staticmethod):
         raise moved("trl", TESTED, f"GKDTrainer.{JSD} is not a static method of its own any more")
     return sys.modules[TRAINER], trainer
+
+
+def forget_unsloth(trainer: Any) -> None:
+    """Drops unsloth's note, on a trainer's class and those made of it, that the JSD is trl's: it asks again.
+
+    Where unsloth 2026.10 has noted that, it computes the JSD itself, and a replacement would silently have no effect.
+    """
+    if UNSLOTH in vars(trainer):
+        delattr(trainer, UNSLOTH)
+    for subclass in trainer.__subclasses__():
+        forget_unsloth(subclass)
 
 
 class OnlyThread:

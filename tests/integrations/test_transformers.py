@@ -276,18 +276,28 @@ def test_a_batch_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> No
             trainer.compute_loss(student, batch)
 
 
-def test_a_trainer_of_another_make_is_named(tmp_path: Path) -> None:
+def test_a_compute_loss_that_has_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute_loss(self: Any, model: Any, inputs: Any) -> None: ...
+
+    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+    student, teacher = tiny_pair()
+    version = hooks.installed_version("transformers")
+    with pytest.raises(hooks.HookMoved, match=rf"transformers {version}.*compute_loss takes \(model, inputs\)"):
+        by_mixin(student, teacher, args=arguments(tmp_path))
+
+
+def test_a_trainer_whose_compute_loss_takes_anything_is_taken(tmp_path: Path) -> None:
     class Other(Trainer):
-        def compute_loss(self, model: Any, inputs: Any) -> None:  # type: ignore[override]
-            pass
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+            return super().compute_loss(model, inputs, *rest, **options)
 
     class OtherDistiller(DistillationMixin, Other):
         pass
 
     student, teacher = tiny_pair()
-    version = hooks.installed_version("transformers")
-    with pytest.raises(hooks.HookMoved, match=rf"transformers {version}.*compute_loss takes \(model, inputs\)"):
-        OtherDistiller(student, teacher_model=teacher, args=arguments(tmp_path))
+    trainer = OtherDistiller(student, teacher_model=teacher, args=arguments(tmp_path))
+    ids = torch.ones(1, 4, dtype=torch.long)
+    assert trainer.compute_loss(student, {"input_ids": ids, "labels": ids}) > 0
 
 
 def test_a_model_that_cannot_leave_its_logits_out_is_refused(tmp_path: Path) -> None:

@@ -238,6 +238,26 @@ def test_leaving_restores_trl_also_after_an_exception_and_from_within(adapter: A
     assert hooked() == before
 
 
+def test_what_unsloth_has_noted_of_the_jsd_is_forgotten(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for unsloth 2026.10, which notes on the trainer's class whether the JSD is trl's own."""
+    gkd: Any = importlib.import_module("trl.experimental.gkd").GKDTrainer
+    made_of_it: Any = type("UnslothGKDTrainer", (gkd,), {})
+    own = gkd.generalized_jsd_loss
+
+    def is_trls(trainer: Any) -> bool:
+        if "_unsloth_gkd_jsd_supported_cache" not in vars(trainer):
+            trainer._unsloth_gkd_jsd_supported_cache = trainer.generalized_jsd_loss is own
+        return vars(trainer)["_unsloth_gkd_jsd_supported_cache"]
+
+    trainers = gkd, made_of_it
+    assert all(map(is_trls, trainers))
+    with adapter.patch_trl():
+        assert not any(map(is_trls, trainers))
+    assert all(map(is_trls, trainers))
+    for trainer in trainers:
+        del trainer._unsloth_gkd_jsd_supported_cache
+
+
 def test_another_thread_is_refused_and_changes_nothing(adapter: Any) -> None:
     caught: list[str] = []
 
