@@ -137,7 +137,8 @@ def logits_of(trainer: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Ten
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_without_an_objective_it_is_their_divergence(theirs: Any, beta: float) -> None:
-    patch_swift(backend="torch")
+    patch_swift()
+    patch_swift(backend="torch")  # as where ms-swift reads its plugins again, in a data loader's worker
     trainer = trainer_of(theirs, beta=beta)
     loss = trainer.compute_loss(trainer.model, batch())
     student, teacher, _ = logits_of(trainer, batch())
