@@ -58,7 +58,7 @@ class EntropyAwareKLOutput:
     loss: Tensor
     teacher_entropy_is_lower_bound: bool
     _seen: TokenFigures
-    _weights: Tensor  # [N]
+    _valid: Tensor | None  # [N] bool, or None where all tokens count; not the mask, which may be a caller's buffer
     _leading: torch.Size
 
     @property
@@ -103,7 +103,9 @@ class EntropyAwareKLOutput:
     @property
     def valid(self) -> Tensor:
         """Which tokens count: their weight is not 0; bool."""
-        return (self._weights != 0).view(self._leading)
+        if self._valid is None:
+            return torch.ones(self._leading, dtype=torch.bool, device=self.loss.device)
+        return self._valid.view(self._leading)
 
     @property
     def student_log_probs(self) -> Tensor | None:
@@ -119,7 +121,7 @@ class EntropyAwareKLOutput:
         return None if token is None else self._figure(token[:, 1])
 
     def _figure(self, of_tokens: Tensor) -> Tensor:
-        return of_tokens.masked_fill(self._weights == 0, 0.0).view(self._leading)
+        return (of_tokens if self._valid is None else of_tokens.where(self._valid, 0.0)).view(self._leading)
 
     def __repr__(self) -> str:
         return f"EntropyAwareKLOutput(loss={self.loss!r}, tokens={tuple(self._leading)})"
@@ -281,7 +283,8 @@ def entropy_aware_kl(
     call = checked(student, teacher, with_defaults("entropy_aware_kl", keywords))
     loss, seen = EntropyAwareKL.of(call)
     lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
-    return EntropyAwareKLOutput(loss, lower_bound, seen, call.weights, call.leading)
+    valid = call.weights != 0 if call.options.some_weigh_nothing else None
+    return EntropyAwareKLOutput(loss, lower_bound, seen, valid, call.leading)
 
 
 class EntropyAwareKLLoss(nn.Module):

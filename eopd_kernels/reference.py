@@ -79,7 +79,7 @@ def entropy_aware_kl(
     of_token = torch.stack(token, 1).detach() if token else None
     seen = Figures(*[figure.detach() for figure in figures], of_token)  # type: ignore[call-arg]
     lower_bound = isinstance(teacher, TopKTeacher) and teacher.entropy is None
-    return EntropyAwareKLOutput(loss, lower_bound, seen, weights, call.leading)
+    return EntropyAwareKLOutput(loss, lower_bound, seen, weights != 0, call.leading)
 
 
 @dataclass(eq=False)

@@ -146,3 +146,13 @@ def test_other_sums_are_refused(shape: tuple[int, ...]) -> None:
         ValueError, match=r"sums must be \[2, 5\] or \[2, 7\] as EntropyAwareKLOutput.sums gives, got a"
     ):
         EntropyAwareKLOutput.means_of(torch.zeros(shape))
+
+
+def test_figures_that_are_read_later_are_those_of_the_call() -> None:
+    """They are computed when they are read: a mask that has been overwritten meanwhile changes nothing."""
+    student, teacher, mask = torch.randn(4, 9), torch.randn(4, 9), torch.tensor([1.0, 0.0, 2.0, 0.0])
+    out = entropy_aware_kl(student, teacher, mask=mask)
+    mask.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    student.zero_(), teacher.zero_()
+    assert out.valid.tolist() == [True, False, True, False]
+    assert (out.teacher_entropy != 0).tolist() == (out.reverse_half != 0).tolist() == [True, False, True, False]

@@ -131,7 +131,7 @@ MUTANTS = [
     Mutant("all count: masked tokens do too", "checked_here", 'reduction, not options.some_weigh_nothing)', 'reduction, True)'),
     Mutant("a chunk is taken for all tokens", "Seen.put", "if isinstance(rows, slice) and len(gate) == len(self.gate):", "if isinstance(rows, slice):"),
     Mutant("double backward is silent", "EntropyAwareKL.backward", "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
-    Mutant("outputs keep masked tokens", "EntropyAwareKLOutput._figure", "of_tokens.masked_fill(self._weights == 0, 0.0)", "of_tokens"),
+    Mutant("outputs keep masked tokens", "EntropyAwareKLOutput._figure", "of_tokens.where(self._valid, 0.0)", "of_tokens"),
     Mutant("last token of a batch is not visited", "chunks", "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),
     Mutant("slices are not merged", "FirstVisit.see", "RowStatistics(self.packed).merge(part).packed", "part.packed"),
     Mutant("chunks ignore the budget", "workspace.tiling", "tokens = max(logits // vocab_size, min_tokens)", "tokens = n"),

@@ -35,7 +35,7 @@ IN_A_GRAPH = [
 MEANS = [
     Mutant("means: masked tokens count", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "~figures.isnan()"),
     Mutant("means: what is unknown poisons the rest", "sums", "self.valid.reshape(1, -1) & ~figures.isnan()", "self.valid.reshape(1, -1).expand_as(figures)"),
-    Mutant("means: masked and valid exchanged", "EntropyAwareKLOutput.valid", "(self._weights != 0)", "(self._weights == 0)"),
+    Mutant("means: masked and valid exchanged", "EntropyAwareKLOutput.valid", "self._valid.view", "self._valid.logical_not().view"),
     Mutant("means: sums of fp32", "sums", "figures.to(widest_dtype(figures.device))", "figures.float()"),
     Mutant("means: counts before sums", "means_of", "total, count = sums", "count, total = sums"),
 ]  # fmt: skip
