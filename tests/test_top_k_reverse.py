@@ -74,6 +74,20 @@ def test_a_served_teacher_has_it_over_its_entries() -> None:
             torch.testing.assert_close(one, two)
 
 
+def test_a_served_teacher_is_not_cut_to_k() -> None:
+    """S is what was served, in whatever order, for either half."""
+    student, (log_probs, ids) = logits(1, 20, 50), logits(2, 20, 50).log_softmax(1).topk(4)
+    served = TopKTeacher(ids.flip(1), log_probs.flip(1))
+    for narrow, wide in ((TopK(2, teacher="raw", tail=True), TAIL), (TopK(1, student="renormalized"), BOTH)):
+        for halves in ({"reverse": "none"}, {"forward": "none"}):
+            (missing,) = {"reverse", "forward"} - set(halves)
+            cut, whole = (
+                solved(student, served, Objective("always", **halves, **{missing: half}))  # type: ignore[arg-type]
+                for half in (narrow, wide)
+            )
+            assert all(torch.equal(one, two) for one, two in zip(cut, whole, strict=True))
+
+
 @pytest.mark.parametrize("half", [TAIL, BOTH], ids=str)
 def test_a_student_that_equals_the_teacher_stays(half: TopK) -> None:
     teacher = logits(3, 20, 50)
