@@ -23,8 +23,9 @@ from eopd_kernels import (
 )
 from eopd_kernels.testing import pretend
 from tests.conftest import Case, make_case, relative_error, size, skip_unless
-from tests.test_objectives import case_of, sparse_teacher_of
+from tests.test_objectives import case_of
 from tests.test_oracle import assert_no_worse_than_plain
+from tests.test_served_teacher import sparse_teacher_of
 
 SCHEDULES = ["chunked", "recompute"]
 OBJECTIVES = [

@@ -29,7 +29,8 @@ from tests.conftest import Case, relative_error, upstream_for
 from tests.distributed.processes import run_ranks
 from tests.distributed.shards import SMALL, halves_of, part_of, solved
 from tests.distributed.traffic import Traffic
-from tests.test_objectives import case_of, confident, entries_of
+from tests.test_objectives import case_of, confident
+from tests.test_served_teacher import entries_of
 
 FIGURES = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate", "reverse_half", "forward_half")
 OF_TOKENS = ("student_log_probs", "teacher_log_probs")

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ["eopd_kernels", "csrc", "python", "configs", "tests", "benchmarks", "setup.py", "pyproject.toml", "build"]
 # Quick and telling first. What needs minutes and tests programs, benchmarks or memory is left out.
 NAMES = """objective/test_gates row_math/test_top_k test_paper inputs/test_top_k_teacher inputs/test_per_token
-test_top_k_reverse test_cross_entropy test_objectives test_rows test_choice_of_backend test_rows_mixture
+test_top_k_reverse test_cross_entropy test_objectives test_served_teacher test_rows
+test_choice_of_backend test_rows_mixture
 test_loss test_function test_oracle objective/test_objective row_math/test_statistics heads/test_lm_head
 schedules/test_schedules inputs/test_check test_gpu_path schedules/test_objective_costs
 backends/test_cpu_capability backends/test_cpu_mixture backends/test_triton_rows backends/test_cuda_plan

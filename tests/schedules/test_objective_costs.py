@@ -24,7 +24,8 @@ from eopd_kernels import (
 )
 from eopd_kernels.testing import pretend
 from tests.conftest import Case, make_case, relative_error
-from tests.test_objectives import GATES, HALVES, case_of, entries_of
+from tests.test_objectives import GATES, HALVES, case_of
+from tests.test_served_teacher import entries_of
 
 SCHEDULES = ["chunked", "recompute"]
 NUM_ITEMS = torch.tensor(7.0)
