@@ -31,6 +31,7 @@ if X86:
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
     avx512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
     INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
+    BFLOAT16 = [*avx2, *avx512, "-mavx512bf16"]
 
 NVCC_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra".split()
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
@@ -102,6 +103,7 @@ def cpu_recipe(strict: bool) -> Recipe:
     link = ["-bundle", "-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-shared", "-Wl,-s"]
     objects: list[tuple[str, str, list[str]]] = [("bindings", "bindings.cpp", []), ("dispatch", "cpu/dispatch.cpp", [])]
     objects += [(n, "cpu/kernels.cpp", [*f, f"-DEOPD_INSTRUCTION_SET={n}"]) for n, f in INSTRUCTION_SETS.items()]
+    objects += [("products", "cpu/products.cpp", BFLOAT16)] if X86 else []
     facts = {"compiler": shlex.join(compiler), "openmp": openmp, "instruction_sets": list(INSTRUCTION_SETS)}
     return Recipe(compiler, flags, link, objects, facts)
 

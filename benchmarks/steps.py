@@ -112,7 +112,7 @@ def products(problem: HiddenProblem, chunked: bool = True, workspace_bytes: int 
     student, student_weight = problem.student.detach(), problem.student_weight.detach()
     (n, dim), vocab_size = student.shape, len(student_weight)
     # As the loss has them: logits and accumulators are fp32 where there are products with such a result.
-    wide = torch.float32 if widening(student.device) else student.dtype
+    wide = torch.float32 if widening(student.device, student.dtype) else student.dtype
     student_logits, teacher_logits = student.new_empty(2, tokens, vocab_size, dtype=wide)
     gradient = student_logits if wide == student.dtype else student.new_empty(tokens, vocab_size)
     grad_hidden, grad_weight = student.new_zeros(n, dim, dtype=wide), student.new_zeros(vocab_size, dim, dtype=wide)

@@ -184,7 +184,7 @@ def entropy_aware_kl(
 
     Each side is logits or, with a head, hidden states; then its logits exist only a block at a time, in fp32 whatever
     the inputs. Positions of student and teacher correspond; nothing is shifted here. Under torch.autocast a GPU's
-    products take their operands in autocast's dtype and give fp32; a CPU's stay fp32 throughout.
+    products take their operands in autocast's dtype and give fp32; on a CPU it changes nothing.
 
     Args:
         student: ``[..., V]`` logits or ``[..., D_s]`` hidden states; fp32, bf16, fp16 or fp64, any strides.

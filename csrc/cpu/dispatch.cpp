@@ -39,4 +39,12 @@ const Kernels& chosen_kernels() {
                               "\"; this processor and build have " + names);
 }
 
+bool multiplies_bfloat16() {
+#ifdef EOPD_X86_KERNELS
+  return &chosen_kernels() == &kernels_avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace eopd::cpu

@@ -34,7 +34,8 @@ def description() -> str:
     threads = (
         f"OpenMP, {torch.get_num_threads()} threads" if kernels().openmp() else "single-threaded, built without OpenMP"
     )
-    return f"native kernels, {kernels().capability()} of {', '.join(kernels().capabilities())}; {threads}"
+    products = "; bf16 products" if kernels().multiplies_bfloat16() else ""
+    return f"native kernels, {kernels().capability()} of {', '.join(kernels().capabilities())}{products}; {threads}"
 
 
 def takes(device: torch.device) -> bool:

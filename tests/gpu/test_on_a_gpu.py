@@ -50,7 +50,7 @@ def test_as_exact_as_the_specification(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_products_are_not_rounded(dtype: torch.dtype, cuda: torch.device) -> None:
-    assert products.widening(cuda)
+    assert products.widening(cuda, torch.bfloat16)
     generator = torch.Generator(cuda).manual_seed(0)
     a, b = (torch.randn(300, 300, generator=generator, device=cuda).to(dtype) for _ in range(2))
     exact = a.double() @ b.double()

@@ -56,6 +56,6 @@ def test_a_device_other_than_cuda_is_asked_once(there: bool, monkeypatch: pytest
     monkeypatch.setattr(torch.version, "hip", "7.2")
     products.found_widening.cache_clear()
     with pretend.gpu():
-        assert [products.widening(torch.device("cpu")) for _ in range(3)] == [there] * 3
+        assert [products.widening(torch.device("cpu"), torch.bfloat16) for _ in range(3)] == [there] * 3
     assert asked == [(torch.bfloat16, torch.float32)] * (2 if there else 1)
     products.found_widening.cache_clear()
