@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(
     not products.widening(CPU, torch.bfloat16), reason="this processor, or build, does not multiply bfloat16"
 )
 
-# Around the tile of 8 rows and 48 columns, its registers of 16 columns, pairs, panels of 512, slices of 4,096, and tasks
-# of 288 rows of a transposed operand.
+# Around the tile of 8 rows and 48 columns, its registers of 16 columns, pairs, panels of 512, slices of 4,096, and the
+# tasks of 288 rows that a transposed operand has.
 SHAPES = [(1, 1, 1), (3, 5, 2), (8, 48, 64), (9, 49, 33), (13, 95, 31), (16, 17, 511), (7, 33, 513), (4, 2, 1025)]
 SHAPES += [(5, 40, 8195), (290, 50, 6), (600, 20, 3)]
 LAYOUTS = ["rows", "columns", "neither"]

@@ -12,6 +12,7 @@ from .mutant import Mutant, noticed_by
 from .objectives import MUTANTS as OBJECTIVES
 from .parallel import EXCHANGED
 from .parallel import MUTANTS as PARALLEL
+from .products import MUTANTS as PRODUCTS
 from .recipe import MUTANTS as RECIPE
 from .sharded import MUTANTS as SHARDED
 from .sharded import SELECTED
@@ -40,6 +41,7 @@ MUTANTS = [
     *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_two_copies.py",), COPIES),
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
+    *PRODUCTS,
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(EXCHANGE, EXCHANGED),
     *noticed_by(("tests/test_token_log_probs.py",), TOKENS),
@@ -112,8 +114,8 @@ MUTANTS = [
     Mutant("a GPU is asked for its upstream gradient", "backward_chunked", "tensors.readable(factor) and factor == 1", "factor == 1"),
     Mutant("autocast is forgotten", "side", "HiddenSide(tensor, head, size, valid, options.autocast)", "HiddenSide(tensor, head, size, valid)"),
     Mutant("the last piece of the logits left out", "project", "range(0, len(weight), columns)", "range(0, len(weight) - columns, columns)", ("tests/heads/test_products.py",)),
-    Mutant("a GPU makes logits in pieces", "project", "HOST_COLUMNS if tensors.on_host(hidden.device)", "HOST_COLUMNS if True", ("tests/heads/test_products.py",)),
-    Mutant("autocast rounds fp64", "operand_dtype", " or logits == torch.float64", ""),
+    Mutant("a GPU makes logits in pieces", "project", "tensors.on_host(hidden.device) and hidden.dtype", "hidden.dtype", ("tests/heads/test_products.py",)),
+    Mutant("autocast rounds fp64", "operand_dtype", " and logits == torch.float32", "", GPU_PATH),
     Mutant("16-bit operands of two kinds", "operand_dtype", "hidden.dtype == weight.dtype else logits", "True else logits"),
     Mutant("a 16-bit gradient has no memory in the budget", "workspace.tiling", " + student.gradient_bytes()", ""),
     Mutant("small chunks on a GPU", "usual_workspace", "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS"),
