@@ -38,13 +38,15 @@ def divergence_step(problem: HiddenProblem, patched: bool) -> Step:
     return step
 
 
-def measured(shape: Shape, seconds: float) -> list[Record]:
-    """Measures GKDTrainer's loss behind both heads, ours, and DistillationTrainer's loss unpatched and patched."""
-    trainers = [
-        Contender(name, "reverse", prepare=partial(divergence_step, patched=name == "patched"))
-        for name in ("unpatched", "patched")
-    ]
-    contenders, source = (HIDDEN[GKD], HIDDEN[OURS_REVERSE], *trainers), partial(hidden_problem, shape)
+# GKDTrainer's loss behind both heads, and ours; DistillationTrainer's loss unpatched and patched.
+LOSSES = (HIDDEN[GKD], HIDDEN[OURS_REVERSE])
+TRAINERS = tuple(
+    Contender(n, "reverse", prepare=partial(divergence_step, patched=n == "patched")) for n in ("unpatched", "patched")
+)
+
+
+def measured(shape: Shape, seconds: float, contenders: tuple[Contender, ...] = LOSSES + TRAINERS) -> list[Record]:
+    source = partial(hidden_problem, shape)
     return run(Case("trl", str(shape), source, contenders, shape, error_tokens=0, seconds=seconds))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,8 +26,10 @@ from eopd_kernels.heads.lm_head import tensors_of
 from eopd_kernels.rows import BACKENDS
 from tests.canaries import Guarded, guarded_tensors
 
-# The problems are small: a second thread would only wait. Tests of threading set the number they need.
+# The problems are small: a second thread would only wait, here and in programs that a test starts. Tests of threading
+# set the number they need.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile(
     "suite",
@@ -202,6 +205,11 @@ def size(backend: str) -> dict[str, Any]:
     if backend == "triton" and triton.takes(torch.device("cpu")):
         return {"leading": (3, 4), "vocab_size": 1300}
     return {}
+
+
+def columns_of_tiles(backend: str) -> int:
+    """A vocabulary of several of a kernel's tiles and a ragged end; of Triton's interpreter, two tiles and an end."""
+    return 2503 if size(backend) else 5003
 
 
 def skip_unless(telling: bool, backend: str) -> None:

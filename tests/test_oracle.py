@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eopd_kernels import EntropyGate, entropy_aware_kl, reference
 from eopd_kernels.loss import EntropyAwareKLOutput
-from tests.conftest import Case, logits_like, make_case, relative_error, size, upstream_for
+from tests.conftest import Case, logits_like, make_case, relative_error, size, skip_unless, upstream_for
 
 FIGURES = ("loss", "teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "reverse_half", "forward_half")
 SIDES = [("logits", "logits"), ("hidden", "hidden"), ("hidden", "logits"), ("logits", "hidden")]
@@ -66,6 +66,7 @@ def test_the_cases_have_open_and_closed_gates() -> None:
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
 @pytest.mark.parametrize(("student", "teacher"), SIDES)
 def test_no_worse_than_plain_torch(student: str, teacher: str, schedule: str, dtype: torch.dtype, backend: str) -> None:
+    skip_unless(dtype in (torch.float32, torch.bfloat16) or schedule == "chunked", backend)
     bias, masked = student == "hidden", teacher == "hidden"
     case = make_case(student=student, teacher=teacher, dtype=dtype, bias=bias, masked=masked, **size(backend))
     assert_no_worse_than_plain(case, schedule=schedule, backend=backend, workspace_bytes=1)
@@ -81,6 +82,7 @@ def test_every_reduction(student: str, reduction: str, backend: str) -> None:
 @pytest.mark.parametrize("gate", [EntropyGate(1.5), "always", "never"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
 def test_every_objective(combine: str, gate: Any, temperature: float, backend: str) -> None:
+    skip_unless(temperature != 0.7 or gate == "always", backend)
     options = {"combine": combine, "gate": gate, "temperature": temperature, **size(backend)}
     case = make_case(student="logits", teacher="logits", **options)
     for schedule in ("chunked", "recompute"):
@@ -130,9 +132,9 @@ def test_random_problems(
 def test_small_divergence_of_shifted_logits(shift: float, backend: str) -> None:
     """Near the teacher, where distillation ends: KL about 2e-4, below what rounded logits can resolve."""
     generator = torch.Generator().manual_seed(0)
-    rows = 4 if size(backend) else 16
-    teacher = logits_like(generator, rows, 20_000) + shift
-    student = (teacher + 0.02 * torch.randn(rows, 20_000, generator=generator)).requires_grad_()
+    shape = (4, 5_000) if size(backend) else (16, 20_000)
+    teacher = logits_like(generator, *shape) + shift
+    student = (teacher + 0.02 * torch.randn(shape, generator=generator)).requires_grad_()
     case = Case(student, teacher)
     truth, (true_gradient,) = solve(reference.entropy_aware_kl, case.to(torch.float64), reduction="sum")
     assert 1e-4 < truth.forward_kl.mean() < 4e-4 and 1e-4 < truth.reverse_kl.mean() < 4e-4

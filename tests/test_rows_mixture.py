@@ -12,7 +12,7 @@ from eopd_kernels.row_math.formulas import Coefficients
 from eopd_kernels.row_math.mixture import MixtureStatistics, Skews
 from eopd_kernels.row_math.statistics import RowStatistics, times_or_zero
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
-from tests.conftest import relative_error
+from tests.conftest import columns_of_tiles, relative_error, size, skip_unless
 from tests.test_rows import DTYPES, IDENTITY, TRANSFORMS, block, random_coefficients
 
 SKEWS = [Skews(0.1, 0.1), Skews(0.9, 0.25), Skews(0.0, 0.3), Skews(0.5, 0.0)]
@@ -76,8 +76,9 @@ def weights(n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]
 @pytest.mark.parametrize("student_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab_size", [1, 3, 16, 257, 2049, 5003])
 def test_both_functions(
-    functions: RowFunctions, vocab_size: int, student_dtype: torch.dtype, teacher_dtype: torch.dtype
+    functions: RowFunctions, backend: str, vocab_size: int, student_dtype: torch.dtype, teacher_dtype: torch.dtype
 ) -> None:
+    skip_unless(vocab_size < 2000 or student_dtype == teacher_dtype, backend)
     student, teacher = block(4, vocab_size, student_dtype)[0], block(4, vocab_size, teacher_dtype)[1]
     compute = torch.float64 if torch.float64 in (student_dtype, teacher_dtype) else torch.float32
     tolerance = 1e-12 if compute == torch.float64 else 3e-6
@@ -97,8 +98,11 @@ def test_both_functions(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("transforms", [IDENTITY, *TRANSFORMS])
-def test_the_gradient_is_the_derivative(functions: RowFunctions, transforms: list[float], dtype: torch.dtype) -> None:
+def test_the_gradient_is_the_derivative(
+    functions: RowFunctions, backend: str, transforms: list[float], dtype: torch.dtype
+) -> None:
     """Of the definition, by autograd, with the coefficients that follow from the four numbers."""
+    skip_unless(dtype == torch.float32 or transforms == IDENTITY, backend)
     student, teacher = block(4, 1100, dtype)
     c_r, c_f = weights(4, dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-4
@@ -259,14 +263,14 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice, s
 
 
 @pytest.mark.parametrize("skews", [Skews(0.1, 0.4), Skews(0.0, 0.0)])
-def test_a_nan_stays_in_its_row(functions: RowFunctions, skews: Skews) -> None:
-    coefficients = random_coefficients(4, torch.float32)
-    for side, column in ((0, 0), (0, 4000), (1, 17), (1, 5002)):
-        sides = block(4, 5003)
+def test_a_nan_stays_in_its_row(functions: RowFunctions, backend: str, skews: Skews) -> None:
+    coefficients, vocab_size = random_coefficients(4, torch.float32), columns_of_tiles(backend)
+    for side, column in ((0, 0), (0, vocab_size - 1003), (1, 17), (1, vocab_size - 1)):
+        sides = block(4, vocab_size)
         results = []
         for _ in range(2):
             statistics = functions.row_statistics(*sides, IDENTITY)
-            out = torch.empty(4, 5003)
+            out = torch.empty(4, vocab_size)
             functions.row_mixture_gradient(*sides, statistics, *coefficients, list(skews), IDENTITY, out)
             results.append((functions.row_mixture(*sides, statistics, list(skews), IDENTITY), out))
             sides[side][2, column] = math.nan
@@ -295,11 +299,12 @@ def test_large_logits(functions: RowFunctions, scale: float) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 300.0, -300.0])
-def test_small_divergences_survive_a_shift(functions: RowFunctions, shift: float) -> None:
+def test_small_divergences_survive_a_shift(functions: RowFunctions, backend: str, shift: float) -> None:
     """A student that has come close to the teacher: a KL of 2e-4 on logits around ±300."""
     generator = torch.Generator().manual_seed(3)
-    teacher = 2 * torch.randn(3, 20000, generator=generator) + shift
-    student = teacher + 0.02 * torch.randn(3, 20000, generator=generator)
+    shape = (3, 5000 if size(backend) else 20_000)
+    teacher = 2 * torch.randn(shape, generator=generator) + shift
+    student = teacher + 0.02 * torch.randn(shape, generator=generator)
     statistics = functions.row_statistics(student, teacher, IDENTITY)
     for skews in SKEWS:
         exact = Exact(student, teacher, skews)

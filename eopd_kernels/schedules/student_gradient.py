@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .. import tensors
+from .. import kept_memory, tensors
 from ..distributed.vocabulary import Shard, Travelling
 from ..heads.lm_head import grad_weight
 from .blocks import block_in
@@ -25,7 +25,7 @@ class LogitsGradient:
             self.gradient = logits.detach()
             torch.autograd.graph.increment_version(logits)  # whoever saved them for backward is told
         else:
-            self.gradient = tensors.empty(logits.shape, logits.dtype, logits.device)
+            self.gradient = kept_memory.empty(logits.shape, logits.dtype, logits.device)
         if side.local_vocab_size < logits.shape[-1]:
             self.gradient[..., side.local_vocab_size :].zero_()
         self.rows = LogitsSide(self.gradient, side.local_vocab_size)
@@ -73,7 +73,7 @@ class HiddenGradient:
         self.unwritten = not tensors.on_host(side.hidden.device)
         self.head, weight = side.head, side.head.weight
         self.hidden = new(tensors.zeros, side.hidden.shape, needs[0])  # [N, D]
-        self.weight = new(tensors.empty if self.unwritten else tensors.zeros, weight.shape, needs[1])  # [V, D]
+        self.weight = new(kept_memory.empty if self.unwritten else kept_memory.zeros, weight.shape, needs[1])  # [V, D]
         self.bias = new(tensors.zeros, weight.shape[:1], needs[2])  # [V]
         if self.weight is not None and self.unwritten:
             self.weight[side.local_vocab_size :].zero_()

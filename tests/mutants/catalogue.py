@@ -36,12 +36,26 @@ SELECTING = (
     "tests/distributed/test_selected_heads.py",
 )
 
+KEPT_MEMORY = [
+    Mutant("kept memory: it is in use", "kept_memory.empty", "memory = taken(nbytes) or fresh(nbytes)", "memory = taken(nbytes) or fresh(nbytes)\n        KEPT.append(memory)"),
+    Mutant("kept memory: nothing is kept", "give_back", "KEPT.append(memory)", "pass"),
+    Mutant("kept memory: all of it is", "kept_memory.KEPT", "maxlen=1", "maxlen=3"),
+    Mutant("kept memory: the system may not take it", "give_back", "memory.madvise(mmap.MADV_FREE)", "pass"),
+    Mutant("kept memory: far too much will do", "taken", "<= 2 * nbytes", "<= 20 * nbytes"),
+    Mutant("kept memory: what is too small is kept", "taken", "KEPT.pop()", "KEPT[0]"),
+    Mutant("kept memory: the switch is not looked at", "keeps", ' and os.environ.get(SWITCH, "1") != "0"', ""),
+    Mutant("kept memory: small tensors too", "kept_memory.empty", "nbytes < LEAST_BYTES or ", ""),
+    Mutant("kept memory: nobody sees what was not written", "kept_memory.empty", " or torch.are_deterministic_algorithms_enabled()", ""),
+    Mutant("kept memory: zeros are what was there", "kept_memory.zeros", ".zero_()", ""),
+]  # fmt: skip
+
 MUTANTS = [
     *OBJECTIVES,
     *noticed_by(("tests/test_compile.py",), COMPILED),
     *noticed_by(("tests/test_two_copies.py",), COPIES),
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
     *PRODUCTS,
+    *noticed_by(("tests/test_kept_memory.py",), KEPT_MEMORY),
     *noticed_by(TENSOR_PARALLEL, PARALLEL),
     *noticed_by(EXCHANGE, EXCHANGED),
     *noticed_by(("tests/test_token_log_probs.py",), TOKENS),

@@ -1,0 +1,159 @@
+"""Memory of large gradients is kept for the next one: once nothing uses it, one stretch, and the system may take it."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eopd_kernels import LMHead, entropy_aware_kl, kept_memory
+from eopd_kernels.testing import pretend
+from tests.conftest import logits_like
+
+CPU = torch.device("cpu")
+SHAPE = (60, 30_000)  # 7.2 MB
+pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="this system has no MADV_FREE")
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """And torch does not fill what it hands out."""
+    torch.use_deterministic_algorithms(False)
+    kept_memory.KEPT.clear()
+    yield
+    kept_memory.KEPT.clear()
+
+
+def gradient(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    student = logits_like(generator, *shape).requires_grad_()
+    teacher = logits_like(generator, *shape)
+    (found,) = torch.autograd.grad(entropy_aware_kl(student, teacher).loss, student)
+    return found
+
+
+def test_the_next_gradient_lies_where_the_last_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept_memory.SWITCH, "0")
+    expected = [gradient(0), gradient(1)]
+    monkeypatch.delenv(kept_memory.SWITCH)
+    first = gradient(0)
+    place = first.data_ptr()
+    assert torch.equal(first, expected[0])
+    del first
+    second = gradient(1)
+    assert second.data_ptr() == place and torch.equal(second, expected[1])
+
+
+def taken_as_grad(found: Tensor) -> Tensor:
+    leaf = torch.zeros(SHAPE, requires_grad=True)
+    leaf.backward(found)
+    return leaf
+
+
+USES: dict[str, Callable[[Tensor], Any]] = {
+    "detached": lambda found: found.detach(),
+    "row": lambda found: found[3],
+    "numpy": lambda found: found.numpy(),
+    "grad": taken_as_grad,
+    "storage": lambda found: found.untyped_storage(),
+}
+
+
+@pytest.mark.parametrize("way", USES)
+def test_memory_in_use_is_not_handed_out(way: str) -> None:
+    found = gradient()
+    used, before = USES[way](found), found.clone()
+    del found
+    others = [gradient(seed) for seed in (1, 2)]
+    after = torch.empty(0).set_(used).view(SHAPE) if way == "storage" else used.grad if way == "grad" else used
+    assert torch.equal(torch.as_tensor(after), before[3] if way == "row" else before)
+    assert len({other.data_ptr() for other in others}) == 2
+
+
+def test_one_stretch_is_kept_of_about_the_size() -> None:
+    several = [gradient(seed) for seed in range(3)]
+    del several
+    assert [len(memory) for memory in kept_memory.KEPT] == [4 * 60 * 30_000]
+    smaller = kept_memory.empty((40, 30_000), torch.float32, CPU)
+    assert not kept_memory.KEPT and smaller.shape == (40, 30_000)
+    del smaller
+    assert len(kept_memory.KEPT) == 1
+    much_larger = kept_memory.empty((150, 30_000), torch.float32, CPU)  # what is too small is let go
+    assert not kept_memory.KEPT
+    del much_larger
+    much_smaller = kept_memory.empty((36, 30_000), torch.float32, CPU)
+    assert not kept_memory.KEPT and much_smaller.numel() == 36 * 30_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read in /proc")
+def test_the_system_may_take_what_is_kept() -> None:
+    def lazily_free() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("LazyFree:"))
+
+    found = gradient()
+    before = lazily_free()
+    del found
+    assert lazily_free() - before > 5000  # KiB
+
+
+def test_a_heads_gradient_is_kept_too() -> None:
+    weight = torch.randn(40_000, 32, requires_grad=True)
+    teacher, places = torch.randn(3, 40_000), []
+    for _ in range(3):
+        loss = entropy_aware_kl(torch.randn(3, 32), teacher, student_head=LMHead(weight)).loss
+        (found,) = torch.autograd.grad(loss, weight)
+        assert found.isfinite().all() and found.abs().max() < 10
+        places.append(found.data_ptr())
+        found.fill_(torch.nan)
+        del found
+    assert places[0] == places[1] == places[2]
+
+
+def test_what_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept_of(shape: tuple[int, ...] = SHAPE) -> int:
+        tensor = kept_memory.empty(shape, torch.float32, CPU)
+        assert tensor.shape == shape
+        del tensor
+        return len(kept_memory.KEPT)
+
+    assert kept_of((3, 1000)) == 0 and kept_of((0, 5)) == 0
+    monkeypatch.setenv(kept_memory.SWITCH, "0")
+    assert kept_of() == 0
+    monkeypatch.delenv(kept_memory.SWITCH)
+    with pretend.gpu():
+        assert kept_of() == 0
+    torch.use_deterministic_algorithms(True)
+    assert kept_memory.empty(SHAPE, torch.float32, CPU).isnan().all() and not kept_memory.KEPT
+    torch.use_deterministic_algorithms(False)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_memory, "fresh", lambda nbytes: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory")))
+        assert kept_of() == 0
+    assert kept_of() == 1
+
+
+def test_threads_share_nothing() -> None:
+    """Two threads that take and give back never hold the same memory."""
+    clashes = []
+
+    def work(number: float) -> None:
+        for _ in range(50):
+            tensor = kept_memory.empty(SHAPE, torch.float32, CPU)
+            tensor[::7, ::4096] = number
+            if not (tensor[::7, ::4096] == number).all():
+                clashes.append(number)
+            del tensor
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not clashes
