@@ -59,7 +59,8 @@ def description(module: str, capability: str | None, load: float, device: str = 
         "date": datetime.date.today().isoformat(),
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores ({', '.join(instruction_sets())})",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "threads": f"{THREADS}; load average before the run {load:.1f}",
+        "threads": f"{THREADS}, OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}; load average before the run {load:.1f}"
+        f"{': the machine was busy' * (load > (os.cpu_count() or 1) / 2)}",
         "torch": f"{torch.__version__}, kernels for {torch.backends.cpu.get_cpu_capability()}",
         "eopd_kernels": f"{eopd_kernels.__version__}, {ours}",
         "system": system(),

@@ -43,13 +43,7 @@ HEADS = {
     "Gemma-3-1B": Head(262_144, 1_152, tied=True),
     "Gemma-3-4B": Head(262_144, 2_560, tied=True),
 }
-# A student and its teacher.
-PAIRS = [
-    ("SmolLM2-135M", "SmolLM2-1.7B"),
-    ("Qwen3-0.6B", "Qwen3-8B"),
-    ("Llama-3.2-1B", "Llama-3.1-8B"),
-    ("Gemma-3-1B", "Gemma-3-4B"),
-]
+PAIRS = list(zip([*HEADS][::2], [*HEADS][1::2], strict=True))  # a student and its teacher
 
 
 def tie(name: str) -> str:

@@ -187,14 +187,26 @@ def test_other_objectives(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
-def test_gates_found_first_in_a_recomputed_backward(schedule: str) -> None:
+def test_gates_found_first_in_a_recomputed_backward(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a reverse half tokens whose gate is shut are left out, on both ways."""
 
     def function(s: Tensor, t: Tensor, w: Tensor, v: Tensor, gate: Tensor) -> EntropyAwareKLOutput:
         heads: dict[str, Any] = {"student_head": LMHead(w), "teacher_head": LMHead(v)}
         return entropy_aware_kl(s, t, **heads, gate=gate, objective=Objective(reverse="none"), schedule=schedule)
 
-    check(function, lambda n: [*tensors(case_of(n)), torch.arange(2 * n).view(2, n) % 2])
+    def given(n: int) -> list[Tensor]:
+        return [*tensors(case_of(n)), torch.arange(2 * n).view(2, n) % 2]
+
+    check(function, given)
+    rows, grad_hidden = [], LMHead.grad_hidden
+
+    def counted(head: LMHead, gradient: Tensor, *rest: Any, **more: Any) -> None:
+        rows.append(len(gradient))
+        grad_hidden(head, gradient, *rest, **more)
+
+    monkeypatch.setattr(LMHead, "grad_hidden", counted)
+    torch.compile(function, backend="aot_eager", fullgraph=True)(*given(8)).loss.backward()
+    assert sum(rows) == 8  # of 16
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,9 @@ template <typename Real, typename Function>
 void for_rows(const Task& task, const Workspace<Real>* workspace, Function function) {
   const int64_t rows = task.rows;
   const int64_t rows_at_once = 1 + (1 << 16) / (task.columns + 1);
-#pragma omp parallel num_threads(task.threads) if (rows > rows_at_once && task.threads > 1)
+  const int64_t groups = 1 + (rows - 1) / rows_at_once;
+  const int threads = groups < task.threads ? static_cast<int>(groups) : task.threads;
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Scratch<Real> scratch;
     scratch.workspace = workspace;

@@ -10,6 +10,8 @@ import torch
 from .. import __version__
 from ..rows import BACKENDS, OVERRIDE, automatic
 
+WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP reads it when torch is imported
+
 
 def lines() -> list[str]:
     """The lines of the report."""
@@ -23,6 +25,8 @@ def lines() -> list[str]:
         report.append(
             f"  {name:<8}" + (f"available: {backend.description()}" if reason is None else f"not available: {reason}")
         )
+    if BACKENDS["cpu"].unavailable() is None and os.environ.get(WAIT_POLICY, "").upper() != "PASSIVE":
+        report += ["", f"{WAIT_POLICY} is not PASSIVE: threads spin while they wait, slow where cores are busy."]
     on_cpu, on_gpu = automatic(torch.device("cpu")), automatic(torch.device("cuda"))
     report += [
         "",

@@ -47,11 +47,12 @@ def test_a_product_is_exact_to_float32(shape: tuple[int, int, int], left: str, r
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_threads_change_nothing(transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = operand(600, 1500, "columns" if transposed else "rows", 1), operand(1500, 200, "rows", 2)
+    """Large enough for them to meet: 20 ms of a core."""
+    a, b = operand(600, 4000, "columns" if transposed else "rows", 1), operand(4000, 1000, "rows", 2)
     found = []
     for threads in (1, 2, 7):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        out = torch.empty(600, 200)
+        out = torch.empty(600, 1000)
         products.mm(a, b, out)
         found.append(out)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

@@ -51,7 +51,7 @@ KEPT_MEMORY = [
 
 MUTANTS = [
     *OBJECTIVES,
-    *noticed_by(("tests/test_compile.py",), COMPILED),
+    *noticed_by(("tests/test_opcheck.py", "tests/test_compile.py", "tests/test_compile_options.py"), COMPILED),
     *noticed_by(("tests/test_two_copies.py",), COPIES),
     *noticed_by(("tests/schedules/test_gradient_filter.py",), GRADIENT_FILTER),
     *PRODUCTS,
