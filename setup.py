@@ -120,7 +120,8 @@ def cuda_recipe(strict: bool) -> Recipe:
     return Recipe([nvcc, "-ccbin", host[-1]], flags, link, objects, facts)
 
 
-def ninja_file(recipe: Recipe, flags: list[str], target: Path) -> str:
+def ninja_file(recipe: Recipe, flags: list[str], target: Path, folder: Path) -> str:
+    """What ninja reads in ``folder``. Paths are seen from there, so that a copy of the project has its build."""
     lines = [
         f"cxx = {shlex.join(recipe.compiler)}",
         f"flags = {shlex.join([*recipe.flags, *flags])}",
@@ -131,12 +132,14 @@ def ninja_file(recipe: Recipe, flags: list[str], target: Path) -> str:
         "rule link",
         "  command = $cxx $flags $more $in -o $out",
     ]
-    escape = str.maketrans({"$": "$$", " ": "$ ", ":": "$:"})
+
+    def seen(path: Path) -> str:
+        return re.sub("[$ :]", r"$\g<0>", os.path.relpath(path, folder))
+
     for name, source, more in recipe.objects:
-        path = str(ROOT / "csrc" / source).translate(escape)
-        lines += [f"build {name}.o: compile {path}", f"  more = {shlex.join(more)}"]
+        lines += [f"build {name}.o: compile {seen(ROOT / 'csrc' / source)}", f"  more = {shlex.join(more)}"]
     objects = " ".join(f"{name}.o" for name, _, _ in recipe.objects)
-    lines += [f"build {str(target).translate(escape)}: link {objects}", f"  more = {shlex.join(recipe.link)}"]
+    lines += [f"build {seen(target)}: link {objects}", f"  more = {shlex.join(recipe.link)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -181,7 +184,7 @@ class NinjaBuild(build_ext):
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
         flags = [part for include in includes for part in ("-isystem", include)]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(recipe, flags, target))
+        (folder / "build.ninja").write_text(ninja_file(recipe, flags, target, folder.resolve()))
         command = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(done.stdout)

@@ -130,7 +130,7 @@ def test_every_cuda_source_is_compiled_for_the_architectures_asked_for(project: 
         (fake_cuda / "bin" / "calls").read_text().splitlines(), key=lambda call: "-shared" in call
     )
     for source in (project / "csrc" / "cuda").iterdir():
-        calls = [call for call in compiled if str(source) in call]
+        calls = [call for call in compiled if f"csrc/cuda/{source.name} " in call]
         assert len(calls) == (source.suffix in (".cu", ".cpp")), source
     for call in compiled:
         assert "-gencode=arch=compute_90a,code=sm_90a" in call
@@ -146,6 +146,19 @@ def test_no_gpu_between_the_first_and_the_last_is_shut_out(project: Path, fake_c
     call = (fake_cuda / "bin" / "calls").read_text().splitlines()[0]
     codes = re.findall(r"code=\[?sm_(\w+)", call)
     assert codes == ["80", "90", "100", "120"] and "code=[sm_120,compute_120]" in call
+
+
+def test_a_copy_of_a_project_has_its_build(project: Path, fake_cuda: Path, tmp_path: Path) -> None:
+    cuda_record(project, CUDA_HOME=str(fake_cuda), EOPD_BUILD_CUDA="1")
+    calls = fake_cuda / "bin" / "calls"
+    built = calls.read_text().splitlines()
+    copy = tmp_path / "a copy: $1"
+    shutil.copytree(project, copy)
+    assert cuda_record(copy, CUDA_HOME=str(fake_cuda), EOPD_BUILD_CUDA="1")["built"]
+    assert calls.read_text().splitlines() == built
+    (copy / "csrc" / "cuda" / "dispatch.cpp").touch()
+    cuda_record(copy, CUDA_HOME=str(fake_cuda), EOPD_BUILD_CUDA="1")
+    assert len(calls.read_text().splitlines()) == len(built) + 2  # it is compiled, and all are linked
 
 
 def test_an_architecture_that_is_none_is_named(project: Path, fake_cuda: Path) -> None:
