@@ -87,8 +87,8 @@ def functions_and_classes(tree: ast.AST, prefix: str) -> Iterator[tuple[str, int
 
 
 def noticed_by(tests: tuple[str, ...], mutants: list[Mutant]) -> list[Mutant]:
-    """Mutants of a room that has tests of its own."""
-    return [mutant._replace(tests=tests) for mutant in mutants]
+    """Mutants of a room that has tests of its own, for those that name none."""
+    return [mutant._replace(tests=mutant.tests or tests) for mutant in mutants]
 
 
 def of_the_recipe(tests: str, mutants: list[Mutant]) -> list[Mutant]:

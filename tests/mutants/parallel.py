@@ -19,7 +19,7 @@ MUTANTS = [
     Mutant("parallel: the teacher goes first, alone", "teacher_statistics", "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
     Mutant("parallel: padding is compared", "cut_to", "kept.append(max(0, min(size, vocab_size - start)))", "kept.append(size)"),
     Mutant("parallel: shards that differ go on", "shard_of", "    if cut[0] != cut[1]:", "    if False:"),
-    Mutant("parallel: a rank plans with its own width", "workspace.tiling", "student.local_vocab_size if shard is None else shard.widest", "student.local_vocab_size"),
+    Mutant("parallel: a rank plans with its own width", "workspace.tiling", "student.local_vocab_size if shard is None else shard.widest", "student.local_vocab_size", ("tests/schedules/test_schedules.py",)),
 ]  # fmt: skip
 
 # What ranks tell each other before a call.

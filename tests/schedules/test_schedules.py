@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eopd_kernels import LMHead, entropy_aware_kl
+from eopd_kernels.distributed.vocabulary import Shard
 from eopd_kernels.schedules.sides import HiddenSide, LogitsSide
 from eopd_kernels.schedules.workspace import MIN_COLUMNS, MIN_TOKENS, USUAL_MIN_TOKENS, WORKSPACE_BYTES, tiling
 from eopd_kernels.tensors import uniform_rows
@@ -48,6 +49,16 @@ def test_the_published_case_takes_the_chunks_the_documentation_says() -> None:
     side = hidden_side(2048, 49_152)
     shape = tiling("chunked", 2048, side, side, gathered=False, workspace_bytes=None)
     assert shape.columns == 49_152 and shape.tokens * 49_152 * 8 <= 128 * 2**20
+
+
+def test_ranks_of_uneven_shards_plan_the_same_chunks() -> None:
+    sizes, budget = (200, 411), 8 * 80 * 411
+    plans = []
+    for size in sizes:
+        side, shard = hidden_side(111, size), Shard(None, 0, size, sum(sizes), max(sizes), sums_hidden_gradient=True)
+        plans.append(tiling("chunked", 111, side, side, gathered=False, workspace_bytes=budget, shard=shard))
+    assert [plan.columns for plan in plans] == list(sizes)
+    assert MIN_TOKENS < plans[0].tokens == plans[1].tokens < 111
 
 
 def test_logits_need_no_workspace() -> None:
