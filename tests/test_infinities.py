@@ -54,6 +54,16 @@ def solved(student: Tensor, teacher: Any, **options: Any) -> tuple[Any, Tensor]:
     return out, torch.autograd.grad(out.loss.sum(), leaf)[0]
 
 
+@pytest.mark.parametrize(("gate", "value"), [("always", 1.0), ("never", 0.0)])
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+def test_a_gate_that_asks_nobody_is_no_nan(schedule: str, gate: Any, value: float, backend: str) -> None:
+    teacher = TEACHER.clone()
+    teacher[1, COLUMN] = math.nan
+    out, _ = solved(STUDENT, teacher, objective=Objective(gate=gate), backend=backend, schedule=schedule)
+    assert out.teacher_entropy.isnan().tolist() == [False, True, False]
+    assert out.gate.tolist() == [value] * 3
+
+
 @pytest.mark.parametrize("hidden", [False, True], ids=["logits", "hidden"])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("name", DENSE)

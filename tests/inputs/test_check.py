@@ -174,11 +174,11 @@ def test_halves_of_one_tensor_may_be_compared_in_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16], ids=str
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint64], ids=str
 )
 @pytest.mark.parametrize("ignore_index", [-100, 3, 300, -(2**40), 2**40])
 def test_labels_of_any_integer_type_are_compared_by_value(dtype: torch.dtype, ignore_index: int) -> None:
-    """uint16 65,436 and uint8 156 have the bits of -100, and an ignore_index of 300 those of int8 44."""
+    """uint16 65,436, uint8 156 and a uint64 have the bits of -100, and an ignore_index of 300 those of int8 44."""
     labels = torch.tensor([0, 3, 44, 156, 65_436, -100, 300]).to(dtype)
     student, teacher = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0)).unbind()
     counted = [value != ignore_index for value in labels.tolist()]

@@ -185,7 +185,7 @@ TRACED = [
     ),
 ]
 MUTANTS = [
-    *noticed_by(("tests/inputs/test_layouts.py",), LAYOUTS),
+    *noticed_by(("tests/schedules/test_schedules.py", "tests/inputs/test_layouts.py"), LAYOUTS),
     *noticed_by(("tests/inputs/test_check.py",), READ),
     *noticed_by(("tests/test_infinities.py",), NOT_FINITE),
     *WEIGHTLESS,

@@ -133,6 +133,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made(schedule: str, dtype: torc
         (torch.empty(4, 2, 3, 5)[:, :-1], (1, 3)),
         (torch.empty(3, 2, 5).transpose(0, 1), (1, 3)),
         (torch.empty(3, 1, 5), (0, 3)),
+        (torch.empty(4, 7, 5).as_strided((4, 1, 7, 5), (35, 3, 5, 1)), (0, 28)),
         (torch.empty(5), (0, 1)),
         (torch.empty(3, 9, 5)[..., :4], (0, 27)),
         (torch.empty(2, 6, 5)[:, ::2], (0, 6)),
