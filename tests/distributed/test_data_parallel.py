@@ -116,7 +116,7 @@ def from_model() -> tuple[bool, list[str]]:
     with Traffic() as traffic:
         for student, teacher_head in ((hidden, whole), (torch.randn(4, D), teacher)):
             try:
-                entropy_aware_kl(student, torch.randn(4, D), student_head=whole, teacher_head=teacher_head)
+                entropy_aware_kl(student, torch.randn(4, D), student_head=head, teacher_head=teacher_head)
             except (TypeError, ValueError) as error:
                 says.append(str(error))
     assert not traffic.calls, traffic.calls
