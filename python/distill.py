@@ -36,11 +36,11 @@ from distillation.checkpoints import last_checkpoint
 from distillation.command_line import parse_options
 from distillation.demonstration import build_models
 from distillation.errors import Interrupted, RunError, UsageError
+from distillation.evaluation import Results
 from distillation.options import Options
 from distillation.page import write_page
 from distillation.processes import wait
 from distillation.report import say, shown, step_header, step_line
-from distillation.results import Results
 from distillation.rollouts import Completion, pieces, text_of
 from distillation.run_folder import RunFolder
 from distillation.scenarios import Scenario, load_scenario
@@ -92,8 +92,8 @@ def run(options: Options, folder: RunFolder) -> None:
     if folder.writes:  # nothing is before everything has been checked
         begin(options, names, folder)
     results = Results(options, scenario, folder)
-    on_the_way = (steps_of(options, scenario) - 1) // options.training.eval_steps if options.training.eval_steps else 0
-    say(results.evaluation.cost(len(names), len(names) * int(on_the_way)))
+    in_training = (steps_of(options, scenario) - 1) // (options.training.eval_steps or math.inf)
+    say(results.cost(1 + len(names) * (1 + int(in_training))))
 
     results.add("teacher", lambda: scenario.teacher)
     results.add("student at start", scenario.load_student)
@@ -156,8 +156,8 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder, re
             folder.log("histograms.jsonl", {"run": name, "step": step, **histograms})
         if shown(step, args.max_steps):
             say(step_line(metrics))
-            for i, completion in enumerate(completions[: options.run.logged_completions]):
-                said = readable(scenario, completion) | trainer.figures(i)
+            for place, completion in enumerate(completions[: options.run.logged_completions]):
+                said = {**readable(scenario, completion), "figures": trainer.figures(place)}
                 folder.log("completions.jsonl", {"run": name, "step": step, **said})
 
     trainer = OnPolicyTrainer(

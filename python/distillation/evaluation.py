@@ -1,8 +1,7 @@
-"""What is measured on held-out prompts: right answers, and what a student does where the teacher is uncertain.
+"""What is measured on held-out prompts: right answers, and what a model does where the teacher is uncertain.
 
-Each sample of each prompt has random numbers of its own, the same for every model. Samples are drawn and scored in
-batches, which are dealt to the processes: a batch is the same wherever it is run, and the sums of the batches are added
-up in their order, so that the figures are those of one process to the last bit.
+Each sample of each prompt has random numbers of its own, the same for every model. Batches of samples are dealt to the
+processes, and what is found is put together in the batches' order: it is what one process finds, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -23,22 +21,22 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from eopd_kernels import EntropyAwareKLOutput, Objective
 
 from .answering import SampledAnswers
+from .forward import inside_forward
 from .metrics import StepTotals
 from .options import Options
 from .processes import gathered
-from .report import duration, say
-from .rollouts import Completion, collate, text_of
+from .report import say, table
+from .rollouts import Completion, Rollouts, collate, text_of
+from .run_folder import RunFolder
 from .scenarios import Scenario
 from .stream import Draw
+from .success import pass_rates
+from .trainer import OnPolicyTrainer
 from .training import score
 
+PASS_AT = (1, 8)
 WORTH_SAYING = 60.0  # seconds
 Check = Callable[[str], bool]
-Within = Callable[[Callable[[], EntropyAwareKLOutput]], EntropyAwareKLOutput]
-
-
-def at_once(function: Callable[[], EntropyAwareKLOutput]) -> EntropyAwareKLOutput:
-    return function()
 
 
 def right(completions: Sequence[Completion], tokenizer: Tokenizer, checks: Sequence[Check]) -> list[int]:
@@ -50,10 +48,7 @@ def right(completions: Sequence[Completion], tokenizer: Tokenizer, checks: Seque
 
 
 def agreement(totals: StepTotals, sums: Tensor) -> dict[str, float | None]:
-    """Entropies and forward KL (nats) split at the ``tau`` of ``totals``, of ``sums`` that were added up.
-
-    A mean over no tokens is None.
-    """
+    """Entropies and forward KL (nats) of ``sums``, split at the tau of ``totals``. A mean over no tokens is None."""
     found = totals.metrics(sums)
     return {
         "tokens": found["tokens"],
@@ -65,40 +60,46 @@ def agreement(totals: StepTotals, sums: Tensor) -> dict[str, float | None]:
     }
 
 
-def dealt(batches: int, synced: bool) -> list[int]:
-    """This process's batches, in their order; ``synced``: as many for each, some of them another's as well."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = range(rank, batches, ranks)
-    return [*mine, *[batches - 1] * (math.ceil(batches / ranks) - len(mine) if synced else 0)]
+class Results:
+    """``results.json``: each model on each set of prompts once, so that a resumed run goes on where it stopped.
 
-
-class Evaluation:
-    """Figures of any model on one set of held-out prompts at a time; every process takes part.
-
-    What the teacher wrote is kept: it is sampled once, for all models.
+    Every process takes part. The teacher is sampled once: what it wrote is kept, for all models.
     """
 
-    def __init__(self, options: Options, scenario: Scenario) -> None:
+    def __init__(self, options: Options, scenario: Scenario, folder: RunFolder) -> None:
         self.options = options
         self.scenario = scenario
+        self.folder = folder
+        self.samples = options.run.eval_samples
+        self.longest = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
         self.totals = StepTotals(options.loss.tau, scenario.vocab_size, scenario.device)
         self.reference: dict[tuple[str, int], list[Completion]] = {}
+        begun: dict[str, Any] = {"task": scenario.task, "samples": self.samples, "tau": options.loss.tau, "models": []}
+        begun["sets"] = {name: len(prompts) for name, prompts in scenario.held_out.items()}
+        self.content = gathered(folder.read("results.json") or begun)[0]  # as the first process has it
 
-        self.longest = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
+    def add(self, name: str, load: Callable[[], PreTrainedModel]) -> None:
+        """Evaluates the model called ``name`` on the sets on which that was not done."""
+        done = {row["set"] for row in self.content["models"] if row["name"] == name}
+        model = load() if done != set(self.scenario.held_out) else None
+        for one in self.scenario.held_out:
+            if model is not None and one not in done:
+                self.content["models"].append({"name": name, "set": one, **self.evaluated(one, model, name)})
+                self.folder.write("results.json", self.content)
 
-    def batches(self, name: str) -> list[list[Draw]]:
-        """All samples of a set's prompts, side by side: the n-th draw is a sample of prompt n // samples."""
-        samples, size = self.options.run.eval_samples, self.options.run.evaluation_batch_size
-        prompts = [prompt for prompt in self.scenario.held_out[name] for _ in range(samples)]
-        draws = [Draw(number, prompt) for number, prompt in enumerate(prompts)]
-        return [draws[start : start + size] for start in range(0, len(draws), size)]
+    def during(self, run: str, trainer: OnPolicyTrainer) -> dict[str, float]:
+        """Evaluates the student between two steps: a line of ``evaluations.jsonl``."""
+        found: dict[str, float] = {}
+        for one in self.scenario.held_out:
+            numbers = self.numbers(self.evaluated(one, trainer.student, run, trainer))
+            found |= {f"{one}/{name}": value for name, value in numbers.items() if not math.isnan(value)}
+        if self.folder.writes:
+            self.folder.log("evaluations.jsonl", {"run": run, "step": trainer.state.global_step, **found})
+        told = [f"{name} {value:.3f}" for name, value in found.items() if name.endswith(("@1", "@8", "kl_uncertain"))]
+        say(f"  evaluated: {', '.join(told)}")
+        return found
 
-    def checks(self, name: str) -> list[Check] | None:
-        """A check per prompt of a set; None where some prompt has none."""
-        found = [check for prompt in self.scenario.held_out[name] if (check := self.scenario.check(prompt)) is not None]
-        return found if len(found) == len(self.scenario.held_out[name]) else None
-
-    def sampled(self, model: PreTrainedModel, name: str, draws: list[Draw], synced: bool = False) -> list[Completion]:
+    def sampled(self, model: PreTrainedModel, name: str, draws: list[Draw], synced: bool) -> list[Completion]:
         """A completion per draw of a set."""
         answers = SampledAnswers(
             model,
@@ -112,68 +113,91 @@ class Evaluation:
         )
         return answers(draws)
 
-    def measured(
-        self, name: str, model: PreTrainedModel, at: int, draws: list[Draw], within: Within, synced: bool
-    ) -> tuple[list[float], list[int], int]:
-        """Of one batch: sums on the teacher's samples, which of the model's are right, and the longest of these."""
-        scenario, checks = self.scenario, self.checks(name)
-        if (name, at) not in self.reference:
-            self.reference[name, at] = self.sampled(scenario.teacher, name, draws)
-        answers = self.reference[name, at]
-        rollouts = collate(answers, scenario.tokenizer.pad_token_id, scenario.device)
-        forward = Objective.forward_kl()
-        seen = within(lambda: score(model, scenario.teacher, rollouts, forward, vocab_size=scenario.vocab_size))
-        self.totals.sums.zero_()
-        self.totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
-        correct = []
-        if checks is not None:
-            if model is not scenario.teacher:
-                answers = self.sampled(model, name, draws, synced)
-            its = [checks[draw.number // self.options.run.eval_samples] for draw in draws]
-            correct = right(answers, scenario.tokenizer, its)
-        return self.totals.sums.tolist(), correct, max(len(one.ids) for one in answers)
+    def checks(self, name: str) -> list[Check]:
+        """One per prompt of a set; none at all where some prompt has none."""
+        found = [self.scenario.check(prompt) for prompt in self.scenario.held_out[name]]
+        return [] if None in found else [check for check in found if check is not None]
 
     @torch.no_grad()
-    def figures(
-        self, name: str, model: PreTrainedModel, label: str, *, within: Within = at_once, synced: bool = False
+    def evaluated(
+        self, name: str, model: PreTrainedModel, label: str, trainer: OnPolicyTrainer | None = None
     ) -> dict[str, Any]:
         """``correct``, 0 or 1 ``[prompts][samples]`` or None where that cannot be said, and ``agreement``, of one set.
 
-        Args:
-            name: of the set.
-            label: of the model, for what is said meanwhile.
-            within: calls what it is given where the parameters of ``model`` are whole.
-            synced: whether the processes share the parameters of ``model``, and so have to run it together.
+        With ``trainer`` the model is its student, whose parameters the processes may share.
         """
-        batches, samples, training = self.batches(name), self.options.run.eval_samples, model.training
-        mine = dealt(len(batches), synced)
-        own: dict[int, tuple[list[float], list[int]]] = {}  # by the batch: sums, and what is right
-        started = time.perf_counter()
+        scenario, checks, size = self.scenario, self.checks(name), self.options.run.evaluation_batch_size
+        prompts, shared = scenario.held_out[name], trainer is not None and trainer.shares_parameters
+        draws = [Draw(number, prompts[number // self.samples]) for number in range(len(prompts) * self.samples)]
+        batches = [draws[start : start + size] for start in range(0, len(draws), size)]
+        rank, ranks = self.options.training.process_index, self.options.training.world_size
+        mine = list(range(rank, len(batches), ranks))
+        if shared:  # all run it equally often
+            mine += [0] * (math.ceil(len(batches) / ranks) - len(mine))
+        own: dict[int, tuple[list[float], list[int]]] = {}
+        training, started = model.training, time.perf_counter()
         model.eval()
-        with torch.autocast(self.scenario.device.type, torch.bfloat16, enabled=self.options.training.bf16):
-            for at in tqdm(mine, desc=f"{label}: {name}", leave=False, disable=None, dynamic_ncols=True):
-                sums, correct, longest = self.measured(name, model, at, batches[at], within, synced)
-                own[at] = sums, correct
-                at_most = (time.perf_counter() - started) * self.longest / longest * len(mine)
-                if len(own) == 1 and at_most >= WORTH_SAYING:
-                    say(f"  {label}, {name}: at most {duration(at_most)}, by the speed of its first batch")
+        for at in tqdm(mine, desc=f"{label}: {name}", leave=False, disable=None, dynamic_ncols=True):
+            if (name, at) not in self.reference:
+                self.reference[name, at] = self.sampled(scenario.teacher, name, batches[at], False)
+            answers = self.reference[name, at]
+            rollouts = collate(answers, scenario.tokenizer.pad_token_id, scenario.device)
+
+            def scored(rollouts: Rollouts = rollouts) -> EntropyAwareKLOutput:
+                return score(model, scenario.teacher, rollouts, Objective.forward_kl(), vocab_size=scenario.vocab_size)
+
+            seen = inside_forward(trainer.model_wrapped, model, scored) if trainer and shared else scored()
+            self.totals.sums.zero_()
+            self.totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
+            if checks and model is not scenario.teacher:
+                answers = self.sampled(model, name, batches[at], shared)
+            its = [checks[draw.number // self.samples] for draw in batches[at]] if checks else []
+            own[at] = self.totals.sums.tolist(), right(answers[: len(its)], scenario.tokenizer, its)
+            at_most = (time.perf_counter() - started) * len(mine) * self.longest / max(len(one.ids) for one in answers)
+            if len(own) == 1 and at_most >= WORTH_SAYING:
+                say(f"  {label}, {name}: at most {at_most / 60:.0f} min, by the speed of the first batch")
         model.train(training)
         every = {at: found for share in gathered(own) for at, found in share.items()}
-        all_sums, outcomes = zip(*(every[at] for at in range(len(batches))), strict=True)
+        sums, correct = zip(*(every[at] for at in range(len(batches))), strict=True)
         return {
-            "correct": np.concatenate(outcomes).reshape(-1, samples).tolist() if outcomes[0] else None,
-            "agreement": agreement(self.totals, torch.tensor(all_sums, dtype=torch.float64).sum(0)),
+            "correct": np.concatenate(correct).reshape(-1, self.samples).tolist() if checks else None,
+            "agreement": agreement(self.totals, torch.tensor(sums, dtype=torch.float64).sum(0)),
         }
 
-    def cost(self, trained: int, in_training: int) -> str:
-        """What all of it samples at most: the teacher, the student's start and its ``trained`` ends, and on the way."""
-        samples, sets = self.options.run.eval_samples, self.scenario.held_out
-        tokens = {name: len(prompts) * samples * self.longest for name, prompts in sets.items()}
-        students = 1 + trained + in_training
-        most = sum(count * (1 + students * (self.checks(name) is not None)) for name, count in tokens.items())
-        parts = " + ".join(f"{len(prompts)} ({name})" for name, prompts in sets.items())
+    def cost(self, students: int) -> str:
+        """What is sampled at most by the teacher and, so many times, by a student."""
+        sets = {name: len(prompts) for name, prompts in self.scenario.held_out.items()}
+        each = self.samples * self.longest
+        most = sum(each * count * (1 + students * bool(self.checks(name))) for name, count in sets.items())
+        parts = " + ".join(f"{count} ({name})" for name, count in sets.items())
         return (
-            f"evaluation: {parts} prompts × {samples} samples × {self.longest} new tokens are at most "
-            f"{sum(tokens.values()):,} tokens\nof a model; the teacher once and the student {students} times sample at "
-            f"most {most:,}"
+            f"evaluation: {parts} prompts × {self.samples} samples × {self.longest} tokens are at most "
+            f"{each * sum(sets.values()):,};\nthe teacher once and a student {students} times sample at most {most:,}"
         )
+
+    def numbers(self, found: dict[str, Any]) -> dict[str, float]:
+        """pass@k beside the agreement."""
+        numbers = {key: math.nan if value is None else value for key, value in found["agreement"].items()}
+        ks = [k for k in PASS_AT if found["correct"] is not None and k <= self.samples]
+        return numbers | {f"pass@{k}": float(pass_rates(found["correct"], k).mean()) for k in ks}
+
+    def report(self) -> None:
+        """A table for each set, and what is needed to judge its noise."""
+        for one, count in self.content["sets"].items():
+            rows = [(row["name"], self.numbers(row)) for row in self.content["models"] if row["set"] == one]
+            reference = rows[0][1]
+            columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT if f"pass@{k}" in reference]
+            checked = bool(columns)
+            columns += [
+                ("H_s | H_t>tau", "student_entropy_uncertain", ".3f"),
+                ("fwd KL | H_t>tau", "forward_kl_uncertain", ".3f"),
+                ("fwd KL | else", "forward_kl_certain", ".3f"),
+            ]
+            say(f"\n{one} prompts: {count}, samples per prompt: {self.samples}, one training run per row\n")
+            say(table(rows, columns))
+            say(
+                f"\nH_s and forward KL: means in nats over the {reference['tokens']:.0f} tokens of the teacher's own "
+                f"samples; {reference['uncertain_fraction']:.0%} have H_t > tau = {self.options.loss.tau:g}."
+            )
+            if checked:
+                say("pass@k: unbiased estimate from each model's own samples.")

@@ -1,34 +1,29 @@
 """What processes tell each other between steps, however long one waits for another.
 
-A collective of the training's group ends the run when a process is later than its timeout (``--ddp-timeout``, half an
-hour by default), and a share of an evaluation may take longer. So these have a group of their own, whose timeout is
-beyond any job's. It is gloo's on every device: nothing watches over it meanwhile, and a process that dies closes its
-connections, which ends the others' wait at once.
+A collective of the training's group fails where a process is later than its timeout (``--ddp-timeout``, half an hour by
+default), and a share of an evaluation may take longer. So these have a group of their own, of gloo on any device, with
+a timeout beyond any job's: a process that dies closes its connections, which ends the others' wait at once.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
-
-Value = TypeVar("Value")
-PATIENCE = timedelta(weeks=3)  # in milliseconds still a number of 31 bits
 
 
 @cache
 def patient_group(world: Any) -> Any:
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=timedelta(weeks=3))  # in milliseconds still a number of 31 bits
 
 
-def gathered(own: Value) -> list[Value]:
+def gathered(own: Any) -> list[Any]:
     """``own`` of each process, by rank, on every process; returns when all have come here."""
-    if not dist.is_initialized():
-        return [own]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own, group=patient_group(dist.group.WORLD))
+    found = [own] * (dist.get_world_size() if dist.is_initialized() else 1)
+    if dist.is_initialized():
+        dist.all_gather_object(found, own, group=patient_group(dist.group.WORLD))
     return found
 
 

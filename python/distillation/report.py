@@ -61,12 +61,6 @@ def width(heading: str, form: str) -> int:
     return max(len(heading), int(form.split(".")[0].rstrip("d")))
 
 
-def duration(seconds: float) -> str:
-    """In the largest unit of which there are two."""
-    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= 2 * unit), (1, "s"))
-    return f"{seconds / unit:.{int(seconds < 10 * unit)}f} {name}"
-
-
 def table(rows: list[tuple[str, dict[str, float]]], columns: list[tuple[str, str, str]]) -> str:
     """Rows of (name, numbers) under ``columns`` of (heading, number, format); '-' where a number is missing or nan."""
     first = max(len(name) for name, _ in rows)

@@ -18,7 +18,7 @@ from .answers import is_right
 from .coins import Payment
 from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
-from .held_out import HELD_OUT, evaluated, evaluation_sets, warn_of_trained_on
+from .held_out import HELD_OUT, evaluated, evaluation_sets
 from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
 from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
@@ -85,7 +85,6 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         for name, its, found in sets:
             held_out[name] = encode_prompts(found, its, tokenizer)
             warn_of_missing_answers(found, its, held_out[name])
-            warn_of_trained_on(name, held_out[name], training, options.prompts)
         if (
             any(prompt.answer for prompts in held_out.values() for prompt in prompts)
             and importlib.util.find_spec("math_verify") is None

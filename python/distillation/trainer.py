@@ -35,7 +35,7 @@ from .rollouts import Completion, Rollouts, collate
 from .stream import Draw, PromptStream
 from .training import clipped_by_ratio, score
 
-PER_TOKEN = ("teacher_entropy", "reverse_kl", "forward_kl", "gate")
+PER_TOKEN = ("teacher_entropy", "reverse_kl", "forward_kl", "gate")  # nats, and how far it is open
 
 
 class OnPolicyTrainer(AtomicCheckpoints):
@@ -93,7 +93,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         self.clock = Clock(args.device)
         self.totals: StepTotals | None = None
         self.completions: list[Completion] = []
-        self.per_token: list[Tensor] = []  # of each micro-batch: PER_TOKEN [4, B, C]
+        self.per_token: list[Tensor] = []  # of each micro-batch: PER_TOKEN, float32 [B, C, 4]
         self.latest: dict[str, Any] = {}
 
     @property
@@ -181,7 +181,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         loss, seen = inside_forward(model, student, forward)
         assert self.totals is not None
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
-        self.per_token.append(torch.stack([getattr(seen, name).float() for name in PER_TOKEN]))
+        self.per_token.append(torch.stack([getattr(seen, name).float() for name in PER_TOKEN], dim=-1))
         if isinstance(half := self.distillation_objective.reverse, Sampled):
             self.totals.add("clipped_by_ratio", clipped_by_ratio(half, seen, rollouts.log_probs).sum())
         loss = loss * self.accelerator.num_processes
@@ -235,18 +235,17 @@ class OnPolicyTrainer(AtomicCheckpoints):
             logs.update({name: value for name, value in self.latest.items() if value is not None and name != "step"})
         super().log(logs, start_time)
 
-    def figures(self, place: int) -> dict[str, list[float | None]]:
-        """Of each token of this process's completion at ``place`` of the step: entropy and KLs in nats, the gate."""
+    def figures(self, place: int) -> list[list[float | None]]:
+        """PER_TOKEN of each token of this process's completion at ``place`` of the step, rounded."""
         batch, row = divmod(place, self.args.per_device_train_batch_size)
-        table = self.per_token[batch][:, row, : len(self.completions[place].ids)].tolist()
-        rounded = [[round(value, 3) if math.isfinite(value) else None for value in values] for values in table]
-        return dict(zip(PER_TOKEN, rounded, strict=True))
+        table = self.per_token[batch][row, : len(self.completions[place].ids)].tolist()
+        return [[round(value, 3) if math.isfinite(value) else None for value in values] for values in table]
 
     def evaluate(self, *given: Any, **more: Any) -> dict[str, float]:
-        """The student as it is; not after the last step, when the run evaluates it."""
+        """Of the student as it is; not after the last step, which the run's own evaluation follows."""
         found: dict[str, float] = {}
         if self.evaluation is not None and self.state.global_step < self.state.max_steps:
-            found = self.evaluation(self)
+            found = {f"eval_{name}": value for name, value in self.evaluation(self).items()}
             self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
