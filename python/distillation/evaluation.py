@@ -24,7 +24,7 @@ from .answering import SampledAnswers
 from .forward import inside_forward
 from .metrics import StepTotals
 from .options import Options
-from .processes import gathered
+from .processes import gathered, wait
 from .report import say, table
 from .rollouts import Completion, Rollouts, collate, text_of
 from .run_folder import RunFolder
@@ -101,17 +101,10 @@ class Results:
 
     def sampled(self, model: PreTrainedModel, name: str, draws: list[Draw], synced: bool) -> list[Completion]:
         """A completion per draw of a set."""
-        answers = SampledAnswers(
-            model,
-            self.scenario.teacher,
-            self.scenario.tokenizer,
-            seed=f"{self.options.training.seed}/{name}",
-            max_new_tokens=self.longest,
-            vocab_size=self.scenario.vocab_size,
-            top_p=self.options.run.eval_top_p,
-            synced=synced,
-        )
-        return answers(draws)
+        scenario, run = self.scenario, self.options.run
+        sampling: dict[str, Any] = {"max_new_tokens": self.longest, "top_p": run.eval_top_p}
+        sampling |= {"seed": f"{self.options.training.seed}/{name}", "vocab_size": scenario.vocab_size}
+        return SampledAnswers(model, scenario.teacher, scenario.tokenizer, **sampling, synced=synced)(draws)
 
     def checks(self, name: str) -> list[Check]:
         """One per prompt of a set; none at all where some prompt has none."""
@@ -127,8 +120,9 @@ class Results:
         With ``trainer`` the model is its student, whose parameters the processes may share.
         """
         scenario, checks, size = self.scenario, self.checks(name), self.options.run.evaluation_batch_size
-        prompts, shared = scenario.held_out[name], trainer is not None and trainer.shares_parameters
-        draws = [Draw(number, prompts[number // self.samples]) for number in range(len(prompts) * self.samples)]
+        shared = trainer is not None and trainer.shares_parameters
+        prompts = [prompt for prompt in scenario.held_out[name] for _ in range(self.samples)]
+        draws = list(map(Draw, range(len(prompts)), prompts))
         batches = [draws[start : start + size] for start in range(0, len(draws), size)]
         rank, ranks = self.options.training.process_index, self.options.training.world_size
         mine = list(range(rank, len(batches), ranks))
@@ -137,9 +131,11 @@ class Results:
         own: dict[int, tuple[list[float], list[int]]] = {}
         training, started = model.training, time.perf_counter()
         model.eval()
-        for at in tqdm(mine, desc=f"{label}: {name}", leave=False, disable=None, dynamic_ncols=True):
+        for at in tqdm(mine, desc=f"{label}: {name}", leave=False, disable=None if rank == 0 else True):
             if (name, at) not in self.reference:
                 self.reference[name, at] = self.sampled(scenario.teacher, name, batches[at], False)
+            if shared:
+                wait()  # patiently for a teacher that is slower elsewhere: the student's collectives are not
             answers = self.reference[name, at]
             rollouts = collate(answers, scenario.tokenizer.pad_token_id, scenario.device)
 

@@ -40,7 +40,8 @@ def evaluation_sets(options: Options) -> Iterator[tuple[str, PromptOptions, list
         try:
             yield name, prompts, list(records(prompts))
         except UsageError as error:
-            raise UsageError("--eval-sets", f"{name}: {error}; {name}=FILE reads it from a file") from error
+            problem = str(error).removeprefix(f"argument {error.argument}: ")
+            raise UsageError("--eval-sets", f"{name}: {problem}; {name}=FILE reads it from a file") from error
 
 
 def evaluated(prompts: PromptOptions) -> PromptOptions:

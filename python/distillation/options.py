@@ -204,6 +204,7 @@ class TrainingOptions(TrainingArguments):
     REFUSED = (
         *("auto_find_batch_size", "load_best_model_at_end", "push_to_hub", "torch_compile", "label_smoothing_factor"),
         *("neftune_noise_alpha", "save_only_model", "ignore_data_skip", "resume_from_checkpoint", "parallelism_config"),
+        "eval_on_start",
     )
 
     def __post_init__(self) -> None:

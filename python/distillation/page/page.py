@@ -30,6 +30,7 @@ CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("Clipped completions", (("clipped_fraction", ""),), "Share that reached the longest length without an end."),
     ("Gradient norm", (("grad_norm", ""),), "Before clipping."),
 )
+EVALUATED = (("/pass@1", "Pass@1"), ("/forward_kl_uncertain", f"forward KL, {OPEN}"))
 SHARES = ("Gate", "Clipped ratios", "Clipped completions")
 TIMES = (
     ("rollout_seconds", "rollout", 2),
@@ -92,7 +93,7 @@ def colours_of(records: Records) -> dict[str, int]:
     names = [str(model.get("name")) for model in results.models_of(records)]
     students = [n for n in names if n not in records.metrics and n != "teacher"]
     colours = {"teacher": TEACHER, **dict.fromkeys(students, START)}
-    runs = dict.fromkeys([*records.metrics, *records.histograms, *records.evaluations])
+    runs = dict.fromkeys([*records.metrics, *records.histograms])
     return colours | {run: FIRST_RUN + i % (COLOURS - FIRST_RUN) for i, run in enumerate(runs)}
 
 
@@ -123,38 +124,30 @@ def training(records: Records, colours: dict[str, int]) -> list[str]:
     cards = []
     for name, about in results.by_set(records).items():
         cards.append(card(f"Pass@k: {escaped(name)}", *results.pass_curves(about, name, colours), caption))
-    cards += in_training(records, colours)
     trained_on = records.trained_on
     cards += [
         histograms(run, recorded, records.tau, trained_on, colours[run]) for run, recorded in records.histograms.items()
     ]
-    for title, metrics, caption in CARDS:
-        curves = plots.curves_of(records.metrics, [name for name, _ in metrics], colours)
+    logged = {run: mine + records.evaluations.get(run, []) for run, mine in records.metrics.items()}
+    names = dict.fromkeys(name for run in records.evaluations.values() for record in run for name in record)
+    between = (
+        (f"{escaped(name.removesuffix(figure))}: {said}", ((name, ""),), "Evaluated between steps.")
+        for figure, said in EVALUATED
+        for name in names
+        if name.endswith(figure)
+    )
+    for title, metrics, caption in (*between, *CARDS):
+        curves = plots.curves_of(logged, [name for name, _ in metrics], colours)
         dashes = {curve.dashed for curve in curves}
         lines = [(escaped(run), colours[run], False) for run in records.metrics] if len(records.metrics) > 1 else []
         if len(metrics) > 1:
             only = colours[next(iter(records.metrics), "teacher")] if len(records.metrics) == 1 else TEACHER
             lines += [(text, only, i > 0) for i, (_, text) in enumerate(metrics) if (i > 0) in dashes]
         slug = title.lower().replace(" ", "-")
-        plot = plots.over_steps(slug, curves, percent=title in SHARES)
+        plot = plots.over_steps(slug, curves, percent=title in SHARES or title.endswith("@1"))
         cards.append(card(title, plot, lines, caption.format(nats_on=f"nats, on {trained_on}")))
     shown = [one for one in cards if one]
     return [tag("h2", "How it went"), tag("div", *shown, class_="grid")] if shown else []
-
-
-def in_training(records: Records, colours: dict[str, int]) -> list[str]:
-    """What was evaluated between steps: right answers and forward KL of every set."""
-    every = dict.fromkeys(name for run in records.evaluations.values() for record in run for name in record)
-    lines = [(escaped(run), colours[run], False) for run in records.evaluations]
-    cards = []
-    for title, figure in (("Pass@1", "/pass@1"), (f"Forward KL, {OPEN}", "/forward_kl_uncertain")):
-        for name in (name for name in every if name.endswith(figure)):
-            curves = plots.curves_of(records.evaluations, [name], colours)
-            plot = plots.over_steps(name, curves, percent="@" in name)
-            cards.append(
-                card(f"{title}: {escaped(name.removesuffix(figure))}", plot, lines, "Evaluated between steps.")
-            )
-    return cards
 
 
 def histograms(run: str, recorded: list[Record], tau: float | None, completions: str, colour: int) -> str:

@@ -23,7 +23,7 @@ def completions(recorded: dict[str, list[Record]], tau: float | None) -> str:
             mine = [sample for sample in samples if sample.get("step") == step][:SAMPLES_PER_STEP]
             summary = tag("summary", escaped(f"{run}, step {step}"))
             chosen.append((summary, ' open=""' if step == steps[-1] else "", mine))
-    largest = max((max(column(one, ENTROPY), default=0) for *_, mine in chosen for one in mine), default=0)
+    largest = max((entropy for *_, mine in chosen for one in mine for entropy in column(one, ENTROPY)), default=0)
     blocks = [
         f"<details{opened}>{summary}{''.join(one_completion(sample, largest) for sample in mine)}</details>"
         for summary, opened, mine in chosen
@@ -71,5 +71,5 @@ def one_token(text: str, figures: list[float | None], largest: float) -> str:
     """A token on its colour. Half a character has no text of its own, and the end of a line none that is seen."""
     entropy, reverse_kl, forward_kl, gate = ("–" if value is None else f"{value:.2f}" for value in figures)
     said = f"H_t {entropy}, reverse KL {reverse_kl}, forward KL {forward_kl} nats; gate {gate}"
-    about = {"style": f"--h:{(figures[ENTROPY] or 0) / largest:.2f}", "tabindex": "-1", "data-figures": said}
+    about = {"style": f"--h:{(figures[ENTROPY] or 0) / (largest or 1):.2f}", "tabindex": "-1", "data-figures": said}
     return tag("span", escaped(text or "·").replace("\n", "↵\n"), class_="gate" if figures[GATE] else "", **about)
