@@ -58,7 +58,6 @@ MUTANTS = [
         Mutant("recipe: --seed does not reach the evaluation", "Results.sampled", 'f"{self.options.training.seed}/{name}"', 'f"0/{name}"'),
     ]),
     *of_the_recipe("held_out", [
-        Mutant("recipe: a set's samples are one", "SampledAnswers.answers", 'seed_of("tokens", self.seed, draw.number)', 'seed_of("tokens", self.seed, draw.number % 2)'),
         Mutant("recipe: batches are put together as they come", "Results.evaluated", "for at in range(len(batches))), strict=True)", "for at in reversed(range(len(batches)))), strict=True)"),
         Mutant("recipe: a prompt's samples are another's", "Results.evaluated", "for prompt in scenario.held_out[name] for _ in range(self.samples)]", "for _ in range(self.samples) for prompt in scenario.held_out[name]]"),
         Mutant("recipe: the teacher is sampled for every model", "Results.evaluated", "if (name, at) not in self.reference:", "if True:"),

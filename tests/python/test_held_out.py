@@ -28,10 +28,10 @@ SMALL = ("--max-steps=3", "--eval-prompts=3", "--eval-samples=2", "--eval-max-ne
 
 @pytest.fixture(autouse=True)
 def easy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model is right where its answer, which need not end, has an even number of words below w20."""
+    """A random model is right where its answer, which need not end, has as few words below w20 as "answer" mod 2."""
 
     def is_right(completion: str, answer: str, check: str) -> bool:
-        return sum(int(word[1:]) < 20 for word in completion.split() if word[0] == "w") % 2 == 0
+        return sum(int(word[1:]) < 20 for word in completion.split() if word[0] == "w") % 2 == int(answer[1:]) % 2
 
     monkeypatch.setattr("distillation.scenarios.is_right", is_right)
     kept = evaluation.right
@@ -58,20 +58,22 @@ def options(folder: Path, *more: str) -> Any:
 
 def test_figures_depend_on_nothing_but_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not on the size of a batch, nor on an evaluation between steps, which leaves the training alone."""
-    writers: list[tuple[Any, int]] = []
+    writers: list[tuple[Any, list[list[int]]]] = []
 
     def sampled(model: Any, tokenizer: Any, prompts: Any, **more: Any) -> Any:
         if more["max_new_tokens"] == 12:
-            writers.append((model, len(prompts)))
+            writers.append((model, prompts))
         return sample(model, tokenizer, prompts, **more)
 
     monkeypatch.setattr(answering, "sample", sampled)
     alone = run(tmp_path, "alone")
-    assert [count for _, count in writers] == [6, 10, 10, 10]  # the teacher on both, students where there are answers
+    # The teacher on both, the students where there are answers; a prompt's samples beside each other.
+    assert [len(prompts) for _, prompts in writers] == [6, 10, 10, 10]
+    assert all(prompts == [[i, 9] for i in range(5, 10) for _ in range(2)] for _, prompts in writers[1:])
     writers.clear()
     often = run(tmp_path, "often", "--eval-steps=1", "--evaluation-batch-size=3")
     assert len({id(model) for model, _ in writers[:6]}) == 1  # the teacher, and never again
-    assert [count for _, count in writers] == [3, 3, *[3, 3, 3, 1] * 5]
+    assert [len(prompts) for _, prompts in writers] == [3, 3, *[3, 3, 3, 1] * 5]
     weights = [(folder / "student-entropy-aware" / "model.safetensors").read_bytes() for folder in (alone, often)]
     assert weights[0] == weights[1]
     found, expected = rows(often), rows(alone)
