@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from typing import Any
 # more than ten times slower as soon as another program wants one of the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
 import torch.distributed as dist
 import transformers
 from distillation.answering import Answering, Given, SampledAnswers
@@ -36,20 +36,18 @@ from distillation.checkpoints import last_checkpoint
 from distillation.command_line import parse_options
 from distillation.demonstration import build_models
 from distillation.errors import Interrupted, RunError, UsageError
-from distillation.evaluation import agreement, correctness
+from distillation.evaluation import Results
 from distillation.options import Options
 from distillation.page import write_page
-from distillation.report import say, shown, step_header, step_line, table
-from distillation.rollouts import Completion, Rollouts, sample, text_of
+from distillation.processes import wait
+from distillation.report import say, shown, step_header, step_line
+from distillation.rollouts import Completion, pieces, text_of
 from distillation.run_folder import RunFolder
 from distillation.scenarios import Scenario, load_scenario
 from distillation.stream import PromptStream
-from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
 from distillation.vllm_answering import SampledByVLLM, imported
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
-
-PASS_AT = (1, 8)
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,23 +87,25 @@ def run(options: Options, folder: RunFolder) -> None:
     if options.demo and folder.writes:
         begin(options, names, folder)
         build_models(options, folder, device)
-    wait(options)
+    wait()
     scenario = load_scenario(options, folder, device)
     if folder.writes:  # nothing is before everything has been checked
         begin(options, names, folder)
     results = Results(options, scenario, folder)
+    in_training = (steps_of(options, scenario) - 1) // (options.training.eval_steps or math.inf)
+    say(results.cost(1 + len(names) * (1 + int(in_training))))
 
     results.add("teacher", lambda: scenario.teacher)
     results.add("student at start", scenario.load_student)
     for name in names:
         trained = folder.path / f"student-{name}"
         if not trained.exists():
-            train(options, scenario, name, folder)
-        results.add(name, lambda trained=trained: scenario.load_student(str(trained)))
+            train(options, scenario, name, folder, results)
+        results.add(name, partial(scenario.load_student, str(trained)))
 
-    wait(options)
+    wait()
     if folder.writes:
-        report(options, scenario, results.rows())
+        results.report()
         say(f"\n{write_page(folder.path)} shows the run")
     say(f"{time.perf_counter() - started:.0f} s in all; config, metrics, results and models are in {folder.path}")
 
@@ -133,12 +133,18 @@ def steps_done(folder: RunFolder, name: str) -> int:
     return TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step if checkpoint else 0
 
 
-def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) -> None:
+def steps_of(options: Options, scenario: Scenario) -> int:
+    """Of each distillation."""
+    args = options.training
+    epochs = math.ceil(args.num_train_epochs * len(scenario.training) / args.prompts_per_step)
+    return args.max_steps if args.max_steps > 0 else epochs
+
+
+def train(options: Options, scenario: Scenario, name: str, folder: RunFolder, results: Results) -> None:
     """One distillation with the objective called ``name``, from its last checkpoint if it has one."""
     args = copy.deepcopy(options.training)
     args.output_dir = str(folder.checkpoints(name))
-    if args.max_steps < 0:
-        args.max_steps = math.ceil(args.num_train_epochs * len(scenario.training) / args.prompts_per_step)
+    args.max_steps = steps_of(options, scenario)
     checkpoint = last_checkpoint(folder.checkpoints(name))
     done = steps_done(folder, name)
     folder.forget_after(name, done)
@@ -150,8 +156,9 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
             folder.log("histograms.jsonl", {"run": name, "step": step, **histograms})
         if shown(step, args.max_steps):
             say(step_line(metrics))
-            for completion in completions[: options.run.logged_completions]:
-                folder.log("completions.jsonl", {"run": name, "step": step, **readable(scenario, completion)})
+            for place, completion in enumerate(completions[: options.run.logged_completions]):
+                said = {**readable(scenario, completion), "figures": trainer.figures(place)}
+                folder.log("completions.jsonl", {"run": name, "step": step, **said})
 
     trainer = OnPolicyTrainer(
         scenario.load_student(),
@@ -170,6 +177,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
     if sys.stderr.isatty():
         trainer.add_callback(Bar())
     trainer.answer = answering(trainer, scenario, options)
+    trainer.evaluation = partial(results.during, name)
     say(f"\ndistilling with {name}: {args.max_steps} steps of {args.prompts_per_step} completions")
     if done:
         say(f"from step {done}, as {checkpoint} has it")
@@ -179,7 +187,7 @@ def train(options: Options, scenario: Scenario, name: str, folder: RunFolder) ->
     if trainer.stop_requested and trainer.state.global_step < args.max_steps:
         raise Interrupted
     folder.save_model(f"student-{name}", trainer.save_student)
-    wait(options)
+    wait()
 
 
 def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) -> Answering:
@@ -237,92 +245,7 @@ def readable(scenario: Scenario, completion: Completion) -> dict[str, Any]:
     correct = None if check is None else completion.ended and check(text)
     prompt_text = scenario.tokenizer.decode(completion.prompt, skip_special_tokens=False)
     said = {"prompt": prompt_text, "completion": text, "writer": completion.writer}
-    return {**said, "correct": correct, "ended": completion.ended}
-
-
-class Results:
-    """``results.json``: each model once, so that a resumed run goes on where it stopped."""
-
-    def __init__(self, options: Options, scenario: Scenario, folder: RunFolder) -> None:
-        self.options = options
-        self.scenario = scenario
-        self.folder = folder
-        self.reference: list[Rollouts] | None = None
-        self.content = folder.read("results.json") or {
-            "task": scenario.task,
-            "prompts": len(scenario.held_out),
-            "samples": options.run.eval_samples,
-            "tau": options.loss.tau,
-            "models": [],
-        }
-
-    def add(self, name: str, load: Any) -> None:
-        """Evaluates the model called ``name`` on the main process, unless that was done."""
-        if self.folder.writes and all(row["name"] != name for row in self.content["models"]):
-            self.content["models"].append({"name": name, **self.evaluated(load())})
-            self.folder.write("results.json", self.content)
-        wait(self.options)
-
-    def sampled(self, model: PreTrainedModel) -> list[Rollouts]:
-        """Completions of held-out prompts, by chance that is the same for every model."""
-        options, scenario, size = self.options, self.scenario, self.options.run.evaluation_batch_size
-        torch.manual_seed(options.training.seed)
-        prompts = [prompt.ids for prompt in scenario.held_out for _ in range(options.run.eval_samples)]
-        sampling: dict[str, Any] = {"top_p": options.run.eval_top_p, "vocab_size": scenario.vocab_size}
-        sampling["max_new_tokens"] = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [sample(model, scenario.tokenizer, batch, **sampling) for batch in batches]
-
-    def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Right answers where they can be checked, and agreement with the teacher on its own answers."""
-        scenario, tau = self.scenario, self.options.loss.tau
-        if self.reference is None:
-            self.reference = self.sampled(scenario.teacher)
-        found = agreement(model, scenario.teacher, self.reference, tau=tau, vocab_size=scenario.vocab_size)
-        checks = [check for prompt in scenario.held_out if (check := scenario.check(prompt)) is not None]
-        correct = None
-        if len(checks) == len(scenario.held_out):
-            own = self.reference if model is scenario.teacher else self.sampled(model)
-            correct = correctness(own, scenario.tokenizer, scenario.eos_ids, checks)
-        return {"correct": correct, "agreement": found}
-
-    def rows(self) -> list[tuple[str, dict[str, float]]]:
-        """The table's: pass@k beside the agreement."""
-        rows = []
-        for model in self.content["models"]:
-            numbers = {key: math.nan if value is None else value for key, value in model["agreement"].items()}
-            for k in PASS_AT:
-                if model["correct"] is not None and k <= self.options.run.eval_samples:
-                    numbers[f"pass@{k}"] = float(pass_rates(model["correct"], k).mean())
-            rows.append((model["name"], numbers))
-        return rows
-
-
-def report(options: Options, scenario: Scenario, results: list[tuple[str, dict[str, float]]]) -> None:
-    """The table, and what is needed to judge its noise."""
-    reference = results[0][1]
-    columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT if f"pass@{k}" in reference]
-    checked = bool(columns)
-    columns += [
-        ("H_s | H_t>tau", "student_entropy_uncertain", ".3f"),
-        ("fwd KL | H_t>tau", "forward_kl_uncertain", ".3f"),
-        ("fwd KL | else", "forward_kl_certain", ".3f"),
-    ]
-    prompts = len(scenario.held_out)
-    say(f"\nheld-out prompts: {prompts}, samples per prompt: {options.run.eval_samples}, one training run per row\n")
-    say(table(results, columns))
-    say(
-        f"\nH_s and forward KL: means in nats over the {reference['tokens']:.0f} tokens of the teacher's own samples; "
-        f"{reference['uncertain_fraction']:.0%} have H_t > tau = {options.loss.tau:g}."
-    )
-    if checked:
-        say("pass@k: unbiased estimate from each model's own samples.")
-
-
-def wait(options: Options) -> None:
-    """Until every process is here."""
-    if options.training.world_size > 1:
-        dist.barrier()
+    return {**said, "correct": correct, "ended": completion.ended, "tokens": pieces(completion.ids, scenario.tokenizer)}
 
 
 def versions() -> dict[str, str]:

@@ -23,18 +23,21 @@ class SampledAnswers:
     Args:
         student: whatever is to be sampled from; with sharded parameters ``synced`` must be set.
         teacher: answers a share ``off_policy_fraction`` of the prompts, the same ones on any number of processes.
+        seed: with a draw's number it decides what is drawn.
         batch_size: completions at a time; None: all that are asked for at once.
+        top_p: they are drawn from the likeliest tokens that have this share of the probability.
     """
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     tokenizer: Tokenizer
     _: KW_ONLY
-    seed: int
+    seed: int | str
     max_new_tokens: int
     vocab_size: int
     batch_size: int | None = None
     off_policy_fraction: float = 0.0
+    top_p: float = 1.0
     synced: bool = False
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
@@ -63,6 +66,7 @@ class SampledAnswers:
             max_new_tokens=self.max_new_tokens,
             vocab_size=self.vocab_size,
             numbers=numbers,
+            top_p=self.top_p,
             synced=synced,
         )
         return rollouts.sequences(end_of_sequence_ids(model, self.tokenizer))

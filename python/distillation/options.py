@@ -32,6 +32,12 @@ DEMO: dict[str, Any] = {
 }
 
 
+EVAL_SETS = (
+    "more prompts to evaluate with: files or data sets as --prompts takes them, NAME=SOURCE, or by name from the hub "
+    "MATH-500, AIME-2024, AIME-2025, AMC23 (none of which has been tried)"
+)
+
+
 def option(default: Any, meaning: str) -> Any:
     """A field of that default, which ``--help`` explains."""
     return field(default=default, metadata={"help": meaning})
@@ -151,7 +157,8 @@ class RolloutOptions:
 class RunOptions:
     """Evaluation and logs."""
 
-    eval_prompts: int = option(32, "held-out prompts")
+    eval_prompts: int = option(32, "prompts held out; 0: none, with --eval-sets")
+    eval_sets: list[str] | None = field(default=None, metadata={"help": EVAL_SETS})
     eval_samples: int = option(1, "completions per held-out prompt")
     eval_top_p: float = option(1.0, "they are drawn from the likeliest tokens that have this share of the probability")
     eval_max_new_tokens: int | None = option(None, "longest of them; by default as in training")
@@ -162,10 +169,11 @@ class RunOptions:
     student_steps: int = option(280, "demonstration: supervised steps of the student's start")
 
     def __post_init__(self) -> None:
-        names = ("eval_prompts", "eval_samples", "eval_max_new_tokens", "evaluation_batch_size", "histogram_steps")
+        names = ("eval_samples", "eval_max_new_tokens", "evaluation_batch_size", "histogram_steps")
         require_at_least(self, 1, *names, "teacher_steps", "student_steps")
         require(0 < self.eval_top_p <= 1, "eval_top_p", self.eval_top_p, "a number above 0, at most 1")
         require_at_least(self, 0, "logged_completions")
+        require_at_least(self, 0 if self.eval_sets else 1, "eval_prompts")
 
 
 @dataclass
@@ -179,6 +187,7 @@ class TrainingOptions(TrainingArguments):
     warmup_steps: float = option(10, "steps of linear warm-up")
     logging_steps: float = option(1, "steps between two records of --report-to; metrics.jsonl has every step")
     save_steps: float = option(500, "steps between two checkpoints")
+    eval_steps: float | None = option(None, "steps between two evaluations in training; by default there are none")
     report_to: str | None = option("none", "loggers beside metrics.jsonl: tensorboard, wandb, trackio, ...")
     bf16: bool = option(False, "mixed precision: products in bfloat16")
     use_cpu: bool = option(False, "the CPU, also where there is an accelerator")
@@ -195,6 +204,7 @@ class TrainingOptions(TrainingArguments):
     REFUSED = (
         *("auto_find_batch_size", "load_best_model_at_end", "push_to_hub", "torch_compile", "label_smoothing_factor"),
         *("neftune_noise_alpha", "save_only_model", "ignore_data_skip", "resume_from_checkpoint", "parallelism_config"),
+        "eval_on_start",
     )
 
     def __post_init__(self) -> None:
@@ -210,6 +220,9 @@ class TrainingOptions(TrainingArguments):
             default = fields[name].default
             require(value == default, name, value, f"supported by this program: leave it {default!r}")
         require(str(self.eval_strategy) in ("no", "IntervalStrategy.NO"), "eval_strategy", self.eval_strategy, "'no'")
+        require_at_least(self, 1, "eval_steps")
+        if self.eval_steps is not None:
+            self.eval_strategy = "steps"
         try:
             super().__post_init__()
             _ = self.device  # starts the process group
@@ -256,6 +269,8 @@ class Options:
         if named and len(named) < 3:
             missing = next(name for name, value in sources.items() if value is None)
             raise UsageError(f"--{missing}", f"missing; --{named[0]} needs --teacher, --student and --prompts together")
+        if self.demo and self.run.eval_sets:
+            raise UsageError("--eval-sets", "the demonstration has none; they are for models of one's own")
         if self.demo and self.run.eval_samples < 8:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"

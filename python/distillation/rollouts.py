@@ -165,3 +165,16 @@ def text_of(completion: Completion, tokenizer: Tokenizer) -> str:
     """A completion as text, without its end-of-sequence token."""
     ids = completion.ids[:-1] if completion.ended else completion.ids
     return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def pieces(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    """The text of each token, which together are the text of all; a character of several tokens is the last one's."""
+    found: list[str] = []
+    begin = end = 0  # the last token that made text, which says whether a space follows it, and what comes after it
+    for at in range(1, len(ids) + 1):
+        before, text = (str(tokenizer.decode(ids[begin:to], clean_up_tokenization_spaces=False)) for to in (end, at))
+        whole = at == len(ids) or not text.endswith("\ufffd")
+        found.append(text[len(before) :] if whole else "")
+        if whole:
+            begin, end = end, at
+    return found

@@ -10,7 +10,8 @@ from typing import Any
 
 from .errors import RunError, UsageError
 
-RECORDS = ("metrics.jsonl", "completions.jsonl", "histograms.jsonl")  # each line has its "run" and "step"
+# Each line has its "run" and "step".
+RECORDS = ("metrics.jsonl", "completions.jsonl", "histograms.jsonl", "evaluations.jsonl")
 
 
 class RunFolder:

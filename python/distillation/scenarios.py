@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .answers import is_right
 from .coins import Payment
 from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
+from .held_out import HELD_OUT, evaluated, evaluation_sets
 from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
 from .options import Options
 from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
@@ -35,7 +36,7 @@ class Scenario:
     tokenizer: Tokenizer
     eos_ids: list[int]
     training: list[Prompt]
-    held_out: list[Prompt]
+    held_out: dict[str, list[Prompt]]  # by the set's name
     vocab_size: int
     options: Options
     device: torch.device
@@ -63,6 +64,7 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     teacher_name = models.teacher or str(folder.path / TEACHER)
     start = models.student or str(folder.path / START)
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
+    sets = list(evaluation_sets(options))
     for argument, name in (("--student", start), ("--teacher", teacher_name)):
         if not (Path(name).exists() or on_hub(name)):
             raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
@@ -73,14 +75,20 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     if tokenizer.chat_template is None:
         tokenizer.chat_template = teacher_tokenizer.chat_template
     if options.demo:
-        training, held_out = coin_prompts(options, tokenizer)
+        training, held = coin_prompts(options, tokenizer)
+        held_out = {HELD_OUT: held}
     else:
-        training, held_out = split(options, encode_prompts(rows, options.prompts, tokenizer))
-        if (suffix := options.prompts.eval_prompt_suffix) is not None:
-            of_place, otherwise = dict(rows), replace(options.prompts, prompt_suffix=suffix)
-            held_out = encode_prompts([(one.place, of_place[one.place]) for one in held_out], otherwise, tokenizer)
-        warn_of_missing_answers(rows, options.prompts, held_out)
-        if any(prompt.answer for prompt in held_out) and importlib.util.find_spec("math_verify") is None:
+        training, held = split(options, encode_prompts(rows, options.prompts, tokenizer))
+        of_place, held_out = dict(rows), {}
+        if held:
+            sets.insert(0, (HELD_OUT, evaluated(options.prompts), [(one.place, of_place[one.place]) for one in held]))
+        for name, its, found in sets:
+            held_out[name] = encode_prompts(found, its, tokenizer)
+            warn_of_missing_answers(found, its, held_out[name])
+        if (
+            any(prompt.answer for prompts in held_out.values() for prompt in prompts)
+            and importlib.util.find_spec("math_verify") is None
+        ):
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
     teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
     teacher.requires_grad_(False)
@@ -89,12 +97,12 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     eos_ids = align_ends(student, teacher, tokenizer, teacher_tokenizer, vocab_size)
     if not eos_ids:
         raise UsageError("--student", f"neither {start!r} nor the teacher names an end-of-sequence token")
-    check_prompts(options, training + held_out, student, teacher, vocab_size)
-    check_head("--teacher", teacher, (training + held_out)[0].ids)
-    check_head("--student", student, (training + held_out)[0].ids)
+    check_prompts(options, sum(held_out.values(), training), student, teacher, vocab_size)
+    check_head("--teacher", teacher, training[0].ids)
+    check_head("--student", student, training[0].ids)
     if not options.demo:
         say(f"teacher: {described(teacher)}; student: {described(student)}")
-        say(f"{len(training)} prompts to train on, {len(held_out)} held out")
+        say(f"{len(training)} prompts to train on, {sum(map(len, held_out.values()))} held out")
         names = ", ".join(repr(tokenizer.decode([i])) for i in eos_ids)
         say(f"a completion ends with {names}; the {vocab_size} ids that both models have are compared")
     task = "coins" if options.demo else str(options.prompts.prompts)

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
 from .stream import Draw, PromptStream
 from .training import clipped_by_ratio, score
+
+PER_TOKEN = ("teacher_entropy", "reverse_kl", "forward_kl", "gate")  # nats, and how far it is open
 
 
 class OnPolicyTrainer(AtomicCheckpoints):
@@ -72,11 +74,14 @@ class OnPolicyTrainer(AtomicCheckpoints):
     ) -> None:
         # The distribution that is trained is the one that was sampled from.
         without_dropout(student)
-        super().__init__(student, args, data_collator=cast(Any, list), train_dataset=stream, callbacks=callbacks)
+        # Without something to evaluate on the library never does.
+        data: dict[str, Any] = {"data_collator": list, "train_dataset": stream, "eval_dataset": stream}
+        super().__init__(student, args, callbacks=callbacks, **data)
         self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.stream = stream
         self.answer: Answering | None = None
+        self.evaluation: Callable[[OnPolicyTrainer], dict[str, float]] | None = None  # every ``args.eval_steps`` steps
         self.distillation_objective = objective  # the library has an `objective` of its own
         self.tau = tau
         self.vocab_size = vocab_size
@@ -88,6 +93,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         self.clock = Clock(args.device)
         self.totals: StepTotals | None = None
         self.completions: list[Completion] = []
+        self.per_token: list[Tensor] = []  # of each micro-batch: PER_TOKEN, float32 [B, C, 4]
         self.latest: dict[str, Any] = {}
 
     @property
@@ -118,7 +124,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
             collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
             for start in range(0, len(draws), size)
         ]
-        self.totals = StepTotals(self.tau, self.vocab_size, device)
+        self.totals, self.per_token = StepTotals(self.tau, self.vocab_size, device), []
         self.totals.add("sequences", len(self.completions))
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
         tokens = torch.stack([batch.completion_mask.sum() for batch in batches]).sum()
@@ -175,6 +181,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         loss, seen = inside_forward(model, student, forward)
         assert self.totals is not None
         self.totals.add_tokens(seen, loss, rollouts.completion_mask)
+        self.per_token.append(torch.stack([getattr(seen, name).float() for name in PER_TOKEN], dim=-1))
         if isinstance(half := self.distillation_objective.reverse, Sampled):
             self.totals.add("clipped_by_ratio", clipped_by_ratio(half, seen, rollouts.log_probs).sum())
         loss = loss * self.accelerator.num_processes
@@ -227,6 +234,21 @@ class OnPolicyTrainer(AtomicCheckpoints):
         if "grad_norm" in logs:
             logs.update({name: value for name, value in self.latest.items() if value is not None and name != "step"})
         super().log(logs, start_time)
+
+    def figures(self, place: int) -> list[list[float | None]]:
+        """PER_TOKEN of each token of this process's completion at ``place`` of the step, rounded."""
+        batch, row = divmod(place, self.args.per_device_train_batch_size)
+        table = self.per_token[batch][row, : len(self.completions[place].ids)].tolist()
+        return [[round(value, 3) if math.isfinite(value) else None for value in values] for values in table]
+
+    def evaluate(self, *given: Any, **more: Any) -> dict[str, float]:
+        """Of the student as it is; not after the last step, which the run's own evaluation follows."""
+        found: dict[str, float] = {}
+        if self.evaluation is not None and self.state.global_step < self.state.max_steps:
+            found = {f"eval_{name}": value for name, value in self.evaluation(self).items()}
+            self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def save_student(self, folder: str) -> None:
         """The student alone, as a folder that ``from_pretrained`` loads; every process takes part."""

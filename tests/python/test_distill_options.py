@@ -41,6 +41,7 @@ def test_the_papers_settings(task: str, size: str, epochs: int) -> None:
     )
     evaluation = options.run
     assert (evaluation.eval_top_p, evaluation.eval_max_new_tokens, evaluation.eval_samples) == (0.8, 8192, 8)
+    assert (evaluation.eval_prompts, evaluation.eval_sets) == (0, ["MATH-500", "AIME-2024", "AIME-2025", "AMC23"])
 
 
 def test_every_file_in_configs_is_known() -> None:

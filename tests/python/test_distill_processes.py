@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,16 +16,18 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed.processes import free_port
 
-from . import fsdp_on_cpus
+from . import fsdp_on_cpus, late_process
 from .small_run import arguments, comparable, lines
 
 ROOT = Path(__file__).parents[2]
 # The global batch is 8 in each case; for one process it is cut otherwise, into one micro-batch.
-ONE = ("--max-steps=3", "--per-device-train-batch-size=8", "--gradient-accumulation-steps=1")
-TWO = ("--max-steps=3", "--per-device-train-batch-size=2", "--gradient-accumulation-steps=2")
+BOTH = ("--max-steps=3", "--eval-steps=1", "--eval-samples=2", "--evaluation-batch-size=3")  # of three batches
+ONE = (*BOTH, "--per-device-train-batch-size=8", "--gradient-accumulation-steps=1")
+TWO = (*BOTH, "--per-device-train-batch-size=2", "--gradient-accumulation-steps=2")
 ROLLOUTS = ("--objective=paper", "--rollout-prompts=24")  # of three steps: the checkpoint of the second is within
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port={port}")
 FSDP2 = (*TORCHRUN, "-m", "tests.python.fsdp_on_cpus")
+LATE = (*TORCHRUN, "-m", "tests.python.late_process")
 # accelerate starts several processes on CPUs by mpirun only; as for GPUs it starts them itself, and --use-cpu decides.
 ACCELERATE = (
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
@@ -36,18 +39,24 @@ ACCELERATE = (
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process, beside which the others find the same models and prompts."""
     folder = tmp_path_factory.mktemp("processes")
-    assert program.main(arguments(folder, *ONE, "--output-dir", str(folder / "alone"))) == 0
-    assert program.main(arguments(folder, *ONE, *ROLLOUTS, "--output-dir", str(folder / "alone-rollouts"))) == 0
+    (folder / "asked.jsonl").write_text("".join(f'{{"prompt": "w{i} w9", "answer": "w{i}"}}\n' for i in range(5, 9)))
+    assert program.main(words(folder, "alone", *ONE)) == 0
+    assert program.main(words(folder, "alone-rollouts", *ONE, *ROLLOUTS)) == 0
     return folder
 
 
-def launched(launcher: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+def words(folder: Path, name: str, *more: str) -> list[str]:
+    """Of a run with two sets of prompts to evaluate with, of which the second has answers."""
+    return arguments(folder, f"--eval-sets={folder / 'asked.jsonl'}", f"--output-dir={folder / name}", *more)
+
+
+def launched(launcher: tuple[str, ...], *given: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
     if launcher is FSDP2:
         environment.update(fsdp_on_cpus.ENVIRONMENT)
-    else:
+    elif launcher is not LATE:
         launcher = (*launcher, program.__file__)
-    command = [sys.executable, *(word.format(port=free_port()) for word in launcher), *words]
+    command = [sys.executable, *(word.format(port=free_port()) for word in launcher), *given]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=240)
 
 
@@ -63,6 +72,14 @@ def check_same(found: Path, expected: Path) -> None:
         ours_then, theirs_then = ({k: v for k, v in comparable(line).items() if k != "run"} for line in (one, other))
         assert ours_then == pytest.approx(theirs_then, rel=1e-4, abs=1e-6)
         assert one["tokens"] == other["tokens"]
+    evaluated, alone = (json.loads((run / "results.json").read_text())["models"] for run in (found, expected))
+    assert evaluated[:4] == alone[:4] and [row["set"] for row in alone] == ["held-out", "asked"] * 3  # byte by byte
+    assert evaluated[4:] == [
+        {**row, "agreement": pytest.approx(row["agreement"], rel=1e-3, abs=1e-5)} for row in alone[4:]
+    ]
+    between, expected_between = (lines(run, "evaluations.jsonl") for run in (found, expected))
+    assert [line.pop("run") for line in between] == [line.pop("run") for line in expected_between]
+    assert between == [pytest.approx(line, rel=1e-3, abs=1e-5) for line in expected_between] and len(between) == 2
     for name, value in weights(expected).items():
         torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
 
@@ -70,16 +87,17 @@ def check_same(found: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
     """A run of two processes that FSDP2 shares the student out to, in the folder ``fsdp2``."""
-    return launched(FSDP2, *arguments(alone, *TWO, "--output-dir", str(alone / "fsdp2")))
+    return launched(FSDP2, *words(alone, "fsdp2", *TWO))
 
 
-@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN, FSDP2], ids=["accelerate", "torchrun", "fsdp2"])
+@pytest.mark.parametrize("launcher", [ACCELERATE, LATE, FSDP2], ids=["accelerate", "torchrun", "fsdp2"])
 def test_two_processes_equal_one(launcher: tuple[str, ...], alone: Path, request: pytest.FixtureRequest) -> None:
     run = alone / request.node.callspec.id
     if launcher is FSDP2:
         result = request.getfixturevalue("shared_out")
     else:
-        result = launched(launcher, *arguments(alone, *TWO, "--output-dir", str(run)))
+        more = (f"--ddp-timeout={late_process.TIMEOUT}",) if launcher is LATE else ()
+        result = launched(launcher, *words(alone, run.name, *TWO, *more))
     assert result.returncode == 0, result.stderr
     check_same(run, alone / "alone")
     assert (run / "results.json").exists()
@@ -88,7 +106,7 @@ def test_two_processes_equal_one(launcher: tuple[str, ...], alone: Path, request
 
 def test_two_processes_share_a_rollout_and_go_on_in_the_middle_of_it(alone: Path) -> None:
     run = alone / "rollouts"
-    result = launched(TORCHRUN, *arguments(alone, *TWO, *ROLLOUTS, "--output-dir", str(run)))
+    result = launched(TORCHRUN, *words(alone, run.name, *TWO, *ROLLOUTS))
     assert result.returncode == 0, result.stderr
     check_same(run, alone / "alone-rollouts")
     clipped = [line["clipped_by_ratio"] > 0 for line in lines(run)]

@@ -14,7 +14,7 @@ import distill as program
 import pytest
 import torch
 from datasets import Dataset
-from distillation import demonstration
+from distillation import answering, demonstration
 from distillation.answering import SampledAnswers
 from distillation.errors import RunError
 from distillation.options import DEMO, GROUPS, PromptOptions, TrainingOptions
@@ -72,8 +72,8 @@ def test_the_demonstration_writes_everything(tmp_path: Path, capsys: pytest.Capt
     assert records[3]["loss"] > records[0]["loss"]
     assert json.loads((folder / "config.json").read_text())["max_steps"] == 3
     results = json.loads((folder / "results.json").read_text())
-    assert {name: results[name] for name in ("task", "prompts", "samples", "tau")} == {
-        **{"task": "coins", "prompts": 4, "samples": 8, "tau": 0.8}
+    assert {name: results[name] for name in ("task", "sets", "samples", "tau")} == {
+        **{"task": "coins", "sets": {"held-out": 4}, "samples": 8, "tau": 0.8}
     }
     names = ["teacher", "student at start", "reverse-kl", "entropy-aware"]
     assert [row["name"] for row in results["models"]] == names
@@ -169,14 +169,16 @@ def test_the_evaluation_has_a_suffix_a_length_and_a_share_of_its_own(
     answer = SampledAnswers.__call__
 
     def sampled(model: Any, tokenizer: Any, batch: list[list[int]], **options: Any) -> Any:
-        asked.append((batch, options))
+        if options["max_new_tokens"] == 5:
+            asked.append((batch, options))
         return sample(model, tokenizer, batch, **options)
 
     def answered(self: Any, draws: Any) -> Any:
-        trained_on.update(tuple(draw.prompt.ids) for draw in draws)
+        if self.max_new_tokens != 5:
+            trained_on.update(tuple(draw.prompt.ids) for draw in draws)
         return answer(self, draws)
 
-    monkeypatch.setattr(program, "sample", sampled)
+    monkeypatch.setattr(answering, "sample", sampled)
     monkeypatch.setattr(SampledAnswers, "__call__", answered)
     own = ["--teacher", model, "--student", model, "--prompts", str(prompts), "--output-dir", str(tmp_path / "run")]
     small = ["--max-steps", "1", "--max-new-tokens", "3", "--eval-prompts", "4", "--use-cpu", "--prompt-suffix", " w6"]

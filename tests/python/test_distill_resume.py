@@ -29,6 +29,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "metrics": [comparable(record) for record in lines(folder)],
         "completions": (folder / "completions.jsonl").read_text(),
         "histograms": (folder / "histograms.jsonl").read_text(),
+        "evaluations": (path.read_text() if (path := folder / "evaluations.jsonl").exists() else None),
         "results": (folder / "results.json").read_text(),
         "weights": [path.read_bytes() for path in sorted(folder.glob("student-*/model.safetensors"))],
         "folders": sorted(path.name for path in folder.glob("**/*") if path.is_dir()),
@@ -36,7 +37,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 # Rollouts of four steps: the checkpoint of the second is in the middle of one, the run's end of another.
-ROLLOUTS = ("--objective=paper", "--rollout-prompts=32")
+ROLLOUTS = ("--objective=paper", "--rollout-prompts=32", "--eval-steps=2")
 
 
 @pytest.mark.parametrize("more", [(), ROLLOUTS], ids=["steps", "rollouts"])
@@ -50,6 +51,7 @@ def test_a_run_killed_at_any_moment_resumes_exactly(more: tuple[str, ...], tmp_p
     if more:
         clipped = [record["clipped_by_ratio"] > 0 for record in expected["metrics"]]
         assert clipped == [False, False, True, True, False, True]  # the first step's learning rate is 0
+        assert [record["step"] for record in lines(tmp_path / "whole", "evaluations.jsonl")] == [2, 4]
     for i in range(KILLS):
         found = outcome(tmp_path / f"killed-{i}")
         for name, value in expected.items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from distillation.errors import UsageError
 from distillation.evaluation import agreement
+from distillation.metrics import StepTotals
 from distillation.models import align_ends, check_head, hidden_states, without_dropout
 from distillation.rollouts import Rollouts, completion_mask, end_of_sequence_ids, left_pad
 from distillation.training import score
@@ -117,9 +118,11 @@ def test_the_heads_of_other_architectures_are_accepted(kind: str) -> None:
 def test_agreement_splits_at_tau() -> None:
     student, teacher = tiny_model("llama"), tiny_model("gpt2").requires_grad_(False)
     tau = median_teacher_entropy(student, teacher)
-    numbers = agreement(student, teacher, [batch()], tau=tau, vocab_size=VOCABULARY)
     scores = score(student, teacher, batch(), Objective())
     valid = batch().completion_mask
+    totals = StepTotals(tau, VOCABULARY, student.device)
+    totals.add_tokens(scores, scores.loss, valid)
+    numbers = agreement(totals, totals.sums)
     uncertain = valid & (scores.teacher_entropy > tau)
     certain = valid & ~uncertain
     assert uncertain.any() and certain.any()

@@ -9,8 +9,10 @@ from typing import Any
 
 import distill as program
 import pytest
-from distillation import scenarios
+import torch
+from distillation import answering, evaluation, scenarios
 from distillation.answering import SampledAnswers
+from distillation.draws import seed_of, uniforms
 
 from eopd_kernels import EntropyGate, Objective
 
@@ -36,8 +38,10 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
         monkeypatch.setattr(owner, name, call)
 
-    for name in ("OnPolicyTrainer", "SampledAnswers", "PromptStream", "agreement", "sample"):
+    for name in ("OnPolicyTrainer", "SampledAnswers", "PromptStream"):
         listen(program, name)
+    listen(answering, "sample")
+    listen(evaluation, "StepTotals")
     listen(scenarios, "load_model")
     listen(SampledAnswers, "__call__")
     run = tmp_path / "run"
@@ -48,17 +52,21 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (trainer["tau"], trainer["vocab_size"], trainer["rollout_prompts"]) == (2.9, 40, 16)
     [((_, draws, seed), _)] = told["PromptStream"]
     assert (draws, seed) == (24, 5)
-    assert [len(draws) for (_, draws), _ in told["__call__"]] == [16, 8]
+    assert [len(draws) for (source, draws), _ in told["__call__"] if source.max_new_tokens == 5] == [16, 8]
     [(_, source)] = told["SampledAnswers"]
     expected = {"seed": 5, "max_new_tokens": 5, "batch_size": 3, "off_policy_fraction": 0.25, "vocab_size": 40}
     assert source == {**expected, "synced": False}
     loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention), _ in told["load_model"]}
     assert loaded == {("--teacher", "bfloat16", "eager"), ("--student", "auto", "eager")}
-    assert [options["tau"] for _, options in told["agreement"]] == [2.9] * 3
-    assert [options for _, options in told["sample"]] == [{"top_p": 0.7, "vocab_size": 40, "max_new_tokens": 7}]
-    [((_, _, prompts), _)] = told["sample"]
+    assert [tau for (tau, *_), _ in told["StepTotals"]] == [2.9]
+    [((_, _, prompts), held_out)] = [call for call in told["sample"] if call[1]["max_new_tokens"] == 7]
+    assert (held_out["top_p"], held_out["vocab_size"], held_out["synced"]) == (0.7, 40, False)
     assert [prompts.count(prompt) for prompt in prompts] == [2] * 6
+    numbers = held_out["numbers"]
+    assert numbers.shape == (6, 7) and len(numbers.unique()) == 42
+    seeds = [seed_of("tokens", "5/held-out", number) for number in range(6)]
+    assert torch.equal(numbers, uniforms(seeds, 7))
     writers = [line["writer"] for line in lines(run, "completions.jsonl")]
     assert set(writers) == {"student", "teacher"}
     results = json.loads((run / "results.json").read_text())
-    assert (results["prompts"], results["samples"], results["tau"]) == (3, 2, 2.9)
+    assert (results["sets"], results["samples"], results["tau"]) == ({"held-out": 3}, 2, 2.9)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from distillation import success
-from distillation.evaluation import correctness
+from distillation.evaluation import right
 from distillation.rollouts import Rollouts, completion_mask
 from distillation.success import bootstrap, paired_difference, pass_rates
 
@@ -114,11 +114,9 @@ def test_right_answers_are_those_that_a_check_accepts_and_that_end() -> None:
     for text in (text for texts in answers for text in texts):
         ids = [words.index(word) for word in text.split() if word != "…"]
         rows.append([5, *ids, *([words.index("w9")] * (3 - len(ids)) if "…" in text else [EOS, PAD][: 3 - len(ids)])])
-    sampled = []
-    for start in (0, 2, 4):  # batches that do not end where a prompt's samples do
-        input_ids = torch.tensor(rows[start : start + 2])
-        mask = completion_mask(input_ids[:, 1:], [EOS])
-        attention_mask = torch.cat([torch.ones_like(input_ids[:, :1]), mask.long()], dim=1)
-        sampled.append(Rollouts(input_ids, attention_mask, mask))
-    checks = [lambda text: set(text.split()) == {"w9"}, lambda text: text == "w7"]
-    assert correctness(sampled, tiny_tokenizer(words), [EOS], checks) == [[1, 1, 0], [0, 1, 1]]
+    input_ids = torch.tensor(rows)
+    mask = completion_mask(input_ids[:, 1:], [EOS])
+    attention_mask = torch.cat([torch.ones_like(input_ids[:, :1]), mask.long()], dim=1)
+    checks = [lambda text: set(text.split()) == {"w9"}] * 3 + [lambda text: text == "w7"] * 3
+    found = right(Rollouts(input_ids, attention_mask, mask).sequences([EOS]), tiny_tokenizer(words), checks)
+    assert found == [1, 1, 0, 0, 1, 1]

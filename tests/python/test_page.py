@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from distillation.page import write_page
 from distillation.page.plots import POINTS, running_mean, thinned
-from distillation.page.text import escaped
+from distillation.page.text import escaped, table
 
 BOTH = ("reverse-kl", "entropy-aware")
 HOSTILE = "</pre><script>alert(1)</script> & \u202egnihton\x00 \ud800"
@@ -237,6 +237,77 @@ def test_long_runs_are_thinned_to_means() -> None:
     assert len(kept) == len(means) == POINTS
     assert means[0] == pytest.approx(4.5) and kept[-1] == pytest.approx(steps[-10:].mean())
     assert running_mean(np.array([0.0, 3.0, 6.0, 0.0]), 3) == pytest.approx([1.5, 3, 3, 3])
+
+
+def test_tokens_are_coloured_by_entropy_and_underlined_at_open_gates(tmp_path: Path) -> None:
+    write_run(tmp_path, runs=("a",), steps=2)
+    figures = [[0.5, 0.1, 0.2, 0.0], [2.0, 0.25, 1.5, 1.0], [None, None, None, None], [1.0, 0.0, 0.0, 0.3]]
+    logged = {"run": "b", "step": 1, "prompt": "p", "completion": "x", "tokens": ["w3", HOSTILE, "", "\n"]}
+    append(tmp_path / "completions.jsonl", {**logged, "figures": figures})
+    long = {**logged, "run": "c", "tokens": [f" t{i}" for i in range(1500)], "figures": [figures[0]] * 1500}
+    append(tmp_path / "completions.jsonl", long)
+    page = written(tmp_path)
+    assert page.stack == [] and "script" not in page.tags
+    told = [value for name, value in page.attributes if name == "data-figures"]
+    assert told[:4] == [
+        "H_t 0.50, reverse KL 0.10, forward KL 0.20 nats; gate 0.00",
+        "H_t 2.00, reverse KL 0.25, forward KL 1.50 nats; gate 1.00",
+        "H_t –, reverse KL –, forward KL – nats; gate –",
+        "H_t 1.00, reverse KL 0.00, forward KL 0.00 nats; gate 0.30",
+    ]
+    depths = [value for name, value in page.attributes if name == "style" and value and value.startswith("--h:")]
+    assert depths[:4] == ["--h:0.25", "--h:1.00", "--h:0.00", "--h:0.50"]  # of the largest on the page
+    html = (tmp_path / "report.html").read_text()
+    assert re.findall(r'<span class="(\w*)" style', html)[:4] == ["", "gate", "", "gate"]
+    assert "w3</pre><script>alert(1)</script> &" in page.text and "·↵\n" in page.text
+    assert "02.00 nats" in page.text and "the mark is τ = 0.8" in page.text and "left:40.0%" in html
+    assert "Ht 1.17 nats on average, at most 2.00; gate open at 2 of 4 tokens" in page.text
+    assert len(told) == 4 + 1000 and "500 tokens left out" in page.text and " t499\n[" in page.text
+    assert " t999" not in page.text and " t1000" in page.text
+
+
+def test_one_sample_of_each_prompt_has_no_curve(tmp_path: Path) -> None:
+    write_run(tmp_path, runs=("a",), steps=2)
+    content = json.loads((tmp_path / "results.json").read_text())
+    for model in content["models"]:
+        model["correct"] = [outcomes[:1] for outcomes in model["correct"]]
+    (tmp_path / "results.json").write_text(json.dumps({**content, "samples": 1}))
+    page = written(tmp_path)
+    assert "Avg@1" in page.text and "Pass@k" not in page.text
+
+
+def test_every_set_has_a_table_and_what_was_evaluated_between_steps_a_curve(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    models = [{**model, "set": name} for name in ("held-out", "AMC23") for model in content["models"]]
+    for model in models[4:]:
+        model["correct"] = model["correct"][:40]
+    (tmp_path / "results.json").write_text(
+        json.dumps({**content, "models": models, "sets": {"held-out": 80, "AMC23": 40}})
+    )
+    for run, step, rate in (("reverse-kl", 20, 0.25), ("reverse-kl", 40, 0.5), ("entropy-aware", 20, 0.4)):
+        figures = {"AMC23/pass@1": rate, "AMC23/pass@8": rate, "held-out/forward_kl_uncertain": 1 - rate}
+        append(tmp_path / "evaluations.jsonl", {"run": run, "step": step, **figures, "AMC23/tokens": 9})
+    page = written(tmp_path)
+    for part in ("held-out prompts80 prompts; 8 samples", "AMC23 prompts40 prompts; 8 samples"):
+        assert part in page.text
+    assert page.text.count("entropy-aware − reverse-kl") == 2
+    for title in ("Pass@k: held-out", "Pass@k: AMC23", "AMC23: Pass@1", "held-out: forward KL, Ht > τ"):
+        assert page.text.count(title) == 1
+    assert page.tags.count("svg") == 11 + 3
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_table_says_where_it_scrolls(tmp_path: Path) -> None:
+    """By its width, which is that of the longest line of each column: the browser compares it with the screen's."""
+    narrow, wide = (table(["", *["H<sub>t</sub>"] * n], [["a", *["0.5<small>0.1 to 0.2</small>"] * n]]) for n in (1, 9))
+    for text, need in ((narrow, 7.4 + 0.9 + 0.48 * 10), (wide, 7.4 + 9 * (0.9 + 0.48 * 10))):
+        assert f"--need:{need:.1f}rem" in text and "scrolls sideways" in Page(text).text
+    write_run(tmp_path, steps=2)
+    page = written(tmp_path)
+    boxes = [value for name, value in page.attributes if name == "role" and value == "region"]
+    assert len(boxes) == page.tags.count("table") == 3
 
 
 def test_the_command_needs_no_torch_and_names_a_wrong_folder(tmp_path: Path) -> None:

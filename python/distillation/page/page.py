@@ -11,7 +11,8 @@ from statistics import fmean
 
 from . import plots, results
 from .records import Record, Records, column, number, read_records
-from .text import escaped, figure_text, shortened, table, tag
+from .text import escaped, figure_text, table, tag
+from .tokens import completions
 
 NAME = "report.html"
 STYLE = Path(__file__).with_name("style.css")
@@ -29,6 +30,7 @@ CARDS: tuple[tuple[str, tuple[tuple[str, str], ...], str], ...] = (
     ("Clipped completions", (("clipped_fraction", ""),), "Share that reached the longest length without an end."),
     ("Gradient norm", (("grad_norm", ""),), "Before clipping."),
 )
+EVALUATED = (("/pass@1", "Pass@1"), ("/forward_kl_uncertain", f"forward KL, {OPEN}"))
 SHARES = ("Gate", "Clipped ratios", "Clipped completions")
 TIMES = (
     ("rollout_seconds", "rollout", 2),
@@ -37,9 +39,6 @@ TIMES = (
     ("loss_seconds", "loss", 6),
     ("optimizer_seconds", "optimizer", 5),
 )
-SAMPLES_PER_STEP = 4
-WRITERS = {"teacher": "the teacher's", "data": "given"}  # all others are the student's
-VERDICTS = {"True": ("right", "right"), "False": ("wrong", "wrong")}
 
 
 def write_page(folder: Path) -> Path:
@@ -72,10 +71,12 @@ def page(records: Records, name: str) -> str:
         tag("h1", escaped(name)),
         tag("p", f"Task: {escaped(task)}. " if task else "", f"Objectives: {escaped(runs)}."),
         missing(problems),
-        results.section(records),
+        tag("h2", "Results"),
+        *(results.section(about, name) for name, about in results.by_set(records).items()),
+        "" if results.models_of(records) else tag("p", "None yet: see above."),
         *(training(records, colours) if drawn else []),
         time_split(records.metrics),
-        completions(records.completions),
+        completions(records.completions, records.tau),
         notes(records),
         settings(records.config),
     ]
@@ -119,22 +120,31 @@ def card(title: str, plot: str, lines: list[tuple[str, int, bool]], caption: str
 
 def training(records: Records, colours: dict[str, int]) -> list[str]:
     """All plots: pass@k, the histograms of every run, the curves over the steps."""
-    curve, lines = results.pass_curves(records, colours)
     caption = "Chance that one of k samples is right; unbiased estimate, bands over prompts."
-    cards = [card("Pass@k", curve, lines, caption)]
+    cards = []
+    for name, about in results.by_set(records).items():
+        cards.append(card(f"Pass@k: {escaped(name)}", *results.pass_curves(about, name, colours), caption))
     trained_on = records.trained_on
     cards += [
         histograms(run, recorded, records.tau, trained_on, colours[run]) for run, recorded in records.histograms.items()
     ]
-    for title, metrics, caption in CARDS:
-        curves = plots.curves_of(records.metrics, [name for name, _ in metrics], colours)
+    logged = {run: mine + records.evaluations.get(run, []) for run, mine in records.metrics.items()}
+    names = dict.fromkeys(name for run in records.evaluations.values() for record in run for name in record)
+    between = (
+        (f"{escaped(name.removesuffix(figure))}: {said}", ((name, ""),), "Evaluated between steps.")
+        for figure, said in EVALUATED
+        for name in names
+        if name.endswith(figure)
+    )
+    for title, metrics, caption in (*between, *CARDS):
+        curves = plots.curves_of(logged, [name for name, _ in metrics], colours)
         dashes = {curve.dashed for curve in curves}
         lines = [(escaped(run), colours[run], False) for run in records.metrics] if len(records.metrics) > 1 else []
         if len(metrics) > 1:
             only = colours[next(iter(records.metrics), "teacher")] if len(records.metrics) == 1 else TEACHER
             lines += [(text, only, i > 0) for i, (_, text) in enumerate(metrics) if (i > 0) in dashes]
         slug = title.lower().replace(" ", "-")
-        plot = plots.over_steps(slug, curves, percent=title in SHARES)
+        plot = plots.over_steps(slug, curves, percent=title in SHARES or title.endswith("@1"))
         cards.append(card(title, plot, lines, caption.format(nats_on=f"nats, on {trained_on}")))
     shown = [one for one in cards if one]
     return [tag("h2", "How it went"), tag("div", *shown, class_="grid")] if shown else []
@@ -199,30 +209,6 @@ def loss_share(run: str, records: list[Record]) -> str:
 def mean(records: list[Record], name: str) -> float:
     known = [v for v in column(records, name) if math.isfinite(v)]
     return fmean(known) if known else math.nan
-
-
-def completions(recorded: dict[str, list[Record]]) -> str:
-    """Some completions of the first, the middle and the last step that has any, of every run."""
-    blocks = []
-    for run, samples in recorded.items():
-        steps = list(dict.fromkeys(sample.get("step") for sample in samples))
-        for step in dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1])):
-            mine = [sample for sample in samples if sample.get("step") == step][:SAMPLES_PER_STEP]
-            title = tag("summary", f"{escaped(run)}, step {escaped(step)}")
-            is_last = ' open=""' if step == steps[-1] else ""
-            blocks.append(f"<details{is_last}>{title}{''.join(map(one_completion, mine))}</details>")
-    return tag("h2", "Completions") + "".join(blocks) if blocks else ""
-
-
-def one_completion(sample: Record) -> str:
-    verdict, kind = VERDICTS.get(str(sample.get("correct")), ("not checked", "quiet"))
-    tags = [tag("span", verdict, class_=f"tag {kind}")]
-    if writer := WRITERS.get(str(sample.get("writer"))):
-        tags.append(tag("span", writer, class_="tag quiet"))
-    if sample.get("ended") is False:
-        tags.append(tag("span", "never ended", class_="tag wrong"))
-    texts = (tag("pre", shortened(sample.get(part, "")), class_=part) for part in ("prompt", "completion"))
-    return tag("div", *texts, *tags, class_="sample")
 
 
 def notes(records: Records) -> str:

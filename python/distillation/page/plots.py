@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INK, LINE = "#010201", "#010202"  # stand-ins that become CSS variables in the SVG
 SERIES = [f"#0103{i:02x}" for i in range(8)]
 VARIABLES = {INK: "var(--ink)", LINE: "var(--line)", **{c: f"var(--c{i})" for i, c in enumerate(SERIES)}}
+FEW = 8  # points of a curve that are marked
 POINTS = 300  # of a curve at most; beyond that a point is the mean of its neighbours
 
 
@@ -44,7 +45,7 @@ def over_steps(name: str, curves: list[Curve], percent: bool = False) -> str:
             smooth = running_mean(values, max(1, len(values) // 20))
             if len(values) > 20:
                 axes.plot(steps, values, color=SERIES[curve.colour], alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth, linewidth=1.7, marker="o" if len(values) == 1 else "", markersize=4, **style)
+            axes.plot(steps, smooth, linewidth=1.7, marker="o" if len(values) <= FEW else "", markersize=4, **style)
         axes.set_xlabel("step")
         positive = min(known) > 0
         if positive and max(known) > 100 * min(known) and not percent:
@@ -59,9 +60,9 @@ def over_steps(name: str, curves: list[Curve], percent: bool = False) -> str:
     return svg(name, draw)
 
 
-def pass_at_k_curves(models: list[tuple[int, bool, np.ndarray]]) -> str:
-    """Pass@k over k with bootstrap bands, from (colour, dashed, matrix of outcomes) of each model."""
-    if not models:
+def pass_at_k_curves(name: str, models: list[tuple[int, bool, np.ndarray]]) -> str:
+    """Pass@k over k with bootstrap bands, from (colour, dashed, matrix of outcomes) of each model; it takes two k."""
+    if max((matrix.shape[1] for _, _, matrix in models), default=0) < 2:
         return ""
 
     def draw(axes: Axes) -> None:
@@ -82,7 +83,7 @@ def pass_at_k_curves(models: list[tuple[int, bool, np.ndarray]]) -> str:
         axes.set_ylim(0, 1.02)
         as_percent(axes)
 
-    return svg("pass-at-k", draw)
+    return svg(name, draw)
 
 
 def histogram(name: str, first: Record, last: Record, tau: float | None, teacher: int, student: int) -> str:

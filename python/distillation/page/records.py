@@ -26,6 +26,7 @@ class Records:
     metrics: dict[str, list[Record]]  # by run, in the order of the steps
     completions: dict[str, list[Record]]
     histograms: dict[str, list[Record]]
+    evaluations: dict[str, list[Record]]  # in training, if that was asked for
     results: Record
     problems: list[str]  # what is missing or cannot be read, a sentence each
 
@@ -60,6 +61,7 @@ def read_records(folder: Path) -> Records:
         by_run(read_lines(folder / "metrics.jsonl", problems), once=True),
         by_run(read_lines(folder / "completions.jsonl", problems)),
         by_run(read_lines(folder / "histograms.jsonl", problems), once=True),
+        by_run(read_lines(folder / "evaluations.jsonl", problems)),
         read_object(folder / "results.json", problems),
         problems,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -84,10 +85,19 @@ def differences(matrices: Graded) -> str:
     return heading + tag("p", note, class_="quiet") + table(["", f"Avg@{samples}", f"Pass@{samples}"], rows)
 
 
-def section(records: Records) -> str:
+def by_set(records: Records) -> dict[str, Records]:
+    """What the records are about each set of prompts, as if there were no other."""
     models = models_of(records)
-    if not models:
-        return tag("h2", "Results") + tag("p", "None yet: see above.")
+    sizes = records.results.get("sets") or {}
+    found = {}
+    for name in dict.fromkeys(str(model.get("set", "held-out")) for model in models):
+        mine = [model for model in models if model.get("set", "held-out") == name]
+        found[name] = replace(records, results={**records.results, "prompts": sizes.get(name), "models": mine})
+    return found
+
+
+def section(records: Records, name: str) -> str:
+    models = models_of(records)
     matrices = graded(models)
     said = [
         f"{count:,} {one}{'s' * (count != 1)}{rest}"
@@ -104,7 +114,7 @@ def section(records: Records) -> str:
     )
     unchecked = "" if matrices else " Nothing says whether an answer of this task is right, so that there are no rates."
     parts = [
-        tag("h2", "Results"),
+        tag("h3", f"{escaped(name)} prompts"),
         tag("p", escaped("; ".join(said)) + ".", class_="quiet") if said else "",
         results_table(models),
         tag("p", escaped(entropies + unchecked), class_="quiet"),
@@ -113,11 +123,13 @@ def section(records: Records) -> str:
     return "".join(parts)
 
 
-COUNTS = (("prompts", "held-out prompt", ""), ("samples", "sample", " of each model for each prompt"))
+COUNTS = (("prompts", "prompt", ""), ("samples", "sample", " of each model for each prompt"))
 
 
-def pass_curves(records: Records, colours: dict[str, int]) -> tuple[str, list[tuple[str, int, bool]]]:
+def pass_curves(records: Records, name: str, colours: dict[str, int]) -> tuple[str, list[tuple[str, int, bool]]]:
     """The plot and the lines of its legend."""
     matrices = graded(models_of(records))
     lines = [(escaped(name), colours[name], name == "teacher") for name, _ in matrices]
-    return pass_at_k_curves([(colours[name], name == "teacher", matrix) for name, matrix in matrices]), lines
+    return pass_at_k_curves(
+        f"pass-at-k-{name}", [(colours[name], name == "teacher", matrix) for name, matrix in matrices]
+    ), lines

@@ -34,12 +34,21 @@ def figure_text(value: float, form: str) -> str:
 
 def tag(name: str, *content: str, **attributes: str) -> str:
     """One element; ``content`` is HTML already. ``class_`` is the attribute ``class``."""
-    stated = "".join(f' {key.rstrip("_")}="{value}"' for key, value in attributes.items())
+    stated = "".join(f' {key.rstrip("_").replace("_", "-")}="{value}"' for key, value in attributes.items())
     return f"<{name}{stated}>{''.join(content)}</{name}>"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already. It scrolls inside its own box where the screen is too narrow."""
+    """Cells are HTML already. It scrolls inside its own box where the screen is too narrow, and says so there."""
     head = tag("tr", *(tag("th", cell) for cell in header))
     body = (tag("tr", *(tag("td", cell) for cell in row)) for row in rows)
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="wide")
+    content = tag("table", tag("thead", head), tag("tbody", *body))
+    box = tag("div", content, class_="wide", tabindex="0", role="region", aria_label="a table that may scroll sideways")
+    columns = list(zip(header, *rows, strict=True))[1:]  # the first one wraps
+    need = 7.4 + sum(0.9 + 0.48 * max(map(letters, column)) for column in columns)
+    return tag("div", box, tag("p", "The table scrolls sideways →", class_="hint"), style=f"--need:{need:.1f}rem")
+
+
+def letters(cell: str) -> int:
+    """Of the longest line."""
+    return max(len(re.sub("<.*?>|&|;", "", line)) for line in cell.split("<small>"))
