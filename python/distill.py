@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,12 @@ from distillation.report import say, shown, step_header, step_line, table
 from distillation.rollouts import Completion, Rollouts, sample, text_of
 from distillation.run_folder import RunFolder
 from distillation.scenarios import Scenario, load_scenario
+from distillation.served_teacher import ServedTeacher, Teacher
 from distillation.stream import PromptStream
 from distillation.success import pass_rates
 from distillation.trainer import Bar, OnPolicyTrainer
 from distillation.vllm_answering import SampledByVLLM, imported
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 
 PASS_AT = (1, 8)
 
@@ -193,7 +195,7 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
             f"{rollouts.off_policy_fraction:g} would have the processes, which share the student's parameters, sample "
             "from it unequally often; 0 and 1 are possible",
         )
-    models = (trainer.student, scenario.teacher, scenario.tokenizer)
+    models: Any = (trainer.student, scenario.teacher, scenario.tokenizer)  # a served teacher answers no prompts
     sampling: dict[str, Any] = {
         "seed": options.training.seed,
         "max_new_tokens": rollouts.max_new_tokens,
@@ -263,7 +265,7 @@ class Results:
             self.folder.write("results.json", self.content)
         wait(self.options)
 
-    def sampled(self, model: PreTrainedModel) -> list[Rollouts]:
+    def sampled(self, model: Teacher) -> list[Rollouts]:
         """Completions of held-out prompts, by chance that is the same for every model."""
         options, scenario, size = self.options, self.scenario, self.options.run.evaluation_batch_size
         torch.manual_seed(options.training.seed)
@@ -271,14 +273,17 @@ class Results:
         sampling: dict[str, Any] = {"top_p": options.run.eval_top_p, "vocab_size": scenario.vocab_size}
         sampling["max_new_tokens"] = options.run.eval_max_new_tokens or options.rollouts.max_new_tokens
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [sample(model, scenario.tokenizer, batch, **sampling) for batch in batches]
+        draw = model.sample if isinstance(model, ServedTeacher) else partial(sample, model)
+        return [draw(scenario.tokenizer, batch, **sampling) for batch in batches]
 
-    def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
+    def evaluated(self, model: Teacher) -> dict[str, Any]:
         """Right answers where they can be checked, and agreement with the teacher on its own answers."""
         scenario, tau = self.scenario, self.options.loss.tau
         if self.reference is None:
             self.reference = self.sampled(scenario.teacher)
-        found = agreement(model, scenario.teacher, self.reference, tau=tau, vocab_size=scenario.vocab_size)
+        found = {}  # a served teacher's with itself is not seen here
+        if not isinstance(model, ServedTeacher):
+            found = agreement(model, scenario.teacher, self.reference, tau=tau, vocab_size=scenario.vocab_size)
         checks = [check for prompt in scenario.held_out if (check := scenario.check(prompt)) is not None]
         correct = None
         if len(checks) == len(scenario.held_out):
@@ -300,7 +305,7 @@ class Results:
 
 def report(options: Options, scenario: Scenario, results: list[tuple[str, dict[str, float]]]) -> None:
     """The table, and what is needed to judge its noise."""
-    reference = results[0][1]
+    reference = results[-1][1]
     columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT if f"pass@{k}" in reference]
     checked = bool(columns)
     columns += [

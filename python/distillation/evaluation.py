@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from eopd_kernels import Objective
+from eopd_kernels import Objective, TopK
 
 from .metrics import StepTotals
 from .rollouts import Rollouts, text_of
+from .served_teacher import ServedTeacher, Teacher
 from .training import score
 
 
@@ -34,7 +35,7 @@ def correctness(
 @torch.no_grad()
 def agreement(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: Teacher,
     teacher_samples: list[Rollouts],
     *,
     tau: float,
@@ -42,11 +43,13 @@ def agreement(
 ) -> dict[str, float | None]:
     """Entropies and forward KL (nats) on the teacher's own samples, split at teacher entropy ``tau``.
 
-    A mean over no tokens is None.
+    A mean over no tokens is None. Of a served teacher, with one class for what it does not list, both are lower bounds.
     """
+    served = Objective(reverse="none", forward=TopK(teacher="raw", tail=True), gate="always")
+    objective = served if isinstance(teacher, ServedTeacher) else Objective.forward_kl()
     totals = StepTotals(tau, vocab_size, student.device)
     for rollouts in teacher_samples:
-        seen = score(student, teacher, rollouts, Objective.forward_kl(), vocab_size=vocab_size)
+        seen = score(student, teacher, rollouts, objective, vocab_size=vocab_size)
         totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
     found = totals.metrics(totals.sums)
     return {

@@ -32,6 +32,7 @@ from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
+from .served_teacher import ServedTeacher, Teacher
 from .stream import Draw, PromptStream
 from .training import clipped_by_ratio, score
 
@@ -41,7 +42,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
 
     Args:
         student: a causal language model; the weights are trained in the dtype they have.
-        teacher: another one of the same vocabulary, whole on every process.
+        teacher: another one of the same vocabulary, whole on every process; or one behind a server.
         stream: the draws of the whole run: exactly ``max_steps`` times the prompts of a step.
         answer: from draws to completions, called once per rollout and process with its share of it.
         objective: what is minimised.
@@ -58,7 +59,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: Teacher,
         tokenizer: Tokenizer,
         args: TrainingOptions,
         stream: PromptStream,
@@ -73,7 +74,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         # The distribution that is trained is the one that was sampled from.
         without_dropout(student)
         super().__init__(student, args, data_collator=cast(Any, list), train_dataset=stream, callbacks=callbacks)
-        self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
+        self.teacher = moved(cast(Any, teacher), args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.stream = stream
         self.answer: Answering | None = None
@@ -118,6 +119,8 @@ class OnPolicyTrainer(AtomicCheckpoints):
             collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
             for start in range(0, len(draws), size)
         ]
+        if isinstance(self.teacher, ServedTeacher):
+            self.teacher.ask(self.completions)
         self.totals = StepTotals(self.tau, self.vocab_size, device)
         self.totals.add("sequences", len(self.completions))
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))
