@@ -201,7 +201,7 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
             f"{rollouts.off_policy_fraction:g} would have the processes, which share the student's parameters, sample "
             "from it unequally often; 0 and 1 are possible",
         )
-    models = (trainer.student, scenario.teacher, scenario.tokenizer)
+    models: Any = (trainer.student, scenario.teacher, scenario.tokenizer)  # a served teacher answers no prompts
     sampling: dict[str, Any] = {
         "seed": options.training.seed,
         "max_new_tokens": rollouts.max_new_tokens,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from eopd_kernels import EntropyAwareKLOutput, Objective
+from eopd_kernels import EntropyAwareKLOutput, Objective, TopK
 
 from .answering import SampledAnswers
 from .forward import inside_forward
@@ -29,6 +29,7 @@ from .report import say, table
 from .rollouts import Completion, Rollouts, collate, text_of
 from .run_folder import RunFolder
 from .scenarios import Scenario
+from .served_teacher import ServedTeacher, Teacher
 from .stream import Draw
 from .success import pass_rates
 from .trainer import OnPolicyTrainer
@@ -45,6 +46,12 @@ def right(completions: Sequence[Completion], tokenizer: Tokenizer, checks: Seque
     An answer that never ends is wrong. :mod:`distillation.success` makes Avg@k, Pass@k and their intervals of them.
     """
     return [int(one.ended and check(text_of(one, tokenizer))) for one, check in zip(completions, checks, strict=True)]
+
+
+def compared(teacher: Teacher) -> Objective:
+    """Forward KL. Of a served teacher with one class for what it does not list: entropies and KL are lower bounds."""
+    served = Objective(reverse="none", forward=TopK(teacher="raw", tail=True), gate="always")
+    return served if isinstance(teacher, ServedTeacher) else Objective.forward_kl()
 
 
 def agreement(totals: StepTotals, sums: Tensor) -> dict[str, float | None]:
@@ -78,7 +85,7 @@ class Results:
         begun["sets"] = {name: len(prompts) for name, prompts in scenario.held_out.items()}
         self.content = gathered(folder.read("results.json") or begun)[0]  # as the first process has it
 
-    def add(self, name: str, load: Callable[[], PreTrainedModel]) -> None:
+    def add(self, name: str, load: Callable[[], Teacher]) -> None:
         """Evaluates the model called ``name`` on the sets on which that was not done."""
         done = {row["set"] for row in self.content["models"] if row["name"] == name}
         model = load() if done != set(self.scenario.held_out) else None
@@ -99,12 +106,14 @@ class Results:
         say(f"  evaluated: {', '.join(told)}")
         return found
 
-    def sampled(self, model: PreTrainedModel, name: str, draws: list[Draw], synced: bool) -> list[Completion]:
+    def sampled(self, model: Teacher, name: str, draws: list[Draw], synced: bool) -> list[Completion]:
         """A completion per draw of a set."""
         scenario, run = self.scenario, self.options.run
         sampling: dict[str, Any] = {"max_new_tokens": self.longest, "top_p": run.eval_top_p}
         sampling |= {"seed": f"{self.options.training.seed}/{name}", "vocab_size": scenario.vocab_size}
-        return SampledAnswers(model, scenario.teacher, scenario.tokenizer, **sampling, synced=synced)(draws)
+        if isinstance(model, ServedTeacher):
+            return model.sample(draws, **sampling)
+        return SampledAnswers(model, model, scenario.tokenizer, **sampling, synced=synced)(draws)
 
     def checks(self, name: str) -> list[Check]:
         """One per prompt of a set; none at all where some prompt has none."""
@@ -113,13 +122,15 @@ class Results:
 
     @torch.no_grad()
     def evaluated(
-        self, name: str, model: PreTrainedModel, label: str, trainer: OnPolicyTrainer | None = None
+        self, name: str, model: Teacher, label: str, trainer: OnPolicyTrainer | None = None
     ) -> dict[str, Any]:
         """``correct``, 0 or 1 ``[prompts][samples]`` or None where that cannot be said, and ``agreement``, of one set.
 
-        With ``trainer`` the model is its student, whose parameters the processes may share.
+        With ``trainer`` the model is its student, whose parameters the processes may share. What a served teacher has
+        in common with itself is not seen here.
         """
         scenario, checks, size = self.scenario, self.checks(name), self.options.run.evaluation_batch_size
+        objective = compared(scenario.teacher)
         shared = trainer is not None and trainer.shares_parameters
         prompts = [prompt for prompt in scenario.held_out[name] for _ in range(self.samples)]
         draws = list(map(Draw, range(len(prompts)), prompts))
@@ -139,12 +150,14 @@ class Results:
             answers = self.reference[name, at]
             rollouts = collate(answers, scenario.tokenizer.pad_token_id, scenario.device)
 
-            def scored(rollouts: Rollouts = rollouts) -> EntropyAwareKLOutput:
-                return score(model, scenario.teacher, rollouts, Objective.forward_kl(), vocab_size=scenario.vocab_size)
-
-            seen = inside_forward(trainer.model_wrapped, model, scored) if trainer and shared else scored()
             self.totals.sums.zero_()
-            self.totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
+            if not isinstance(model, ServedTeacher):
+
+                def scored(student: PreTrainedModel = model, rollouts: Rollouts = rollouts) -> EntropyAwareKLOutput:
+                    return score(student, scenario.teacher, rollouts, objective, vocab_size=scenario.vocab_size)
+
+                seen = inside_forward(trainer.model_wrapped, model, scored) if trainer and shared else scored()
+                self.totals.add_tokens(seen, seen.loss, rollouts.completion_mask)
             if checks and model is not scenario.teacher:
                 answers = self.sampled(model, name, batches[at], shared)
             its = [checks[draw.number // self.samples] for draw in batches[at]] if checks else []
@@ -155,9 +168,10 @@ class Results:
         model.train(training)
         every = {at: found for share in gathered(own) for at, found in share.items()}
         sums, correct = zip(*(every[at] for at in range(len(batches))), strict=True)
+        found = agreement(self.totals, torch.tensor(sums, dtype=torch.float64).sum(0))
         return {
             "correct": np.concatenate(correct).reshape(-1, self.samples).tolist() if checks else None,
-            "agreement": agreement(self.totals, torch.tensor(sums, dtype=torch.float64).sum(0)),
+            "agreement": {} if isinstance(model, ServedTeacher) else found,
         }
 
     def cost(self, students: int) -> str:
@@ -181,7 +195,7 @@ class Results:
         """A table for each set, and what is needed to judge its noise."""
         for one, count in self.content["sets"].items():
             rows = [(row["name"], self.numbers(row)) for row in self.content["models"] if row["set"] == one]
-            reference = rows[0][1]
+            reference = rows[-1][1]
             columns = [(f"pass@{k}", f"pass@{k}", ".1%") for k in PASS_AT if f"pass@{k}" in reference]
             checked = bool(columns)
             columns += [

@@ -38,10 +38,12 @@ class StepTotals:
         opened = valid & (seen.teacher_entropy > self.tau)
         self.add("loss", loss.detach())
         self.add("gate", seen.gate.double().sum())
+        kl = "_half" if seen.teacher_entropy_is_lower_bound else "_kl"  # a served teacher's are not known
         for split, where in zip(SPLITS, (opened, valid & ~opened), strict=True):
             self.add(f"tokens_{split}", where.sum())
             for figure in FIGURES:
-                self.add(f"{figure}_{split}", torch.where(where, getattr(seen, figure), 0.0).double().sum())
+                value = getattr(seen, figure.replace("_kl", kl))
+                self.add(f"{figure}_{split}", torch.where(where, value, 0.0).double().sum())
         for i, figure in enumerate(HISTOGRAMS):
             values = getattr(seen, figure)[valid].float().clamp(0.0, self.largest)
             start = len(self.places) + i * BINS

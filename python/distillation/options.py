@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from eopd_kernels import Sampled
+from eopd_kernels import Sampled, TopK
 
 from .errors import UsageError
 from .objectives import objectives
@@ -59,6 +59,8 @@ class ModelOptions:
     """Own models (give both, with --prompts)."""
 
     teacher: str | None = option(None, "a folder or a hub name; code from the hub is never run")
+    teacher_url: str | None = option(None, "in its place: a vLLM or SGLang server that hands out its top k, http://...")
+    teacher_timeout: float = option(300.0, "seconds for which the server is asked again before the run ends")
     student: str | None = option(None, "a folder or a hub name; the model that is trained")
     teacher_dtype: Literal["float32", "bfloat16", "auto"] = option("float32", "of the teacher; 'auto': as saved")
     student_dtype: Literal["float32", "bfloat16", "auto"] = option(
@@ -264,7 +266,8 @@ class Options:
     given: dict[str, Any]  # every value as it was parsed: what is echoed, and enough to start the same run again
 
     def __post_init__(self) -> None:
-        sources = {"teacher": self.models.teacher, "student": self.models.student, "prompts": self.prompts.prompts}
+        local, url, limit = self.models.teacher, self.models.teacher_url, self.models.teacher_timeout
+        sources = {"teacher": local or url, "student": self.models.student, "prompts": self.prompts.prompts}
         named = [name for name, value in sources.items() if value is not None]
         if named and len(named) < 3:
             missing = next(name for name, value in sources.items() if value is None)
@@ -280,10 +283,19 @@ class Options:
             raise UsageError("--objective", f"{chosen!r} needs completions that are sampled, not a --completion-column")
         if self.prompts.completion_column is not None and self.rollouts.off_policy_fraction > 0:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
+        require(0 < limit < math.inf, "teacher_timeout", limit, "a number above 0")
+        if url is not None:
+            require(local is None and url.startswith("http"), "teacher_url", url, "http://host:port, without --teacher")
+            share = self.rollouts.off_policy_fraction
+            require(share == 0, "off_policy_fraction", share, "0, and --teacher-url answers no prompts")
+            for name, one in self.loss.objectives.items():
+                known = all(half == "none" or isinstance(half, Sampled | TopK) for half in (one.reverse, one.forward))
+                known = known and one.temperatures[1] == 1 and "student" not in one.top_k
+                require(known, "objective", name, "made of what --teacher-url hands out, at its temperature 1: 'paper'")
         step, at_once = self.training.prompts_per_step, self.rollouts.rollout_prompts
         fits = at_once is None or (at_once >= step and at_once % step == 0)
         require(fits, "rollout_prompts", at_once, f"a multiple of the {step} prompts of an optimizer step")
 
     @property
     def demo(self) -> bool:
-        return self.models.teacher is None
+        return self.models.teacher is self.models.teacher_url is None

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from eopd_kernels import TopK
+
 from .answers import is_right
 from .coins import Payment
 from .demonstration import START, TEACHER, coin_prompts
@@ -24,6 +26,7 @@ from .options import Options
 from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
+from .served_teacher import ServedTeacher, Teacher
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Scenario:
     """A teacher, the student's start as a folder or hub name, and prompts; ``vocab_size`` ids are known to both."""
 
     task: str
-    teacher: PreTrainedModel
+    teacher: Teacher
     start: str
     tokenizer: Tokenizer
     eos_ids: list[int]
@@ -65,13 +68,17 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     start = models.student or str(folder.path / START)
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
     sets = list(evaluation_sets(options))
-    for argument, name in (("--student", start), ("--teacher", teacher_name)):
+    for argument, name in (("--student", start), ("--teacher", teacher_name))[: 1 if models.teacher_url else 2]:
         if not (Path(name).exists() or on_hub(name)):
             raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
     if find_adapter_config_file(start) is not None:
         raise UsageError("--student", f"{start!r} is an adapter, all of whose weights would be frozen: merge it first")
     tokenizer = load_tokenizer("--student", start)
-    teacher_tokenizer = load_tokenizer("--teacher", teacher_name)
+    url, timeout, served = models.teacher_url, models.teacher_timeout, None
+    if url is not None:
+        k = max(one.top_k.get("teacher", 0) for one in options.loss.objectives.values()) or TopK().k
+        served = ServedTeacher(url, k=k, timeout=timeout, device=device)
+    teacher_tokenizer = tokenizer if served else load_tokenizer("--teacher", teacher_name)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = teacher_tokenizer.chat_template
     if options.demo:
@@ -90,23 +97,28 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
             and importlib.util.find_spec("math_verify") is None
         ):
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
-    teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
-    teacher.requires_grad_(False)
+    everything = sum(held_out.values(), training)
     student = load_model("--student", start, models.student_dtype, device, models.attn_implementation)
-    vocab_size = shared_vocabulary(student, teacher, tokenizer, teacher_tokenizer)
+    if served is None:
+        teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
+        teacher.requires_grad_(False)
+        vocab_size = shared_vocabulary(student, teacher, tokenizer, teacher_tokenizer)
+    else:
+        teacher = student  # stands in for what has no head and no ends of its own here
+        vocab_size = served.share_vocabulary(student, tokenizer, [prompt.ids for prompt in everything])
     eos_ids = align_ends(student, teacher, tokenizer, teacher_tokenizer, vocab_size)
     if not eos_ids:
         raise UsageError("--student", f"neither {start!r} nor the teacher names an end-of-sequence token")
-    check_prompts(options, sum(held_out.values(), training), student, teacher, vocab_size)
-    check_head("--teacher", teacher, training[0].ids)
+    check_prompts(options, everything, student, served or teacher, vocab_size)
     check_head("--student", student, training[0].ids)
+    check_head("--teacher", teacher, training[0].ids)
     if not options.demo:
-        say(f"teacher: {described(teacher)}; student: {described(student)}")
+        say(f"teacher: {served.name if served else described(teacher)}; student: {described(student)}")
         say(f"{len(training)} prompts to train on, {sum(map(len, held_out.values()))} held out")
         names = ", ".join(repr(tokenizer.decode([i])) for i in eos_ids)
         say(f"a completion ends with {names}; the {vocab_size} ids that both models have are compared")
     task = "coins" if options.demo else str(options.prompts.prompts)
-    return Scenario(task, teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
+    return Scenario(task, served or teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
 
 
 def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
@@ -123,7 +135,7 @@ def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[P
 
 
 def check_prompts(
-    options: Options, prompts: list[Prompt], student: PreTrainedModel, teacher: PreTrainedModel, vocab_size: int
+    options: Options, prompts: list[Prompt], student: PreTrainedModel, teacher: Teacher, vocab_size: int
 ) -> None:
     """Refuses prompts that are unknown to a model, or that leave no room for a completion."""
     if max(max(prompt.ids) for prompt in prompts) >= vocab_size:

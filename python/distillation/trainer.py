@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
+from .served_teacher import ServedTeacher, Teacher
 from .stream import Draw, PromptStream
 from .training import clipped_by_ratio, score
 
@@ -43,7 +44,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
 
     Args:
         student: a causal language model; the weights are trained in the dtype they have.
-        teacher: another one of the same vocabulary, whole on every process.
+        teacher: another one of the same vocabulary, whole on every process; or one behind a server.
         stream: the draws of the whole run: exactly ``max_steps`` times the prompts of a step.
         answer: from draws to completions, called once per rollout and process with its share of it.
         objective: what is minimised.
@@ -60,7 +61,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: Teacher,
         tokenizer: Tokenizer,
         args: TrainingOptions,
         stream: PromptStream,
@@ -77,7 +78,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
         # Without something to evaluate on the library never does.
         data: dict[str, Any] = {"data_collator": list, "train_dataset": stream, "eval_dataset": stream}
         super().__init__(student, args, callbacks=callbacks, **data)
-        self.teacher = moved(teacher, args.device).eval().requires_grad_(False)
+        self.teacher = moved(cast(Any, teacher), args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.stream = stream
         self.answer: Answering | None = None
@@ -124,6 +125,8 @@ class OnPolicyTrainer(AtomicCheckpoints):
             collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
             for start in range(0, len(draws), size)
         ]
+        if isinstance(self.teacher, ServedTeacher):
+            self.teacher.ask(self.completions)
         self.totals, self.per_token = StepTotals(self.tau, self.vocab_size, device), []
         self.totals.add("sequences", len(self.completions))
         self.totals.add("clipped", sum(not completion.ended for completion in self.completions))

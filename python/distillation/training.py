@@ -16,11 +16,12 @@ from eopd_kernels import EntropyAwareKLOutput, LMHead, Objective, Sampled, entro
 
 from .models import hidden_states
 from .rollouts import Rollouts
+from .served_teacher import ServedTeacher, Teacher
 
 
 def score(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: Teacher,
     rollouts: Rollouts,
     objective: Objective,
     *,
@@ -37,15 +38,19 @@ def score(
     # and the last completion token's is about nothing that was sampled.
     predicting = slice(rollouts.prompt_width - 1, -1)
     with torch.no_grad(), timed("teacher"):
-        teacher_hidden = hidden_states(teacher, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
+        if isinstance(teacher, ServedTeacher):
+            taught, head = teacher(rollouts), None
+        else:
+            taught = hidden_states(teacher, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
+            head = LMHead.from_model(teacher)
     student_hidden = hidden_states(student, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
     sampled = isinstance(objective.reverse, Sampled)
     with timed("loss"):
         return entropy_aware_kl(
             student_hidden,
-            teacher_hidden,
+            taught,
             student_head=LMHead.from_model(student),
-            teacher_head=LMHead.from_model(teacher),
+            teacher_head=head,
             mask=rollouts.completion_mask,
             num_items=num_items,
             vocab_size=vocab_size,

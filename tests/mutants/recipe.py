@@ -22,7 +22,7 @@ MUTANTS = [
     *of_the_recipe("distill_trainer", [
         Mutant("recipe: a micro-batch is its own denominator", "OnPolicyTrainer.compute_loss", "num_items=num_items_in_batch", "num_items=None"),
         Mutant("recipe: the denominator counts completions", "OnPolicyTrainer.get_batch_samples", "batch.completion_mask.sum()", "batch.completion_mask.any(1).sum()"),
-        Mutant("recipe: old log-probabilities are those of now", "training.score", "old_log_probs=rollouts.log_probs if sampled else None", "old_log_probs=entropy_aware_kl(student_hidden.detach(), teacher_hidden, student_head=LMHead.from_model(student), teacher_head=LMHead.from_model(teacher), token_ids=rollouts.completion_ids).student_log_probs if sampled else None"),
+        Mutant("recipe: old log-probabilities are those of now", "training.score", "old_log_probs=rollouts.log_probs if sampled else None", "old_log_probs=entropy_aware_kl(student_hidden.detach(), taught, student_head=LMHead.from_model(student), teacher_head=head, token_ids=rollouts.completion_ids).student_log_probs if sampled else None"),
         Mutant("recipe: each step draws completions of its own", "OnPolicyTrainer.get_batch_samples", "if any(draw.number not in self.drawn for draw in draws):", "if True:"),
         Mutant("recipe: a rollout is as long as a step", "OnPolicyTrainer.__init__", "rollout_prompts or args", "args"),
         Mutant("recipe: a rollout's steps learn from the same prompts", "OnPolicyTrainer.until_next_rollout", "self.stream[draw.number + at]", "draw._replace(number=draw.number + at)"),
@@ -76,8 +76,23 @@ MUTANTS = [
         Mutant("recipe: the page's colours have a scale each", "tokens.one_token", "/ (largest or 1)", "/ (figures[ENTROPY] or 1)"),
         Mutant("recipe: the page draws a curve through one point", "pass_at_k_curves", "default=0) < 2:", "default=0) < 1:"),
     ]),
+    *of_the_recipe("served_teacher", [
+        Mutant("recipe: a served teacher's k is the default's", "load_scenario", 'max(one.top_k.get("teacher", 0) for one in options.loss.objectives.values()) or TopK().k', "TopK().k"),
+        Mutant("recipe: --teacher-timeout is forgotten", "load_scenario", "timeout=timeout", "timeout=300.0"),
+        Mutant("recipe: a served row is about the next token", "ServedTeacher.rows", '["prompt_logprobs"][start:]', '["prompt_logprobs"][start - 1 :]'),
+        Mutant("recipe: SGLang's rows begin with the token", "ServedTeacher.rows", "logprob_start_len=start - 1", "logprob_start_len=start"),
+        Mutant("recipe: a served row may be about another token", "ServedTeacher.rows", "i in row and ", ""),
+        Mutant("recipe: the token's own entry is one of the k", "ServedTeacher.rows", "[: self.k]", ""),
+        Mutant("recipe: a served token's log-probability is the likeliest's", "ServedTeacher.rows", "(row[i][0], sorted", "(max(row.values())[0], sorted"),
+        Mutant("recipe: ids that the student lacks are entries", "ServedTeacher.forward", "ids.where(ids < self.vocab_size, -1)", "ids"),
+        Mutant("recipe: a server's samples are drawn as its config has it", "ServedTeacher.sample", "{**PLAIN, ", "{"),
+        Mutant("recipe: a server has one seed", "ServedTeacher.sample", "by: seed", "by: 0"),
+        Mutant("recipe: a server is asked once", "ServedTeacher.answer", "time.monotonic() + self.timeout", "0.0"),
+        Mutant("recipe: a served teacher's table has the paper's top k", "evaluation.compared", 'TopK(teacher="raw", tail=True)', "TopK()"),
+        Mutant("recipe: nobody compares tokenizers with a server", "ServedTeacher.share_vocabulary", "ours.strip() != text.strip()", "False"),
+    ]),
     *of_the_recipe("distill_program", [
-        Mutant("recipe: --eval-prompt-suffix is forgotten", "load_scenario", "prompt_suffix=suffix", "chat=options.prompts.chat"),
+        Mutant("recipe: --eval-prompt-suffix is forgotten", "held_out.evaluated", "prompt_suffix=suffix", "prompt_suffix=prompts.prompt_suffix"),
         Mutant("recipe: --prompt-suffix is forgotten", "prompts.encode", "found += options.prompt_suffix", "pass"),
         Mutant("recipe: --enable-thinking is forgotten", "PromptOptions.template_arguments", "{**found, **thinking}", "found"),
     ]),
@@ -88,7 +103,6 @@ MUTANTS = [
     *of_the_recipe("distill_processes", [
         Mutant("recipe: each process has its own denominator", "OnPolicyTrainer.get_batch_samples", 'self.accelerator.reduce(tokens, "sum")', "tokens"),
         Mutant("recipe: a process waits for another as long as a collective does", "processes.gathered", "group=patient_group(dist.group.WORLD)", "group=None"),
-        Mutant("recipe: each process evaluates all", "Results.evaluated", "list(range(rank, len(batches), ranks))", "list(range(rank, len(batches)))"),
         Mutant("recipe: gradients are averaged over processes once more", "OnPolicyTrainer.compute_loss", "        loss = loss * self.accelerator.num_processes\n", ""),
     ]),
 ]  # fmt: skip

@@ -105,7 +105,7 @@ def section(records: Records, name: str) -> str:
         if isinstance(count := records.results.get(key), int)
     ]
     said += [f"{LEVEL:.0%} bootstrap intervals over prompts below each rate".replace("%", " %")] if matrices else []
-    reference = models[0].get("agreement") or {}
+    reference = models[-1].get("agreement") or {}
     share, tokens = number(reference, "uncertain_fraction"), number(reference, "tokens")
     tau = f"τ = {records.tau:g} nats" if records.tau is not None else "τ"
     entropies = (
