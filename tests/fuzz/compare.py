@@ -170,7 +170,7 @@ def factor(call: Call) -> float:
     objective, weights = call.objective, call.tokens.weights
     whole = weights.max() if call.options["reduction"] == "none" else weights.sum()
     whole = whole / (call.tokens.denominator if call.options["reduction"] == "mean" else 1.0)
-    return float(whole) * (objective.reverse_weight + objective.alpha) * objective.loss_factor
+    return float(whole) * (objective.reverse_weight + objective.alpha + objective.cross_entropy) * objective.loss_factor
 
 
 def scaling(call: Call) -> float:
@@ -185,7 +185,7 @@ def gradient_factor(call: Call, index: int) -> float:
         return 0.0
     side, objective = call.student, call.objective
     of_token = float((call.tokens.weights * upstream(call).abs().reshape(-1)).max())
-    size = of_token * (objective.reverse_weight + objective.alpha) * objective.loss_factor
+    size = of_token * (objective.reverse_weight + objective.alpha + objective.cross_entropy) * objective.loss_factor
     size *= abs(side.scale) / objective.temperatures[0]
     size /= call.tokens.denominator if call.options["reduction"] == "mean" else 1.0
     if side.weight is None:
