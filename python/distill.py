@@ -201,6 +201,7 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
         "batch_size": rollouts.generation_batch_size,
         "off_policy_fraction": rollouts.off_policy_fraction,
         "synced": trainer.shares_parameters,
+        "autocast": trainer.accelerator.autocast,
     }
     if rollouts.rollout_engine == "generate":
         return SampledAnswers(*models, **sampling)

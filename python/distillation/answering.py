@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -24,6 +26,7 @@ class SampledAnswers:
         student: whatever is to be sampled from; with sharded parameters ``synced`` must be set.
         teacher: answers a share ``off_policy_fraction`` of the prompts, the same ones on any number of processes.
         batch_size: completions at a time; None: all that are asked for at once.
+        autocast: entered while a model writes, so that it computes as it does in the loss.
     """
 
     student: PreTrainedModel
@@ -36,6 +39,7 @@ class SampledAnswers:
     batch_size: int | None = None
     off_policy_fraction: float = 0.0
     synced: bool = False
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found: dict[int, Completion] = {}
@@ -56,15 +60,16 @@ class SampledAnswers:
 
     def answers(self, model: PreTrainedModel, draws: Sequence[Draw], synced: bool) -> list[Completion]:
         numbers = uniforms((seed_of("tokens", self.seed, draw.number) for draw in draws), self.max_new_tokens)
-        rollouts = sample(
-            model,
-            self.tokenizer,
-            [draw.prompt.ids for draw in draws],
-            max_new_tokens=self.max_new_tokens,
-            vocab_size=self.vocab_size,
-            numbers=numbers,
-            synced=synced,
-        )
+        with self.autocast():
+            rollouts = sample(
+                model,
+                self.tokenizer,
+                [draw.prompt.ids for draw in draws],
+                max_new_tokens=self.max_new_tokens,
+                vocab_size=self.vocab_size,
+                numbers=numbers,
+                synced=synced,
+            )
         return rollouts.sequences(end_of_sequence_ids(model, self.tokenizer))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from eopd_kernels import Sampled
@@ -59,6 +60,20 @@ class ModelOptions:
         "float32", "of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"
     )
     attn_implementation: str | None = option(None, "of both models, as transformers names them")
+    lora_r: int | None = option(None, "train a LoRA adapter of this rank on the student's linear layers, with peft")
+    teacher_quantization: Literal["bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8"] | None = option(
+        None, "of the teacher's linear layers as it is loaded, where that library is installed"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "lora_r")
+        quantization = self.teacher_quantization
+        for name, value, library in (
+            ("lora_r", self.lora_r, "peft"),
+            ("teacher_quantization", quantization, (quantization or "").split("-")[0]),
+        ):
+            there = value is None or importlib.util.find_spec(library) is not None
+            require(there, name, value, f"possible: {library} is not installed")
 
 
 @dataclass
@@ -220,6 +235,11 @@ class TrainingOptions(TrainingArguments):
                 logger()  # refuses where its library is missing
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError("--report-to", " ".join(str(error).split())) from error
+        try:
+            if self.optim_target_modules is None:  # else it takes the model
+                Trainer.get_optimizer_cls_and_kwargs(self)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError("--optim", " ".join(str(error).split())) from error
         if self.fsdp and self.device.type == "cpu":
             raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
         if self.n_gpu > 1:

