@@ -39,6 +39,7 @@ from distillation.errors import Interrupted, RunError, UsageError
 from distillation.evaluation import agreement, correctness
 from distillation.options import Options
 from distillation.page import write_page
+from distillation.plan import say_plan
 from distillation.report import say, shown, step_header, step_line, table
 from distillation.rollouts import Completion, Rollouts, sample, text_of
 from distillation.run_folder import RunFolder
@@ -81,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
+    if options.run.plan is not None:
+        return say_plan(options)
     started = time.perf_counter()
     device = options.training.device
     names = tuple(options.loss.objectives)

@@ -171,6 +171,15 @@ class RunOptions:
     eval_top_p: float = option(1.0, "they are drawn from the likeliest tokens that have this share of the probability")
     eval_max_new_tokens: int | None = option(None, "longest of them; by default as in training")
     evaluation_batch_size: int = option(16, "completions sampled at a time in the evaluation")
+    plan: int | None = field(
+        default=None,
+        metadata={
+            "help": "print what each of N processes (as many as are started) needs of its device's memory, from these "
+            "options and the models' configs, and stop",
+            "nargs": "?",
+            "const": 0,
+        },
+    )
     histogram_steps: int = option(10, "entropy histograms every so many steps")
     logged_completions: int = option(3, "completions kept per logged step")
     teacher_steps: int = option(400, "demonstration: supervised steps of the teacher")
@@ -276,6 +285,8 @@ class Options:
         if named and len(named) < 3:
             missing = next(name for name, value in sources.items() if value is None)
             raise UsageError(f"--{missing}", f"missing; --{named[0]} needs --teacher, --student and --prompts together")
+        if self.demo and self.run.plan is not None:
+            raise UsageError("--plan", "needs --teacher, --student and --prompts")
         if self.demo and self.run.eval_samples < 8:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"

@@ -29,6 +29,7 @@ from .models import (
     with_adapter,
 )
 from .options import Options
+from .plan import warn_where_it_exceeds
 from .prompts import Prompt, encode_prompts, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
@@ -91,6 +92,8 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         warn_of_missing_answers(rows, options.prompts, held_out)
         if any(prompt.answer for prompt in held_out) and importlib.util.find_spec("math_verify") is None:
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
+    if not options.demo:
+        warn_where_it_exceeds(options, device, max(len(prompt.ids) for prompt in training + held_out))
     bits = models.teacher_quantization
     teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation, bits)
     teacher.requires_grad_(False)
