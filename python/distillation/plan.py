@@ -1,6 +1,6 @@
 """What a run needs of each device's memory, from its options and its models' configs: nothing is loaded.
 
-The models are made of fake tensors, which have shapes and no memory. What the student's forward keeps for backward is
+The models are made of meta tensors, which have shapes and no memory. What the student's forward keeps for backward is
 counted on a few short sequences and taken to be a + b·L + c·L² for longer ones; with activation checkpointing one layer
 at a time is whole. It is an estimate: what CUDA and its libraries hold is not in it, nor fragmentation, nor the passing
 tensors of single operations.
@@ -47,13 +47,7 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
     tokens = prompt_tokens + rollouts.max_new_tokens
     teacher = hollow("--teacher", str(models.teacher), models.teacher_dtype, options)
     student = hollow("--student", str(models.student), models.student_dtype, options)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # meta tensors, for which there is no autocast
-        for model in (teacher, student):
-            model.to_empty(device="cpu")
-            without_wrapper(model).tie_weights()
-        cached = max(cache(student, low), cache(teacher, low) * (rollouts.off_policy_fraction > 0))
-        cached_alone = max(cache(student), cache(teacher))
-        copies, kept, layer = activations(student, batch, tokens, low, bool(given["activation_checkpointing"]))
+    copies, kept, layer = activations(student, batch, tokens, low, bool(given["activation_checkpointing"]))
     weights, learnt = nbytes(student.parameters()), [p for p in student.parameters() if p.requires_grad]
     head, other = (model.get_output_embeddings().weight for model in (student, teacher))
     stage = shared_out(given) if processes > 1 else 0
@@ -71,6 +65,7 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
 
     drawn = (rollouts.rollout_prompts or processes * batch * training.gradient_accumulation_steps) // processes
     drawn = min(drawn, rollouts.generation_batch_size or drawn)
+    writers = [cache(student), cache(teacher) * (rollouts.off_policy_fraction > 0)]
     judged = options.run.evaluation_batch_size
     longest = prompt_tokens + (options.run.eval_max_new_tokens or rollouts.max_new_tokens)
     parts: list[tuple[str, tuple[float, ...]]] = [  # step, rollout, evaluation
@@ -82,7 +77,7 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
         ("activations", (kept, 0, 0)),
         ("blocks of logits, or a layer again", (max(blocks, layer), 0, blocks)),
         ("loss", (hidden + head_gradient, 0, hidden)),
-        ("keys and values", (0, drawn * tokens * cached, judged * longest * cached_alone)),
+        ("keys and values", (0, drawn * tokens * max(writers), judged * longest * max(cache(student), cache(teacher)))),
         ("drawing a token", (0, drawn * len(head) * DRAWING, judged * len(head) * DRAWING)),
     ]
     parts.append(("together", tuple(map(sum, zip(*(of for _, of in parts), strict=True)))))
@@ -108,10 +103,9 @@ def activations(
     student: PreTrainedModel, rows: int, tokens: int, low: bool, checkpointing: bool
 ) -> tuple[float, float, float]:
     """Bytes of the weights' copies in 16 bits under autocast, of what a forward of [rows, tokens] keeps, and of what a
-    layer keeps that is run again in backward."""
+    layer keeps that is run again in backward. ``student`` is of meta tensors, and of fake ones afterwards."""
     without_dropout(student)
     student.train()
-    own = {p.untyped_storage()._cdata for p in student.parameters()}
 
     def kept(length: int) -> int:
         found: dict[int, Tensor] = {}
@@ -125,16 +119,17 @@ def activations(
             hidden_states(student, ids, ids)
         return sum(tensor.untyped_storage().nbytes() for key, tensor in found.items() if key not in own)
 
-    def polynomial() -> tuple[float, float]:
-        square, linear, constant = np.polyfit(LENGTHS, [kept(length) for length in LENGTHS], 2)
-        return float(constant), float(rows * (linear * tokens + square * tokens**2))
-
-    copies, all_layers = polynomial()
-    if not checkpointing:
-        return copies, all_layers, 0
-    student.activation_checkpointing_enable()
-    borders = polynomial()[1]
-    return copies, borders, (all_layers - borders) / student.config.get_text_config().num_hidden_layers
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a meta tensor has no autocast
+        student.to_empty(device="cpu")
+        without_wrapper(student).tie_weights()
+        own = {p.untyped_storage()._cdata for p in student.parameters()}
+        square, linear, copies = np.polyfit(LENGTHS, [kept(length) for length in LENGTHS], 2)
+        whole = float(rows * (linear * tokens + square * tokens**2))
+        if not checkpointing:
+            return float(copies), whole, 0
+        student.activation_checkpointing_enable()
+        borders = rows * tokens * kept(LENGTHS[-1]) / LENGTHS[-1]
+    return float(copies), borders, (whole - borders) / student.config.get_text_config().num_hidden_layers
 
 
 def nbytes(parameters: Iterable[Tensor]) -> int:
@@ -167,12 +162,12 @@ def shared_out(given: dict[str, Any]) -> int:
     return int(found.get("zero_optimization", {}).get("stage", 0))
 
 
-def cache(model: PreTrainedModel, low: bool = False) -> float:
-    """Bytes of keys and values per token."""
-    ids = torch.ones(1, LENGTHS[0], dtype=torch.long)
-    with torch.no_grad(), torch.autocast("cpu", enabled=low):
-        layers = without_wrapper(model).base_model(input_ids=ids, use_cache=True).past_key_values.layers
-    return nbytes(tensor for layer in layers for tensor in (layer.keys, layer.values)) / LENGTHS[0]
+def cache(model: PreTrainedModel) -> int:
+    """Bytes of keys and values per token; under autocast they are no larger."""
+    of = model.config.get_text_config()
+    heads = getattr(of, "num_key_value_heads", None) or of.num_attention_heads
+    size = getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads
+    return 2 * of.num_hidden_layers * heads * size * model.dtype.itemsize
 
 
 def room(device: torch.device, processes: int, options: Options) -> float | None:

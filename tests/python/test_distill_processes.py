@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,11 +12,11 @@ from pathlib import Path
 import distill as program
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.processes import free_port
 
-from . import fsdp_on_cpus
 from .small_run import arguments, comparable, lines
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launched(launcher: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
-    if launcher is FSDP2:
-        environment.update(fsdp_on_cpus.ENVIRONMENT)
-    else:
+    if launcher is not FSDP2:
         launcher = (*launcher, program.__file__)
     command = [sys.executable, *(word.format(port=free_port()) for word in launcher), *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=240)
@@ -69,8 +68,12 @@ def check_same(found: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
-    """A run of two processes that FSDP2 shares the student out to, in the folder ``fsdp2``."""
-    return launched(FSDP2, *arguments(alone, *TWO, "--output-dir", str(alone / "fsdp2")))
+    """Two processes that FSDP2 shares the student out to, as the 4B config asks it, in the folder ``fsdp2``."""
+    config = yaml.safe_load((ROOT / "configs" / "dapo-14k-qwen3-4b.yaml").read_text())
+    asked = {name: config[name] for name in ("fsdp", "fsdp_config", "activation_checkpointing")}
+    (alone / "fsdp2.json").write_text(json.dumps(asked))
+    words = arguments(alone, *TWO, "--output-dir", str(alone / "fsdp2"))
+    return launched(FSDP2, "--config", str(alone / "fsdp2.json"), *words)
 
 
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN, FSDP2], ids=["accelerate", "torchrun", "fsdp2"])
