@@ -11,6 +11,7 @@ two from hidden states. README.md, beside this file, says what is logged and wha
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
 import platform
@@ -104,6 +105,7 @@ def run(options: Options, folder: RunFolder) -> None:
         trained = folder.path / f"student-{name}"
         if not trained.exists():
             train(options, scenario, name, folder)
+            gc.collect()  # the trainer is in a circle, and its student and optimizer would stay for the evaluation
         results.add(name, lambda trained=trained: scenario.load_student(str(trained)))
 
     wait(options)
