@@ -62,3 +62,14 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert set(writers) == {"student", "teacher"}
     results = json.loads((run / "results.json").read_text())
     assert (results["prompts"], results["samples"], results["tau"]) == (3, 2, 2.9)
+
+
+def test_given_completions_are_learnt_from(tmp_path: Path) -> None:
+    words = arguments(tmp_path, "--max-steps=1", "--completion-column=reply", "--prompt-column=question")
+    rows = [{"question": f"w{3 + i}", "prompt": "w39", "reply": f"w{20 + i} w9"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    assert program.main([*words, f"--prompts={tmp_path / 'rows.jsonl'}", f"--output-dir={run}"]) == 0
+    asked = {row["question"]: f"{row['reply']}" for row in rows}
+    for line in lines(run, "completions.jsonl"):
+        assert line["writer"] == "data" and line["completion"] == asked[line["prompt"]]

@@ -41,7 +41,7 @@ def bytes_of(words: list[str], prompt_tokens: int = 5, processes: int = 1) -> di
     return {name: {phase: GIB * value for phase, value in of.items()} for name, of in rows}
 
 
-@pytest.mark.parametrize("more", [(), ("--bf16", "--activation-checkpointing"), ("--lora-r=3",)], ids=str)
+@pytest.mark.parametrize("more", [("--bf16", "--activation-checkpointing"), ("--lora-r=3",)], ids=str)
 def test_the_parts_are_what_a_run_takes(more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, gradients and states to the byte; the peaks of a pass and of a rollout within a quarter."""
     found: dict[str, float] = {}
