@@ -11,6 +11,7 @@ two from hidden states. README.md, beside this file, says what is logged and wha
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import os
 import platform
@@ -39,6 +40,7 @@ from distillation.errors import Interrupted, RunError, UsageError
 from distillation.evaluation import Results
 from distillation.options import Options
 from distillation.page import write_page
+from distillation.plan import say_plan
 from distillation.processes import wait
 from distillation.report import say, shown, step_header, step_line
 from distillation.rollouts import Completion, pieces, text_of
@@ -79,6 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: Options, folder: RunFolder) -> None:
     """The whole story: models, a first look, one distillation per objective from the same start, a table."""
+    if options.run.plan is not None:
+        return say_plan(options)
     started = time.perf_counter()
     device = options.training.device
     names = tuple(options.loss.objectives)
@@ -101,6 +105,7 @@ def run(options: Options, folder: RunFolder) -> None:
         trained = folder.path / f"student-{name}"
         if not trained.exists():
             train(options, scenario, name, folder, results)
+            gc.collect()  # the trainer is in a circle, and its student and optimizer would stay for the evaluation
         results.add(name, partial(scenario.load_student, str(trained)))
 
     wait()
@@ -209,6 +214,7 @@ def answering(trainer: OnPolicyTrainer, scenario: Scenario, options: Options) ->
         "batch_size": rollouts.generation_batch_size,
         "off_policy_fraction": rollouts.off_policy_fraction,
         "synced": trainer.shares_parameters,
+        "autocast": trainer.accelerator.autocast,
     }
     if rollouts.rollout_engine == "generate":
         return SampledAnswers(*models, **sampling)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -26,6 +28,7 @@ class SampledAnswers:
         seed: with a draw's number it decides what is drawn.
         batch_size: completions at a time; None: all that are asked for at once.
         top_p: they are drawn from the likeliest tokens that have this share of the probability.
+        autocast: entered while a model writes, so that it computes as it does in the loss.
     """
 
     student: PreTrainedModel
@@ -39,6 +42,7 @@ class SampledAnswers:
     off_policy_fraction: float = 0.0
     top_p: float = 1.0
     synced: bool = False
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self, draws: Sequence[Draw]) -> list[Completion]:
         found: dict[int, Completion] = {}
@@ -59,16 +63,17 @@ class SampledAnswers:
 
     def answers(self, model: PreTrainedModel, draws: Sequence[Draw], synced: bool) -> list[Completion]:
         numbers = uniforms((seed_of("tokens", self.seed, draw.number) for draw in draws), self.max_new_tokens)
-        rollouts = sample(
-            model,
-            self.tokenizer,
-            [draw.prompt.ids for draw in draws],
-            max_new_tokens=self.max_new_tokens,
-            vocab_size=self.vocab_size,
-            numbers=numbers,
-            top_p=self.top_p,
-            synced=synced,
-        )
+        with self.autocast():
+            rollouts = sample(
+                model,
+                self.tokenizer,
+                [draw.prompt.ids for draw in draws],
+                max_new_tokens=self.max_new_tokens,
+                vocab_size=self.vocab_size,
+                numbers=numbers,
+                top_p=self.top_p,
+                synced=synced,
+            )
         return rollouts.sequences(end_of_sequence_ids(model, self.tokenizer))
 
 

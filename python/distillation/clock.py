@@ -22,8 +22,8 @@ class Clock:
         self.started = self.now()
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return perf_counter()
 
     @contextmanager

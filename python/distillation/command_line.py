@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -71,7 +72,10 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     if not any(argument.split("=")[0] in ("--teacher", "--student", "--prompts") for argument in rest):
         parser.set_defaults(**DEMO)
     given = vars(parser.parse_args(rest))
-    parts: list[Any] = [group(**{f.name: given[f.name] for f in fields(group) if f.init}) for group in GROUPS]
+    # A plan may be of another machine, whose options the library would refuse here: the plan reads them from `given`.
+    elsewhere = {"fsdp": None, "deepspeed": None, "use_cpu": not torch.accelerator.is_available()}
+    asked = given | (elsewhere if given["plan"] is not None else {})
+    parts: list[Any] = [group(**{f.name: asked[f.name] for f in fields(group) if f.init}) for group in GROUPS]
     parts.append(given)
     return Options(*parts)
 

@@ -3,7 +3,8 @@
 A training run is a sequence of draws: its i-th prompt, wherever that is answered, gets uniform numbers of its own, from
 a generator seeded with the run's seed and i. So neither the number of processes, nor the size of a batch, nor a resume
 changes what is sampled, as far as the logits are the same. In other company they differ in the last bits, which moves
-the bounds of the intervals below by about 1e-7: about one token in a million may come out as its neighbour.
+the bounds of the intervals below by about 1e-7: about one token in a million may come out as its neighbour. So may some
+more on a device without float64 (MPS), where the bounds themselves are as exact as float32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-
-# Below 1 by more than float64 rounds away: the last interval with any probability is the last that can be hit.
-LARGEST = 1.0 - 2.0**-40
 
 
 def seed_of(*parts: object) -> int:
@@ -39,7 +37,8 @@ class DrawTokens(LogitsProcessor):
     """
 
     def __init__(self, numbers: Tensor, prompt_width: int) -> None:
-        self.numbers = numbers.clamp(max=LARGEST)  # float64 [B, C]
+        # Below 1 by more than is rounded away: the last interval with any probability is the last that can be hit.
+        self.numbers = numbers.clamp(max=1 - 2 * torch.finfo(numbers.dtype).eps)  # [B, C], the dtype of the bounds
         self.prompt_width = prompt_width
         self.log_probs: list[Tensor] = []
 
@@ -47,7 +46,7 @@ class DrawTokens(LogitsProcessor):
         """One id per row of logits [B, V]; ``input_ids`` [B, P + what was drawn before]."""
         position = input_ids.shape[1] - self.prompt_width
         probabilities = scores.softmax(-1, dtype=torch.float32)
-        bounds = probabilities.double().cumsum_(-1)
+        bounds = probabilities.cumsum(-1, dtype=self.numbers.dtype)
         hit = self.numbers[:, position : position + 1] * bounds[:, -1:]
         drawn = torch.searchsorted(bounds, hit, right=True)
         drawn.clamp_(max=scores.shape[-1] - 1)  # logits of nan have no bounds: the loss will say so

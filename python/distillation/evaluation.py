@@ -168,7 +168,7 @@ class Results:
         model.train(training)
         every = {at: found for share in gathered(own) for at, found in share.items()}
         sums, correct = zip(*(every[at] for at in range(len(batches))), strict=True)
-        found = agreement(self.totals, torch.tensor(sums, dtype=torch.float64).sum(0))
+        found = agreement(self.totals, self.totals.sums.new_tensor(sums).sum(0))
         return {
             "correct": np.concatenate(correct).reshape(-1, self.samples).tolist() if checks else None,
             "agreement": {} if isinstance(model, ServedTeacher) else found,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import EntropyAwareKLOutput
+from eopd_kernels.tensors import widest_dtype
 
 FIGURES = ("reverse_kl", "forward_kl", "teacher_entropy", "student_entropy")
 SPLITS = ("open", "closed")
@@ -16,7 +17,7 @@ HISTOGRAMS = ("teacher_entropy", "student_entropy")
 
 
 class StepTotals:
-    """Sums over the valid tokens of this process, in float64 on its device.
+    """Sums over the valid tokens of this process, on its device in float64, or float32 where it has no other.
 
     A token is open where the teacher's entropy exceeds ``tau``, whatever the objective makes of it, so that runs with
     different objectives can be compared; ``gate_fraction`` is the objective's own gate.
@@ -28,7 +29,7 @@ class StepTotals:
         names += [f"{figure}_{split}" for figure in FIGURES for split in SPLITS]
         self.places = {name: i for i, name in enumerate(names)}
         self.largest = math.log(vocab_size)  # nats: no entropy exceeds it
-        self.sums = torch.zeros(len(names) + len(HISTOGRAMS) * BINS, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(names) + len(HISTOGRAMS) * BINS, dtype=widest_dtype(device), device=device)
 
     def add(self, name: str, value: Tensor | float) -> None:
         self.sums[self.places[name]] += value
@@ -37,13 +38,13 @@ class StepTotals:
         """The figures of one micro-batch, where ``valid``; ``loss`` is its share of the step's loss."""
         opened = valid & (seen.teacher_entropy > self.tau)
         self.add("loss", loss.detach())
-        self.add("gate", seen.gate.double().sum())
+        self.add("gate", seen.gate.sum(dtype=self.sums.dtype))
         kl = "_half" if seen.teacher_entropy_is_lower_bound else "_kl"  # a served teacher's are not known
         for split, where in zip(SPLITS, (opened, valid & ~opened), strict=True):
             self.add(f"tokens_{split}", where.sum())
             for figure in FIGURES:
                 value = getattr(seen, figure.replace("_kl", kl))
-                self.add(f"{figure}_{split}", torch.where(where, value, 0.0).double().sum())
+                self.add(f"{figure}_{split}", torch.where(where, value, 0.0).sum(dtype=self.sums.dtype))
         for i, figure in enumerate(HISTOGRAMS):
             values = getattr(seen, figure)[valid].float().clamp(0.0, self.largest)
             start = len(self.places) + i * BINS

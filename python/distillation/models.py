@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    TorchAoConfig,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from eopd_kernels import LMHead, entropy_aware_kl
 
 from .errors import UsageError
-from .rollouts import end_of_sequence_ids
+from .prompts import on_hub
+from .rollouts import end_of_sequence_ids, without_wrapper
 
 
 def small_llama(
@@ -28,9 +41,15 @@ def small_llama(
 
 
 def load_model(
-    argument: str, name: str, dtype: str, device: torch.device, attn_implementation: str | None = None
+    argument: str,
+    name: str,
+    dtype: str,
+    device: torch.device,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """The causal language model in a folder or on the hub, in eval mode. ``argument`` is the option an error names."""
+    placed = {"quantization_config": quantized(quantization), "device_map": {"": device}} if quantization else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -38,10 +57,54 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=False,
             use_safetensors=True,  # no pickles
+            **placed,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (ImportError, OSError, ValueError, KeyError) as error:
         raise UsageError(argument, f"cannot load a causal language model from {name!r}: {first_line(error)}") from error
     return moved(model, device).eval()
+
+
+def quantized(kind: str) -> Any:
+    """How transformers is to load the linear layers, but not the head; their products are in the model's dtype."""
+    if kind == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    bits = kind.removeprefix("bitsandbytes-")
+    return BitsAndBytesConfig(**{f"load_in_{bits}": True}, bnb_4bit_quant_type="nf4")
+
+
+def base_of(argument: str, name: str) -> str:
+    """The model that an adapter is for, or ``name`` itself where it is none."""
+    if (found := find_adapter_config_file(name)) is None:
+        return name
+    adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    base = str(adapter["base_model_name_or_path"])
+    if adapter["peft_type"] != "LORA" or importlib.util.find_spec("peft") is None:
+        raise UsageError(argument, f"{name!r} is an adapter ({adapter['peft_type']}); possible is LORA, with peft")
+    if not known(base):
+        raise UsageError(argument, f"{name!r} is an adapter to {base!r}, which is no folder here, nor a hub name")
+    return base
+
+
+def known(name: str) -> bool:
+    """Whether there is such a folder, or the hub could have something of this name."""
+    return Path(name).exists() or on_hub(name)
+
+
+def with_adapter(student: PreTrainedModel, folder: str | None, lora_r: int | None) -> PreTrainedModel:
+    """A student of whose weights only a LoRA adapter's are trained, in float32: the one in ``folder``, or a new one of
+    rank ``lora_r`` on all linear layers but the head, scaled by 2. Neither: the student as it is."""
+    if folder is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(student, folder, is_trainable=True).eval()
+    if lora_r is None:
+        return student
+    from peft import LoraConfig, get_peft_model
+
+    shape: dict[str, Any] = {"r": lora_r, "lora_alpha": 2 * lora_r, "target_modules": "all-linear"}
+    return get_peft_model(student, LoraConfig(**shape, task_type="CAUSAL_LM")).eval()
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -98,7 +161,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """What the head would read, [B, L, D], of token ids and a mask [B, L]. Position i is about token i + 1."""
-    base = model.base_model
+    base = without_wrapper(model).base_model
     extra = {}
     if "position_ids" in inspect.signature(base.forward).parameters:
         extra["position_ids"] = position_ids(attention_mask)
@@ -154,6 +217,10 @@ def shared_vocabulary(
 
 
 def described(model: PreTrainedModel) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count, trained = (
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not only)
+        for only in (False, True)
+    )
     size = f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
-    return f"{type(model).__name__} of {size} parameters"
+    adapter = f", of which {trained / 1e6:.2f} M are trained" if 0 < trained < count else ""
+    return f"{type(without_wrapper(model)).__name__} of {size} parameters{adapter}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from eopd_kernels import Sampled, TopK
@@ -67,6 +68,20 @@ class ModelOptions:
         "float32", "of the student's weights, in which AdamW works: bfloat16 rounds small updates to nothing"
     )
     attn_implementation: str | None = option(None, "of both models, as transformers names them")
+    lora_r: int | None = option(None, "train a LoRA adapter of this rank on the student's linear layers, with peft")
+    teacher_quantization: Literal["bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8"] | None = option(
+        None, "of the teacher's linear layers as it is loaded, where that library is installed"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "lora_r")
+        quantization = self.teacher_quantization
+        for name, value, library in (
+            ("lora_r", self.lora_r, "peft"),
+            ("teacher_quantization", quantization, (quantization or "").split("-")[0]),
+        ):
+            there = value is None or importlib.util.find_spec(library) is not None
+            require(there, name, value, f"possible: {library} is not installed")
 
 
 @dataclass
@@ -165,6 +180,15 @@ class RunOptions:
     eval_top_p: float = option(1.0, "they are drawn from the likeliest tokens that have this share of the probability")
     eval_max_new_tokens: int | None = option(None, "longest of them; by default as in training")
     evaluation_batch_size: int = option(16, "completions sampled at a time in the evaluation")
+    plan: int | None = field(
+        default=None,
+        metadata={
+            "help": "print what each of N processes (as many as are started) needs of its device's memory, from these "
+            "options and the models' configs, and stop",
+            "nargs": "?",
+            "const": 0,
+        },
+    )
     histogram_steps: int = option(10, "entropy histograms every so many steps")
     logged_completions: int = option(3, "completions kept per logged step")
     teacher_steps: int = option(400, "demonstration: supervised steps of the teacher")
@@ -235,6 +259,11 @@ class TrainingOptions(TrainingArguments):
                 logger()  # refuses where its library is missing
         except (ValueError, RuntimeError, ImportError) as error:
             raise UsageError("--report-to", " ".join(str(error).split())) from error
+        try:
+            if self.optim_target_modules is None:  # else it takes the model
+                Trainer.get_optimizer_cls_and_kwargs(self)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UsageError("--optim", " ".join(str(error).split())) from error
         if self.fsdp and self.device.type == "cpu":
             raise UsageError("--fsdp", "accelerate shards nothing on a CPU, and says nothing: leave it out there")
         if self.n_gpu > 1:
@@ -274,6 +303,8 @@ class Options:
             raise UsageError(f"--{missing}", f"missing; --{named[0]} needs --teacher, --student and --prompts together")
         if self.demo and self.run.eval_sets:
             raise UsageError("--eval-sets", "the demonstration has none; they are for models of one's own")
+        if self.demo and self.run.plan is not None:
+            raise UsageError("--plan", "needs --teacher, --student and --prompts")
         if self.demo and self.run.eval_samples < 8:
             raise UsageError(
                 "--eval-samples", f"pass@8 needs at least 8 samples per prompt, got {self.run.eval_samples}"

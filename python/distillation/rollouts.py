@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, TopPLogitsWarper
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from eopd_kernels.tensors import widest_dtype
+
 from .draws import DrawTokens
 
 
@@ -92,6 +94,11 @@ def completion_mask(completion_ids: Tensor, eos_ids: list[int]) -> Tensor:
     return (ends.cumsum(dim=1) - ends.long()) == 0
 
 
+def without_wrapper(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, its adapter's layers in their places, where peft has wrapped it."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
     """Every id that ends a sequence according to the model's generation config or the tokenizer; may be empty."""
     stated = model.generation_config.eos_token_id
@@ -139,10 +146,11 @@ def sample(
         suppress_tokens=unshared or None,
     )
     input_ids, attention_mask = left_pad(prompts, tokenizer.pad_token_id, model.device)
-    draw = DrawTokens(numbers.to(model.device), input_ids.shape[1])
+    draw = DrawTokens(numbers.to(widest_dtype(model.device)).to(model.device), input_ids.shape[1])
     # generate() fills what its argument leaves open from the model's own config: a top-p or repetition penalty from
     # there would make the samples off-policy.
-    own, model.generation_config = model.generation_config, plain
+    inner = without_wrapper(model)
+    own, inner.generation_config = inner.generation_config, plain
     training = model.training
     model.eval()
     try:
@@ -154,7 +162,7 @@ def sample(
             synced_gpus=synced,
         )
     finally:
-        model.generation_config = own
+        inner.generation_config = own
         model.train(training)
     mask = completion_mask(sequences[:, input_ids.shape[1] :], eos_ids)
     log_probs = torch.stack(draw.log_probs, dim=1)[:, : mask.shape[1]]

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from eopd_kernels import TopK
 
@@ -21,9 +20,20 @@ from .coins import Payment
 from .demonstration import START, TEACHER, coin_prompts
 from .errors import UsageError
 from .held_out import HELD_OUT, evaluated, evaluation_sets
-from .models import align_ends, check_head, described, load_model, load_tokenizer, shared_vocabulary
+from .models import (
+    align_ends,
+    base_of,
+    check_head,
+    described,
+    known,
+    load_model,
+    load_tokenizer,
+    shared_vocabulary,
+    with_adapter,
+)
 from .options import Options
-from .prompts import Prompt, encode_prompts, on_hub, records, warn_of_missing_answers
+from .plan import warn_where_it_exceeds
+from .prompts import Prompt, encode_prompts, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
 from .served_teacher import ServedTeacher, Teacher
@@ -46,10 +56,7 @@ class Scenario:
 
     def load_student(self, name: str | None = None) -> PreTrainedModel:
         """The student at its start, or as a folder has it, ending sequences as the teacher does."""
-        models = self.options.models
-        student = load_model(
-            "--student", name or self.start, models.student_dtype, self.device, models.attn_implementation
-        )
+        student = load_student(self.options, name or self.start, self.device)
         student.generation_config.eos_token_id = self.eos_ids
         return student
 
@@ -69,11 +76,14 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
     sets = list(evaluation_sets(options))
     for argument, name in (("--student", start), ("--teacher", teacher_name))[: 1 if models.teacher_url else 2]:
-        if not (Path(name).exists() or on_hub(name)):
+        if not known(name):
             raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
-    if find_adapter_config_file(start) is not None:
-        raise UsageError("--student", f"{start!r} is an adapter, all of whose weights would be frozen: merge it first")
-    tokenizer = load_tokenizer("--student", start)
+    base = base_of("--student", start)
+    if base != start and models.lora_r is not None:
+        raise UsageError("--lora-r", f"{start!r} is an adapter already, which is trained without it")
+    if options.rollouts.rollout_engine == "vllm" and (base != start or models.lora_r is not None):
+        raise UsageError("--rollout-engine", "vllm is handed whole weights, which a student with an adapter has not")
+    tokenizer = load_tokenizer("--student", start if Path(start, "tokenizer_config.json").exists() else base)
     url, timeout, served = models.teacher_url, models.teacher_timeout, None
     if url is not None:
         k = max(one.top_k.get("teacher", 0) for one in options.loss.objectives.values()) or TopK().k
@@ -98,9 +108,12 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         ):
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
     everything = sum(held_out.values(), training)
-    student = load_model("--student", start, models.student_dtype, device, models.attn_implementation)
+    if not options.demo:
+        warn_where_it_exceeds(options, device, max(len(prompt.ids) for prompt in everything))
+    student = load_student(options, start, device)
     if served is None:
-        teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation)
+        bits = models.teacher_quantization
+        teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation, bits)
         teacher.requires_grad_(False)
         vocab_size = shared_vocabulary(student, teacher, tokenizer, teacher_tokenizer)
     else:
@@ -119,6 +132,14 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         say(f"a completion ends with {names}; the {vocab_size} ids that both models have are compared")
     task = "coins" if options.demo else str(options.prompts.prompts)
     return Scenario(task, served or teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
+
+
+def load_student(options: Options, name: str, device: torch.device) -> PreTrainedModel:
+    """A student from its folder or hub name, or the base of the adapter that is there, with it; the same every time."""
+    models, base = options.models, base_of("--student", name)
+    student = load_model("--student", base, models.student_dtype, device, models.attn_implementation)
+    torch.manual_seed(options.training.seed)  # of a new adapter
+    return with_adapter(student, None if base == name else name, models.lora_r)
 
 
 def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

@@ -203,9 +203,9 @@ class OnPolicyTrainer(AtomicCheckpoints):
         parts = self.clock.seconds
         device = self.args.device
         # One message: what adds up, and whether any process was asked to stop.
-        own = torch.cat([totals.sums, torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=device)])
+        own = torch.cat([totals.sums, totals.sums.new_tensor([self.stop_requested])])
         summed = self.accelerator.reduce(own, "sum")
-        peak = self.accelerator.gather(torch.tensor([peak_memory_mib(device)], dtype=torch.float64, device=device))
+        peak = self.accelerator.gather(totals.sums.new_tensor([peak_memory_mib(device)]))
         metrics = totals.metrics(summed[:-1])
         if not isinstance(self.distillation_objective.reverse, Sampled):
             del metrics["clipped_by_ratio"]

@@ -1,7 +1,8 @@
 """distill.py under FSDP2 on CPUs, as one process of several: for tests.
 
 accelerate shards a model on accelerators only, and on a CPU falls back to DDP without a word. Here it is told to shard;
-all else is its own code, down to PyTorch's ``fully_shard`` over gloo.
+all else is its own code, down to PyTorch's ``fully_shard`` over gloo. distill.py refuses
+``--fsdp`` there, except here.
 """
 
 from __future__ import annotations
@@ -12,16 +13,8 @@ from typing import Any
 import distill
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-
-# What `accelerate launch` hands on of its configuration.
-ENVIRONMENT = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+from distillation.errors import UsageError
+from distillation.options import TrainingOptions
 
 
 def shard_on_cpus() -> None:
@@ -34,6 +27,16 @@ def shard_on_cpus() -> None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, known
 
     AcceleratorState.__init__ = begin_sharded
+    check = TrainingOptions.__post_init__
+
+    def checked(self: TrainingOptions) -> None:
+        try:
+            check(self)
+        except UsageError as error:
+            if error.argument != "--fsdp":
+                raise
+
+    TrainingOptions.__post_init__ = checked  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from distillation.errors import UsageError
 from eopd_kernels import Objective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CPU = ["--use-cpu", "--bf16", "false"]
+CPU = ["--use-cpu", "--bf16", "false", "--fsdp="]
 
 
 def parsed(tmp_path: Path, content: Any, *more: str, suffix: str = ".yaml") -> Any:

@@ -12,11 +12,12 @@ from pathlib import Path
 import distill as program
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.processes import free_port
 
-from . import fsdp_on_cpus, late_process
+from . import late_process
 from .small_run import arguments, comparable, lines
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,7 @@ def words(folder: Path, name: str, *more: str) -> list[str]:
 
 def launched(launcher: tuple[str, ...], *given: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
-    if launcher is FSDP2:
-        environment.update(fsdp_on_cpus.ENVIRONMENT)
-    elif launcher is not LATE:
+    if launcher not in (FSDP2, LATE):
         launcher = (*launcher, program.__file__)
     command = [sys.executable, *(word.format(port=free_port()) for word in launcher), *given]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=240)
@@ -86,8 +85,11 @@ def check_same(found: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
-    """A run of two processes that FSDP2 shares the student out to, in the folder ``fsdp2``."""
-    return launched(FSDP2, *words(alone, "fsdp2", *TWO))
+    """Two processes that FSDP2 shares the student out to, as the 4B config asks it, in the folder ``fsdp2``."""
+    config = yaml.safe_load((ROOT / "configs" / "dapo-14k-qwen3-4b.yaml").read_text())
+    asked = {name: config[name] for name in ("fsdp", "fsdp_config", "activation_checkpointing")}
+    (alone / "fsdp2.json").write_text(json.dumps(asked))
+    return launched(FSDP2, "--config", str(alone / "fsdp2.json"), *words(alone, "fsdp2", *TWO))
 
 
 @pytest.mark.parametrize("launcher", [ACCELERATE, LATE, FSDP2], ids=["accelerate", "torchrun", "fsdp2"])

@@ -31,7 +31,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "histograms": (folder / "histograms.jsonl").read_text(),
         "evaluations": (path.read_text() if (path := folder / "evaluations.jsonl").exists() else None),
         "results": (folder / "results.json").read_text(),
-        "weights": [path.read_bytes() for path in sorted(folder.glob("student-*/model.safetensors"))],
+        "weights": [path.read_bytes() for path in sorted(folder.glob("student-*/*model.safetensors"))],
         "folders": sorted(path.name for path in folder.glob("**/*") if path.is_dir()),
     }
 
@@ -40,19 +40,21 @@ def outcome(folder: Path) -> dict[str, Any]:
 ROLLOUTS = ("--objective=paper", "--rollout-prompts=32", "--eval-steps=2")
 
 
-@pytest.mark.parametrize("more", [(), ROLLOUTS], ids=["steps", "rollouts"])
-def test_a_run_killed_at_any_moment_resumes_exactly(more: tuple[str, ...], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.python.killed_runs", str(tmp_path), str(SEED), str(KILLS), *more]
+@pytest.mark.parametrize(
+    ("more", "kills"), [((), KILLS), (ROLLOUTS, KILLS), (("--lora-r=4",), 1)], ids=["steps", "rollouts", "lora"]
+)
+def test_a_run_killed_at_any_moment_resumes_exactly(more: tuple[str, ...], kills: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.python.killed_runs", str(tmp_path), str(SEED), str(kills), *more]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     expected = outcome(tmp_path / "whole")
     assert [record["step"] for record in expected["metrics"]] == [1, 2, 3, 4, 5, 6] and expected["weights"]
-    if more:
+    if more == ROLLOUTS:
         clipped = [record["clipped_by_ratio"] > 0 for record in expected["metrics"]]
         assert clipped == [False, False, True, True, False, True]  # the first step's learning rate is 0
         assert [record["step"] for record in lines(tmp_path / "whole", "evaluations.jsonl")] == [2, 4]
-    for i in range(KILLS):
+    for i in range(kills):
         found = outcome(tmp_path / f"killed-{i}")
         for name, value in expected.items():
             assert found[name] == value, f"seed {SEED}, killed-{i}: {name}; {run.stdout}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from distillation.errors import RunError
 from distillation.options import PromptOptions
 from distillation.prompts import encode_prompts
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, trainer_optimizer
 
 from .conftest import tiny_tokenizer, tiny_words
 from .small_run import arguments, lines
@@ -42,7 +43,13 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--prompts={folder}/more/prompts.parquet"], "more/prompts.parquet': there is no such file"),
         (["--teacher={folder}/teachr"], "/teachr' is no folder here, and no name on the hub either"),
         (["--student=../student"], "argument --student: '../student' is no folder here, and no name on the hub either"),
-        (["--student={folder}/adapter"], "/adapter' is an adapter, all of whose weights would be frozen"),
+        (["--student={folder}/adapter", "--lora-r=2"], "argument --lora-r: "),
+        (["--student={folder}/lost"], "/lost' is an adapter to './nowhere', which is no folder here, nor a hub name"),
+        (["--student={folder}/ia3"], "/ia3' is an adapter (IA3); possible is LORA"),
+        (["--optim=adamw_bnb_8bit"], "argument --optim: You need to install `bitsandbytes`"),
+        (["--optim=adamw_torch_8bit"], "argument --optim: You need to have `torchao>=0.4.0`"),
+        (["--teacher-quantization=bitsandbytes-4bit"], "argument --teacher-quantization: 'bitsandbytes-4bit' is not"),
+        (["--teacher-quantization=torchao-int8"], "is not possible: torchao is not installed"),
         (["--report-to=none", "--report-to=tensorbord"], "argument --report-to: tensorbord is not supported"),
         (["--report-to=wandb"], "argument --report-to: WandbCallback requires wandb to be installed"),
         (["--rollout-engine=vllm"], "argument --rollout-engine: vllm cannot be imported here"),
@@ -57,10 +64,18 @@ def test_nothing_is_loaded_or_written_for_a_mistake(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
+    found, absent = importlib.util.find_spec, ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    for name in absent:
+        monkeypatch.setattr(trainer_optimizer, f"is_{name}_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     given = arguments(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    for name, change in (("lost", {"base_model_name_or_path": "./nowhere"}), ("ia3", {"peft_type": "IA3"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({**config, **change}))
     before = sorted(tmp_path.rglob("*"))
     words = [word.format(folder=tmp_path) for word in words]
     capsys.readouterr()

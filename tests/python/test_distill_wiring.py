@@ -55,8 +55,8 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(draws) for (source, draws), _ in told["__call__"] if source.max_new_tokens == 5] == [16, 8]
     [(_, source)] = told["SampledAnswers"]
     expected = {"seed": 5, "max_new_tokens": 5, "batch_size": 3, "off_policy_fraction": 0.25, "vocab_size": 40}
-    assert source == {**expected, "synced": False}
-    loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention), _ in told["load_model"]}
+    assert source == {**expected, "synced": False, "autocast": source["autocast"]}
+    loaded = {(argument, dtype, attention) for (argument, _, dtype, _, attention, *_), _ in told["load_model"]}
     assert loaded == {("--teacher", "bfloat16", "eager"), ("--student", "auto", "eager")}
     assert [tau for (tau, *_), _ in told["StepTotals"]] == [2.9]
     [((_, _, prompts), held_out)] = [call for call in told["sample"] if call[1]["max_new_tokens"] == 7]
@@ -70,3 +70,14 @@ def test_options_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert set(writers) == {"student", "teacher"}
     results = json.loads((run / "results.json").read_text())
     assert (results["sets"], results["samples"], results["tau"]) == ({"held-out": 3}, 2, 2.9)
+
+
+def test_given_completions_are_learnt_from(tmp_path: Path) -> None:
+    words = arguments(tmp_path, "--max-steps=1", "--completion-column=reply", "--prompt-column=question")
+    rows = [{"question": f"w{3 + i}", "prompt": "w39", "reply": f"w{20 + i} w9"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    assert program.main([*words, f"--prompts={tmp_path / 'rows.jsonl'}", f"--output-dir={run}"]) == 0
+    asked = {row["question"]: f"{row['reply']}" for row in rows}
+    for line in lines(run, "completions.jsonl"):
+        assert line["writer"] == "data" and line["completion"] == asked[line["prompt"]]
