@@ -33,10 +33,10 @@ SUITE = [f"tests/{name}.py" for name in NAMES]
 TESTS_FAILED = 1  # pytest's exit code; any other than it or 0 means that the suite did not run
 
 
-def make_copy(folder: Path) -> None:
-    """The project as it stands, with its build, so that only what a mutant changes is compiled again."""
+def make_copy(folder: Path, project: Path = ROOT) -> None:
+    """A project as it stands, with its build, so that only what a mutant changes is compiled again."""
     for name in COPIED:
-        source = ROOT / name
+        source = project / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
@@ -72,9 +72,9 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     return run(folder, sys.executable, "setup.py", "-q", "build_ext", "--inplace")
 
 
-def verdict(mutant: Mutant, folder: Path) -> str | None:
-    """The test that noticed the mutant, or None if it survived."""
-    make_copy(folder)
+def verdict(mutant: Mutant, folder: Path, project: Path = ROOT) -> str | None:
+    """The test that noticed the mutant of ``project``, or None if it survived."""
+    make_copy(folder, project)
     mutant.made_in(folder)
     target = mutant.file(ROOT)
     if target.suffix != ".py" and target.parent.name != "cuda":  # CUDA's are emulated, and the tests compile that
@@ -102,6 +102,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         healthy = Path(temporary) / "healthy"
         make_copy(healthy)
+        build(healthy)  # as mutants are, for which a warning is no error: so that theirs begin from it
         result = suite(healthy, mutants)
         if result.returncode != 0:
             print(f"The suite fails without any mutant:\n{result.stdout[-3000:]}")
@@ -110,7 +111,7 @@ def main() -> int:
         def judged(index: int) -> tuple[str, bool]:
             mutant, folder = mutants[index], Path(temporary) / str(index)
             try:
-                test = verdict(mutant, folder)
+                test = verdict(mutant, folder, healthy)
             except ValueError as error:
                 return f"NOT MADE  {error}", False
             finally:
