@@ -57,7 +57,7 @@ NATIVE = [
     Mutant("C++: guarded loop is not guarded", ROW_MATH, "times_or_zero(exp_ds, log_ratio)", "exp_ds * log_ratio"),
     Mutant("C++: gradient of massless columns", ROW_MATH, "gradient = exp_ds == Value{} ? Value{} : gradient;", ""),
     Mutant("C++: sign of c", ROW_MATH, "gradient -= k.other * exp_dt", "gradient += k.other * exp_dt"),
-    Mutant("C++: a without the log-ratio's constant", ROW_MATH, "k.a - shift, k.b", "k.a, k.b"),
+    Mutant("C++: a without the log-ratio's constant", ROW_MATH, "k.a - shift, k.b", "k.a - 0 * shift, k.b"),
     Mutant("C++: weight forgotten in b", ROW_MATH, "weight * c_r, weight * c_f}", "c_r, weight * c_f}"),
     Mutant("C++: slope of the transform forgotten", ROW_MATH, "self / row.student_sum * slope,", "self / row.student_sum,"),
     Mutant("C++: mixture: weights do not add up to 1", ROW_MATH, "return {own, 1 - own};", "return {own, Real(0.9999999) - own};"),
