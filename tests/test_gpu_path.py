@@ -181,7 +181,7 @@ def sides(n: int, vocab_size: int, dtype: torch.dtype) -> tuple[HiddenSide, Hidd
     return HiddenSide(hidden, head, vocab_size), HiddenSide(hidden, head, vocab_size)
 
 
-@pytest.mark.parametrize("vocab_size", [32_000, 128_256, 151_936, 262_144])
+@pytest.mark.parametrize("vocab_size", [32_000, 128_256, 151_936, 262_144, 600_000])
 @pytest.mark.parametrize("n", [1, 512, 1024, 1025, 4096, 8192, 100_000])
 def test_chunks_on_a_gpu_are_never_too_small(n: int, vocab_size: int) -> None:
     tokens, columns = tiling(

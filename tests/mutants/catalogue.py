@@ -47,6 +47,8 @@ CUDA_ROWS = (
     "tests/backends/test_cuda_availability.py",
     "tests/backends/test_cuda_rows.py",
     "tests/test_choice_of_backend.py",
+    "tests/test_rows.py",
+    "tests/test_rows_mixture.py",
 )
 
 NATIVE = [
@@ -220,7 +222,7 @@ MUTANTS = [
     Mutant("autocast rounds fp64", "operand_dtype", " and logits == torch.float32", "", GPU_PATH),
     Mutant("16-bit operands of two kinds", "operand_dtype", "hidden.dtype == weight.dtype else logits", "True else logits"),
     Mutant("a 16-bit gradient has no memory in the budget", "workspace.tiling", " + student.gradient_bytes()", ""),
-    Mutant("small chunks on a GPU", "usual_workspace", "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS"),
+    Mutant("small chunks on a GPU", "usual_workspace", "return GPU_WORKSPACE_BYTES, GPU_USUAL_MIN_TOKENS", "return GPU_WORKSPACE_BYTES, MIN_TOKENS", GPU_PATH),
     Mutant("a GPU upcasts what it multiplies", "HiddenSide.take", "self.hidden[rows].to(self.gradient_dtype)", "self.hidden[rows].to(self.dtype)"),
     Mutant("recompute forgets the weights", "solve_again", "weights * factor.reshape(-1), None", "(weights != 0) * factor.reshape(-1), None"),
     Mutant("retained gradients are scaled in place", "backward_chunked", "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
