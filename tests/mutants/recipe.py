@@ -121,7 +121,6 @@ MUTANTS = [
         Mutant("recipe: the plan forgets checkpointing", "plan.activations", "if not checkpointing:", "if True:"),
         Mutant("recipe: the plan forgets --optim", "plan.states", "return count * (", "return 2 * ("),
         Mutant("recipe: the plan forgets --lora-r", "plan.hollow", "with_adapter(model, None, rank)", "model"),
-        Mutant("recipe: the plan forgets a layer's second run", "plan.planned", "max(blocks, layer)", "blocks"),
         Mutant("recipe: the plan forgets --evaluation-batch-size", "plan.planned", "judged = options.run.evaluation_batch_size", "judged = 16"),
         Mutant("recipe: the plan forgets --eval-max-new-tokens", "plan.planned", "options.run.eval_max_new_tokens or rollouts", "rollouts"),
         Mutant("recipe: the plan forgets --generation-batch-size", "plan.planned", "rollouts.generation_batch_size or drawn", "drawn"),
