@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
-import runpy
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +15,15 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import measure
-from benchmarks.contenders import GPU_GROUPS, HIDDEN, LIGER, LIGER_JSD, PLAIN, Contender, our, ours
-from benchmarks.gpu import parts
+from benchmarks.contenders import GPU_GROUPS, LIGER, LIGER_JSD, PLAIN
 from benchmarks.gpu import step as common
-from benchmarks.gpu.compare import MOST_ERROR, checks
 from benchmarks.gpu.plan import PACKAGES, SECONDS, stages
-from benchmarks.gpu.table import Measured, measured
+from benchmarks.gpu.table import Measured
 from benchmarks.matrix import GPU_SHAPES, TINY_SHAPES, acceptance
-from benchmarks.measure import STAND_IN
-from benchmarks.problems import HiddenProblem, gradients, hidden_problem
-from benchmarks.records import append, read
-from benchmarks.truth import OBJECTIVES, largest_error, truth
+from benchmarks.records import read
 from eopd_kernels.backends import cuda, triton
 from eopd_kernels.testing.steps import MISSING, ROOT, Outcome, Step, run, summary
-from tests.benchmarks.fakes import FAKES
-from tests.gpu import build, counters
-from tests.gpu.__main__ import Result, judge, results
+from tests.gpu import build
 
 EVERY = {step.name: step for stage in stages(Path()) for step in stage}
 
@@ -214,238 +202,6 @@ def test_a_rehearsal_goes_through_the_run(tmp_path: Path) -> None:
     assert all(line.host_seconds and line.peak_bytes for line in lines)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files < {"report.md", "results.csv", "log.txt", "summary.txt", "environment.txt", "smoke.xml", "tests.xml"}
-
-
-# ---- Tests on a GPU, and what is counted there -------------------------------------------------------------------
-
-ALL = [Result(f"tests.test_x[{backend}-bf16]", "passed") for backend in ("cuda", "triton", "torch")]
-CPU = Result("tests.test_x[cpu-bf16]", "skipped", "backend='cpu' takes CPU tensors, got tensors on cuda:0")
-
-
-@pytest.mark.parametrize(
-    ("found", "status", "words"),
-    [
-        ([*ALL, CPU], 0, "3 passed, 1 skipped, cuda 1 of 1, triton 1 of 1, torch 1 of 1"),
-        ([*ALL, Result("test_cuda_on_a_gpu.test_y", "skipped", "needs two GPUs")], 1, "cuda passed 1 of 2"),
-        ([*ALL, ALL[0], Result("test_cuda_on_a_gpu.test_y", "skipped", "needs two GPUs")], 0, "cuda 2 of 3"),
-        ([*ALL, Result("tests.test_y[cuda]", "failed")], 1, "wrong: tests.test_y[cuda]"),
-        ([*ALL, Result("tests.test_y", "skipped", "could not import triton")], 1, "(could not import triton)"),
-        (ALL[1:], 1, "cuda passed 0 of 0"),
-        ([Result("tests.test_y[cuda]", "skipped", "needs a GPU")], MISSING, "needs a GPU"),
-        ([], 1, "no test was found"),
-    ],
-)
-def test_which_skips_pass(found: list[Result], status: int, words: str) -> None:
-    judged, text = judge(found)
-    assert judged == status and words in text
-
-
-def test_reports_of_pytest_are_read(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('backend', ['cuda', 'triton'])\n"
-        "def test_it(backend): pytest.skip('needs two GPUs') if backend == 'cuda' else None\n"
-        "def test_wrong(): assert False\n"
-        "@pytest.fixture\n"
-        "def broken(): raise ValueError\n"
-        "def test_broken(broken): pass\n"
-    )
-    report = tmp_path / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "test_it.py"]
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    found = {result.name.rpartition(".")[2]: result for result in results(report)}
-    outcomes = {name: result.outcome for name, result in found.items()}
-    failed = {"test_wrong": "failed", "test_broken": "failed"}
-    assert outcomes == {"test_it[cuda]": "skipped", "test_it[triton]": "passed", **failed}
-    assert "needs two GPUs" in found["test_it[cuda]"].reason and found["test_it[cuda]"].backends == {"cuda"}
-
-
-def emulated() -> bool:
-    """Whether the CUDA kernels run on a CPU here."""
-    return cuda.unavailable() is None and cuda.kernels().device_type == "cpu"
-
-
-def counted(cuda_reads: float) -> list[str]:
-    """What ncu prints."""
-    names = ["ID", "Kernel Name", counters.READ, counters.WRITTEN, counters.TIME, counters.SHARE]
-    pairs = counters.ROWS * counters.COLUMNS
-    template = "void eopd::cuda::row_loss_and_gradient_kernel<eopd::cuda::Sides<float, float>>(int)"
-    lines = [names, ["", "", "byte", "byte", "ns", "%"]]
-    for kernel, reads in ((template, cuda_reads), ("row_loss_and_gradient_kernel", 16)):
-        lines.append(["0", kernel, f"{reads * pairs:,.0f}", f"{2 * pairs}", "1,500,000", "85.5"])
-    return ["==PROF== Connected", *(",".join(f'"{word}"' for word in line) for line in lines)]
-
-
-@pytest.mark.skipif(not emulated() or triton.unavailable() is not None, reason="wants both kernels on a CPU")
-def test_both_kernels_are_launched_for_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    for name, value in (("DEVICE", "cpu"), ("ROWS", 2), ("COLUMNS", 1040)):
-        monkeypatch.setattr(counters, name, value)
-    cuda.kernels().reset_counters()
-    assert counters.launch() == 0 and cuda.kernels().counters()["launches"] == 1
-
-
-@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.1, 1)])
-def test_a_graph_is_compared_with_the_step_that_it_captures(
-    factor: float, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A step that gives other gradients while it is captured."""
-    now = 1.0
-
-    @contextlib.contextmanager
-    def graph(captured: Any) -> Iterator[None]:
-        nonlocal now
-        now = factor
-        yield
-        now = 1.0
-
-    monkeypatch.setattr(parts, "our", lambda backend: mock.Mock(step=lambda given: lambda: [now * torch.ones(3)]))
-    for name, value in (("REHEARSED", False), ("METER", STAND_IN)):
-        monkeypatch.setattr(parts, name, value)
-    for name in ("Stream", "current_stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    assert parts.graph(problem()) == status
-    assert ("other gradients" in capsys.readouterr().out) == bool(status)
-
-
-@pytest.mark.parametrize(("reads", "status"), [(8.1, 0), (16.0, 1)])
-def test_each_logit_is_read_once_by_the_counters(reads: float, status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert counters.judge(counted(reads)) == status
-    text = capsys.readouterr().out
-    assert f"cuda reads {reads:.2f} and writes 2.00 bytes a column, 1.500 ms, 86 %" in text
-    assert "triton reads 16.00" in text
-    assert counters.judge(counted(8)[:1]) == 1  # neither kernel was seen
-
-
-@pytest.mark.skipif(not emulated(), reason="no emulated CUDA kernels")
-def test_the_driver_without_torch_notices_a_wrong_gradient(capsys: pytest.CaptureFixture[str]) -> None:
-    driver = runpy.run_path(str(ROOT / "tests" / "gpu" / "driver.py"))
-    main, exact = driver["main"], driver["exact"]
-    with mock.patch.dict(main.__globals__, COLUMNS=(301,), exact=lambda *sides: 1.01 * exact(*sides)):
-        assert main() == 1
-    assert "1 to 1: off by" in capsys.readouterr().out
-
-
-def test_the_sanitizers_status_is_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "$@"\nexit 1\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    missing, *_ = run([[EVERY["racecheck"]]], 60, tmp_path / "log")
-    assert (missing.status, missing.detail) == (MISSING, "not installed: cupy") and not missing.fatal
-    (tmp_path / "cupy.py").touch()
-    (found,) = run([[EVERY["racecheck"]]], 60, tmp_path / "log")
-    assert found.fatal and found.status == 1 and found.detail.startswith("--error-exitcode 1 --tool racecheck")
-
-
-def test_the_driver_imports_no_torch() -> None:
-    code = "import runpy, sys; runpy.run_path('tests/gpu/driver.py'); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
-# ---- The table ---------------------------------------------------------------------------------------------------
-
-OURS = our("torch")
-(CASE,) = acceptance([OURS], GPU_SHAPES[:1], "cpu")
-
-
-def cell(contender: Contender, **found: Any) -> Measured:
-    line = Measured(**vars(CASE.record(contender)))
-    return replace(line, **{"seconds": (0.01, 0.02, 0.03), "peak_bytes": 2**20, "student_error": 0.001, **found})
-
-
-@pytest.mark.parametrize(
-    ("found", "failed"),
-    [
-        ([cell(OURS)], []),
-        ([cell(OURS, seconds=(), failure="out of memory: all of the GPU's")], ["out of memory"]),
-        ([cell(OURS, student_error=0.5)], ["dX is off by 0.5"]),
-        ([cell(OURS, student_error=float("nan"))], ["dX is off by nan"]),
-        ([cell(OURS, student_error=None)], ["dX is off by None"]),
-        ([], ["was not run"]),
-        ([cell(OURS), cell(HIDDEN[PLAIN], seconds=(0.05,))], ["2.50x as fast as plain PyTorch, at least 3x"]),
-        ([cell(OURS), cell(HIDDEN[PLAIN], seconds=(0.07,), student_error=0.5)], []),
-        ([cell(OURS), cell(HIDDEN[LIGER], seconds=(0.025,))], ["1.25x as fast as Liger"]),
-        ([cell(OURS), cell(HIDDEN[LIGER], seconds=(), failure="not installed: liger-kernel")], []),
-    ],
-)
-def test_what_the_table_must_show(found: list[Measured], failed: list[str]) -> None:
-    made = checks(CASE, {line.implementation: line for line in found}, {PLAIN: 3.0, LIGER: 1.3})
-    assert len(made) == len(failed) and all(words in one for one, words in zip(made, failed, strict=True))
-
-
-def problem() -> HiddenProblem:
-    return hidden_problem(TINY_SHAPES[1], torch.bfloat16)
-
-
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_truths_are_gradients_of_a_mean(objective: str) -> None:
-    given = problem()
-    (exact,) = truth(given, objective, of_head=False).gradients
-    log_p = (given.student.double() @ given.student_weight.double().t()).log_softmax(-1)
-    log_q = (given.teacher.double() @ given.teacher_weight.double().t()).log_softmax(-1)
-    (expected,) = torch.autograd.grad(OBJECTIVES[objective](log_p, log_q).mean(), given.student)
-    assert largest_error(expected, exact) < 2**-8
-
-
-def test_the_truth_is_that_of_the_specification() -> None:
-    given = problem()
-    found, _ = gradients(ours(given), given.leaves)
-    assert largest_error(found, truth(given, "gated", of_head=False).gradients[0]) < MOST_ERROR
-
-
-@pytest.fixture
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("DEVICE", "cpu"), ("METER", STAND_IN), ("ROUNDS", 3)):
-        monkeypatch.setattr(f"benchmarks.gpu.table.{name}", value)
-
-
-@pytest.mark.usefixtures("on_a_cpu")
-def test_only_the_first_tokens_are_compared() -> None:
-    case = replace(acceptance([OURS], TINY_SHAPES, "cpu")[1], error_tokens=4)
-    line = measured(OURS, case, case.source())
-    assert line.error_tokens == 4 and line.student_error is not None and line.student_error < MOST_ERROR
-    assert not line.failure and line.peak_bytes and line.gradient_bytes and line.host_seconds and len(line.seconds) == 3
-
-
-@pytest.mark.usefixtures("on_a_cpu")
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("broken", "RuntimeError: wants a / GPU"),
-        ("missing", "not installed: no-such-package"),
-        ("for GPUs", "for GPUs only"),
-    ],
-)
-def test_a_contender_that_cannot_run_says_why(name: str, why: str) -> None:
-    case = acceptance([], TINY_SHAPES, "cpu")[0]
-    assert measured(FAKES[name], case, case.source()).failure == why
-
-
-def test_lines_come_back_from_the_file(tmp_path: Path) -> None:
-    line = cell(OURS, host_seconds=0.004)
-    append(tmp_path / "results.csv", [line])
-    assert read(tmp_path / "results.csv", Measured) == [line]
-    assert "host_seconds" in next(csv.reader((tmp_path / "results.csv").open()))
-
-
-def test_the_queue_is_filled_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    gpu = mock.MagicMock()
-    gpu._sleep.side_effect = lambda cycles: order.append("sleep")
-    gpu.synchronize.side_effect = lambda: order.append("wait")
-    gpu.Event.return_value.record.side_effect = lambda: order.append("event")
-    gpu.Event.return_value.elapsed_time.return_value = 5.0
-    monkeypatch.setattr(torch, "cuda", gpu)
-    assert measure.gpu_seconds(lambda: order.append("step")) == 0.005
-    assert order == ["wait", "sleep", "event", "step", "event", "wait"]
-    order.clear()
-    measure.gpu_host_seconds(lambda: order.append("step"))
-    assert order == ["wait", "step"]
 
 
 def test_a_step_reports_to_the_folder_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
