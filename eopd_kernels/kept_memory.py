@@ -22,7 +22,7 @@ from torch import Tensor
 from . import tensors
 
 SWITCH = "EOPD_KEEP_MEMORY"
-LEAST_BYTES = 2 * tensors.HUGE_PAGE_BYTES  # clearing less takes some ten microseconds
+LEAST_BYTES = 2 * tensors.HUGE_PAGE_BYTES  # as torch.empty is asked for huge pages from here on
 KEPT: deque[mmap.mmap] = deque(maxlen=1)
 
 

@@ -21,6 +21,28 @@ def test_it_names_every_backend() -> None:
     assert "  torch   available: " in run.stdout and eopd_kernels.__version__ in run.stdout
 
 
+@pytest.mark.parametrize(("policy", "said"), [(None, True), ("active", True), ("PASSIVE", False), ("passive", False)])
+def test_it_says_when_threads_spin(policy: str | None, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(info.WAIT_POLICY, raising=False)
+    if policy is not None:
+        monkeypatch.setenv(info.WAIT_POLICY, policy)
+    monkeypatch.setattr(cpu, "unavailable", lambda: None)
+    assert any("threads spin" in line for line in info.lines()) is said
+    monkeypatch.setattr(cpu, "unavailable", lambda: "no C++ compiler found")
+    assert not any("threads spin" in line for line in info.lines())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_it_says_whether_the_processor_multiplies_bf16(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("eopd_kernels._native")
+    kernels = SimpleNamespace(
+        **{name: getattr(cpu.kernels(), name) for name in ("capability", "capabilities", "openmp")}
+    )
+    kernels.multiplies_bfloat16 = lambda: there
+    monkeypatch.setattr(cpu, "kernels", lambda: kernels)
+    assert ("; bf16 products" in cpu.description()) is there
+
+
 def test_it_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "unavailable", lambda: "no C++ compiler found")
     report = "\n".join(info.lines())

@@ -4,9 +4,10 @@
 // the pairs of 16 columns fill a register. Of the left one a tile takes 8 rows, a pair of each in all lanes of another.
 // A left matrix whose pairs do not lie side by side is copied too.
 //
-// Gflop/s of this, of torch.mm in and out of bfloat16 and of torch.mm in float32, one core of an AMD EPYC (Zen 4), torch
-// 2.13, V = 8,192, for logits, the hidden states' gradient and the weight's: 207, 210 and 201, 204, 201 and 211, 91, 102
-// and 101 for 1,024 tokens of D = 576; 186, 186 and 155, 194, 181 and 197, 73, 87 and 93 for 128 of D = 1,024.
+// Gflop/s of CPU time, best of nine, one core of an AMD EPYC (Zen 4) that others use, torch 2.13, V = 8,192: for logits, the
+// hidden states' gradient and the weight's, the last two added to what is there
+//   1,024 tokens of D = 576:  193, 199, 191; torch.mm in and out of bfloat16 204, 204, 210, in float32 92, 101, 101
+//   128 tokens of D = 1,024:  177, 179, 145;                                 194, 191, 197,             73,  88,  96
 #include "products.h"
 
 #include <immintrin.h>

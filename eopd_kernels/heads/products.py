@@ -106,6 +106,7 @@ def native_mm(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
     a, b = (matrix if 1 in matrix.stride() else matrix.contiguous() for matrix in (a, b))
     extension = native()
     assert extension is not None and a.dtype == b.dtype == torch.bfloat16 and out.dtype == torch.float32
+    assert out.stride(1) == 1 or out.shape[1] <= 1, "out has no contiguous rows"
     extension.multiply_bfloat16(
         (a.data_ptr(), *a.stride()),
         (b.data_ptr(), *b.stride()),
