@@ -32,8 +32,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     The memory is kept again when nothing uses the tensor's storage any more, as views, numpy arrays and autograd do.
     """
     nbytes = math.prod(shape) * dtype.itemsize
-    # In deterministic mode torch fills what it hands out, so that an element nobody wrote is seen.
-    if nbytes < LEAST_BYTES or not keeps(device) or torch.are_deterministic_algorithms_enabled():
+    if nbytes < LEAST_BYTES or not keeps(device):
         return tensors.empty(shape, dtype, device)
     try:
         memory = taken(nbytes) or fresh(nbytes)
@@ -50,8 +49,17 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def keeps(device: torch.device) -> bool:
-    """Returns whether memory is kept on this device and system, and nobody has switched it off."""
-    return tensors.on_host(device) and hasattr(mmap, "MADV_FREE") and os.environ.get(SWITCH, "1") != "0"
+    """Returns whether memory is kept here and now.
+
+    Not where somebody has switched it off, where torch makes fake tensors, which have none, and in deterministic mode,
+    where it fills what it hands out, so that an element nobody wrote is seen.
+    """
+    wanted = tensors.on_host(device) and hasattr(mmap, "MADV_FREE") and os.environ.get(SWITCH, "1") != "0"
+    return (
+        wanted
+        and not torch.are_deterministic_algorithms_enabled()
+        and tensors.has_numbers(torch.empty(0, device=device))
+    )
 
 
 def fresh(nbytes: int) -> mmap.mmap:

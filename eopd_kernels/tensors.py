@@ -92,7 +92,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     arithmetic; it is 76 huge ones.
     """
     tensor = torch.empty(shape, dtype=dtype, device=device)
-    if device.type == "cpu" and tensor.nbytes >= 2 * HUGE_PAGE_BYTES:
+    if device.type == "cpu" and tensor.nbytes >= 2 * HUGE_PAGE_BYTES and has_numbers(tensor):
         advise_huge_pages(tensor)
     return tensor
 

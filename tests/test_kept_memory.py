@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from eopd_kernels import LMHead, entropy_aware_kl, kept_memory
 from eopd_kernels.testing import pretend
@@ -139,6 +140,19 @@ def test_what_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(kept_memory, "fresh", lambda nbytes: (_ for _ in ()).throw(OSError(12, "Cannot allocate memory")))
         assert kept_of() == 0
     assert kept_of() == 1
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+@pytest.mark.parametrize("hidden", [False, True], ids=["logits", "hidden"])
+@pytest.mark.filterwarnings("error")
+def test_fake_tensors_have_fake_gradients(hidden: bool, switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large: they have no memory, and no address that the system could be told of."""
+    monkeypatch.setenv(kept_memory.SWITCH, switch)
+    with FakeTensorMode():
+        leaf = torch.randn(SHAPE[1], 60, requires_grad=True) if hidden else torch.randn(SHAPE, requires_grad=True)
+        student, head = (torch.randn(60, 60), LMHead(leaf)) if hidden else (leaf, None)
+        (found,) = torch.autograd.grad(entropy_aware_kl(student, torch.randn(SHAPE), student_head=head).loss, leaf)
+    assert isinstance(found, FakeTensor) and found.shape == leaf.shape and not kept_memory.KEPT
 
 
 def test_threads_share_nothing() -> None:

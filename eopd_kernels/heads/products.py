@@ -102,7 +102,12 @@ def add_mm(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def native_mm(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-    """The same by the native kernels, bf16 to fp32; ``out`` [n, k] has contiguous rows."""
+    """The same by the native kernels, bf16 to fp32; ``out`` [n, k] has contiguous rows.
+
+    Tensors without numbers, which have no memory either, are left alone.
+    """
+    if not tensors.has_numbers(out):
+        return
     a, b = (matrix if 1 in matrix.stride() else matrix.contiguous() for matrix in (a, b))
     extension = native()
     assert extension is not None and a.dtype == b.dtype == torch.bfloat16 and out.dtype == torch.float32

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from eopd_kernels import LMHead, entropy_aware_kl
 from eopd_kernels.heads import products
 from tests.canaries import Guarded
 
@@ -75,6 +77,17 @@ def test_what_is_no_number_stays_in_its_row_and_column(value: float) -> None:
     products.mm(a, b, out)
     assert out[4].isfinite().sum() == 0
     assert out[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", ["chunked", "recompute"])
+@pytest.mark.filterwarnings("error")
+def test_fake_tensors_have_no_memory_to_multiply(schedule: str) -> None:
+    with FakeTensorMode():
+        hidden, weight = (torch.randn(n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (5, 40))
+        loss = entropy_aware_kl(hidden, torch.randn(5, 40), student_head=LMHead(weight), schedule=schedule).loss
+        gradients = torch.autograd.grad(loss, (hidden, weight))
+    for leaf, gradient in zip((hidden, weight), gradients, strict=True):
+        assert isinstance(gradient, FakeTensor) and (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
 
 
 @pytest.mark.parametrize("capability", ["portable", "avx2"])

@@ -20,6 +20,7 @@ MUTANTS = [
     Mutant("products: nothing is not zero", SOURCE, "if (depth == 0 && !product.add)", "if (false)", TESTS),
     Mutant("products: a thread copies into another's memory", SOURCE, "lines * omp_get_thread_num()", "0", TESTS),
     Mutant("products: strides of neither matrix are looked at", "native_mm", "matrix if 1 in matrix.stride() else matrix.contiguous()", "matrix", TESTS),
+    Mutant("products: fake tensors are multiplied", "native_mm", "if not tensors.has_numbers(out):", "if False:", TESTS),
     Mutant("products: fp16 is taken for bf16", "widening", "dtype == torch.bfloat16 and extension", "extension", TESTS),
     Mutant("products: narrower kernels have them", "csrc/cpu/dispatch.cpp", "&chosen_kernels() == &kernels_avx512 && ", "", TESTS),
     Mutant("products: autocast rounds what it has not", "operand_dtype", "autocast is None or tensors.on_host(hidden.device)", "autocast is None", ("tests/test_function.py",)),
