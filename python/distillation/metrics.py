@@ -40,10 +40,10 @@ class StepTotals:
         self.add("loss", loss.detach())
         self.add("gate", seen.gate.sum(dtype=self.sums.dtype))
         kl = "_half" if seen.teacher_entropy_is_lower_bound else "_kl"  # a served teacher's are not known
+        figures = {figure: getattr(seen, figure.replace("_kl", kl)) for figure in FIGURES}  # each costs a visit
         for split, where in zip(SPLITS, (opened, valid & ~opened), strict=True):
             self.add(f"tokens_{split}", where.sum())
-            for figure in FIGURES:
-                value = getattr(seen, figure.replace("_kl", kl))
+            for figure, value in figures.items():
                 self.add(f"{figure}_{split}", torch.where(where, value, 0.0).sum(dtype=self.sums.dtype))
         for i, figure in enumerate(HISTOGRAMS):
             values = getattr(seen, figure)[valid].float().clamp(0.0, self.largest)
