@@ -40,7 +40,7 @@ class StepTotals:
         self.add("loss", loss.detach())
         self.add("gate", seen.gate.sum(dtype=self.sums.dtype))
         kl = "_half" if seen.teacher_entropy_is_lower_bound else "_kl"  # a served teacher's are not known
-        figures = {figure: getattr(seen, figure.replace("_kl", kl)) for figure in FIGURES}  # each costs a visit
+        figures = {figure: getattr(seen, figure.replace("_kl", kl)) for figure in FIGURES}  # each reading computes
         for split, where in zip(SPLITS, (opened, valid & ~opened), strict=True):
             self.add(f"tokens_{split}", where.sum())
             for figure, value in figures.items():
