@@ -58,7 +58,7 @@ def keeps(device: torch.device) -> bool:
     return (
         wanted
         and not torch.are_deterministic_algorithms_enabled()
-        and tensors.has_numbers(torch.empty(0, device=device))
+        and tensors.has_numbers(torch.empty(0, dtype=torch.uint8, device=device))
     )
 
 
