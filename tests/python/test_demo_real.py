@@ -55,20 +55,26 @@ def test_prompts_are_about_pythons_functions() -> None:
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    words = run_arguments(tmp_path, 3, ["--max-steps", "7"])
+    words = run_arguments(tmp_path, 3, "both", ["--max-steps", "7"])
     options = parse_options(words)
     assert options.training.seed == 3 and options.training.max_steps == 7 and options.loss.objective == "both"
     assert options.models.student == str(tmp_path / "student") and options.prompts.chat
     (tmp_path / "seed-3").mkdir()
     (tmp_path / "seed-3" / "config.json").write_text("{}")
-    assert run_arguments(tmp_path, 3, []) == ["--resume", str(tmp_path / "seed-3")]
+    assert run_arguments(tmp_path, 3, "both", []) == ["--resume", str(tmp_path / "seed-3")]
+    paper = parse_options(run_arguments(tmp_path, 3, "paper", []))
+    assert paper.loss.objective == "paper" and paper.rollouts.rollout_prompts == 4 * paper.training.prompts_per_step
+    assert parse_options(run_arguments(tmp_path, 3, "top-k", [])).loss.objectives["top-k"].top_k == {
+        "student": 16,
+        "teacher": 16,
+    }
 
 
 def test_the_table_has_means_and_extremes() -> None:
     def result(start: float, reverse: float, aware: float) -> dict:
-        values = {"student at start": start, "reverse-kl": reverse, "entropy-aware": aware, "teacher": 0.0}
+        values = {"teacher": 0.0, "student at start": start, "reverse-kl": reverse, "entropy-aware": aware}
         figures = [name for name, _ in demo_real.FIGURES]
-        return {"models": [{"name": n, "agreement": dict.fromkeys(figures, v)} for n, v in values.items()]}
+        return {name: dict.fromkeys(figures, value) for name, value in values.items()}
 
     table = summary([result(3.0, 1.0, 0.5), result(3.0, 2.0, 2.5)]).splitlines()
     assert table[2].startswith("| teacher | 0.000 (0.000 to 0.000) |")
@@ -80,12 +86,13 @@ def test_the_table_has_means_and_extremes() -> None:
 
 def test_it_runs_with_a_small_model(small: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--max-steps=2", "--max-new-tokens=4", "--eval-prompts=4", "--tau=3.1", "--save-steps=1"]
-    words = [f"--output-dir={tmp_path}", "--seeds", "0", "1", "--", *more]
+    words = [f"--output-dir={tmp_path}", "--seeds", "0", "1", "--runs", "both", "paper", "--", *more]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "means (least to most) of each objective" in printed and "| entropy-aware less reverse-kl" in printed
-    for seed in (0, 1):
-        assert (tmp_path / f"seed-{seed}" / "report.html").exists()
+    assert "| paper | " in printed and "| paper less reverse-kl" in printed
+    for run in ("seed-0", "seed-1", "seed-0-paper", "seed-1-paper"):
+        assert (tmp_path / run / "report.html").exists()
 
 
 def test_missing_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
