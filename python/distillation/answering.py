@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from .draws import seed_of, uniforms
 from .rollouts import Completion, end_of_sequence_ids, sample
 from .stream import Draw
+from .teachers import Teacher, by_teacher
 
 # A source of completions: one per draw, in their order. Another engine than ``generate`` can stand behind it.
 Answering = Callable[[Sequence[Draw]], list[Completion]]
@@ -32,7 +34,7 @@ class SampledAnswers:
     """
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: Teacher
     tokenizer: Tokenizer
     _: KW_ONLY
     seed: int | str
@@ -52,7 +54,7 @@ class SampledAnswers:
             size = self.batch_size or max(1, len(chosen))
             for start in range(0, len(chosen), size):
                 part = chosen[start : start + size]
-                answers = self.answers(model, part, self.synced and not teachers)
+                answers = by_teacher(model, part, partial(self.answers, synced=self.synced and not teachers))
                 found |= {draw.number: replace(one, writer=writer) for draw, one in zip(part, answers, strict=True)}
         return [found[draw.number] for draw in draws]
 

@@ -29,9 +29,10 @@ from .report import say, table
 from .rollouts import Completion, Rollouts, collate, text_of
 from .run_folder import RunFolder
 from .scenarios import Scenario
-from .served_teacher import ServedTeacher, Teacher
+from .served_teacher import ServedTeacher
 from .stream import Draw
 from .success import pass_rates
+from .teachers import Teacher, Teachers, by_teacher
 from .trainer import OnPolicyTrainer
 from .training import score
 
@@ -50,8 +51,10 @@ def right(completions: Sequence[Completion], tokenizer: Tokenizer, checks: Seque
 
 def compared(teacher: Teacher) -> Objective:
     """Forward KL. Of a served teacher with one class for what it does not list: entropies and KL are lower bounds."""
-    served = Objective(reverse="none", forward=TopK(teacher="raw", tail=True), gate="always")
-    return served if isinstance(teacher, ServedTeacher) else Objective.forward_kl()
+    teachers = teacher.models if isinstance(teacher, Teachers) else [teacher]
+    if any(isinstance(one, ServedTeacher) for one in teachers):
+        return Objective(reverse="none", forward=TopK(teacher="raw", tail=True), gate="always")
+    return Objective.forward_kl()
 
 
 def agreement(totals: StepTotals, sums: Tensor) -> dict[str, float | None]:
@@ -111,9 +114,13 @@ class Results:
         scenario, run = self.scenario, self.options.run
         sampling: dict[str, Any] = {"max_new_tokens": self.longest, "top_p": run.eval_top_p}
         sampling |= {"seed": f"{self.options.training.seed}/{name}", "vocab_size": scenario.vocab_size}
-        if isinstance(model, ServedTeacher):
-            return model.sample(draws, **sampling)
-        return SampledAnswers(model, model, scenario.tokenizer, **sampling, synced=synced)(draws)
+
+        def answer(one: Any, its: list[Draw]) -> list[Completion]:
+            if isinstance(one, ServedTeacher):
+                return one.sample(its, **sampling)
+            return SampledAnswers(one, one, scenario.tokenizer, **sampling, synced=synced)(its)
+
+        return by_teacher(model, draws, answer)
 
     def checks(self, name: str) -> list[Check]:
         """One per prompt of a set; none at all where some prompt has none."""
@@ -126,8 +133,8 @@ class Results:
     ) -> dict[str, Any]:
         """``correct``, 0 or 1 ``[prompts][samples]`` or None where that cannot be said, and ``agreement``, of one set.
 
-        With ``trainer`` the model is its student, whose parameters the processes may share. What a served teacher has
-        in common with itself is not seen here.
+        With ``trainer`` the model is its student, whose parameters the processes may share. What a served teacher, or
+        several, have in common with themselves is not seen here.
         """
         scenario, checks, size = self.scenario, self.checks(name), self.options.run.evaluation_batch_size
         objective = compared(scenario.teacher)
@@ -151,7 +158,7 @@ class Results:
             rollouts = collate(answers, scenario.tokenizer.pad_token_id, scenario.device)
 
             self.totals.sums.zero_()
-            if not isinstance(model, ServedTeacher):
+            if not isinstance(model, ServedTeacher | Teachers):
 
                 def scored(student: PreTrainedModel = model, rollouts: Rollouts = rollouts) -> EntropyAwareKLOutput:
                     return score(student, scenario.teacher, rollouts, objective, vocab_size=scenario.vocab_size)
@@ -171,7 +178,7 @@ class Results:
         found = agreement(self.totals, self.totals.sums.new_tensor(sums).sum(0))
         return {
             "correct": np.concatenate(correct).reshape(-1, self.samples).tolist() if checks else None,
-            "agreement": {} if isinstance(model, ServedTeacher) else found,
+            "agreement": {} if isinstance(model, ServedTeacher | Teachers) else found,
         }
 
     def cost(self, students: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import yaml
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -59,8 +60,12 @@ def require_at_least(options: Any, least: int, *names: str) -> None:
 class ModelOptions:
     """Own models (give both, with --prompts)."""
 
-    teacher: str | None = option(None, "a folder or a hub name; code from the hub is never run")
-    teacher_url: str | None = option(None, "in its place: a vLLM or SGLang server that hands out its top k, http://...")
+    teacher: str | None = option(
+        None, "a folder or a hub name; code from the hub is never run. Several: {NAME: it, NAME: it}, --teacher-column"
+    )
+    teacher_url: str | None = option(
+        None, "in its place: a vLLM or SGLang server that hands out its top k, http://..., or several such"
+    )
     teacher_timeout: float = option(300.0, "seconds for which the server is asked again before the run ends")
     student: str | None = option(None, "a folder or a hub name; the model that is trained")
     teacher_dtype: Literal["float32", "bfloat16", "auto"] = option("float32", "of the teacher; 'auto': as saved")
@@ -72,6 +77,18 @@ class ModelOptions:
     teacher_quantization: Literal["bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8"] | None = option(
         None, "of the teacher's linear layers as it is loaded, where that library is installed"
     )
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Folders, hub names or addresses, by the names that --teacher-column has; of a single one by ''."""
+        given = self.teacher or self.teacher_url or ""
+        if not given.startswith("{"):
+            return {"": given}
+        try:
+            found = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise UsageError("--teacher", f"{given!r} is no block of names: {' '.join(str(error).split())}") from error
+        return {str(name): str(source) for name, source in found.items()}
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "lora_r")
@@ -102,6 +119,7 @@ class PromptOptions:
     chat_template_kwargs: str | None = option(None, "more of what the chat template takes, as a JSON object")
     answer_column: str = option("answer", "where the right answer is, if there is one")
     answer_check: Literal["mathematics", "exact"] = option("mathematics", "1/2 is 0.5 (math-verify), or to the letter")
+    teacher_column: str | None = option(None, "where the name of the prompt's teacher is, of several")
     completion_column: str | None = option(None, "learn from the completions in this column: the student samples none")
     max_prompt_tokens: int | None = option(None, "longer prompts are left out")
 
@@ -316,13 +334,20 @@ class Options:
             raise UsageError("--off-policy-fraction", "has no meaning beside --completion-column: nothing is sampled")
         require(0 < limit < math.inf, "teacher_timeout", limit, "a number above 0")
         if url is not None:
-            require(local is None and url.startswith("http"), "teacher_url", url, "http://host:port, without --teacher")
+            there = local is None and all(one.startswith("http") for one in self.models.teachers.values())
+            require(there, "teacher_url", url, "http://host:port, without --teacher")
             share = self.rollouts.off_policy_fraction
             require(share == 0, "off_policy_fraction", share, "0, and --teacher-url answers no prompts")
             for name, one in self.loss.objectives.items():
                 known = all(half == "none" or isinstance(half, Sampled | TopK) for half in (one.reverse, one.forward))
                 known = known and one.temperatures[1] == 1 and "student" not in one.top_k
                 require(known, "objective", name, "made of what --teacher-url hands out, at its temperature 1: 'paper'")
+        column, many = self.prompts.teacher_column, "" not in self.models.teachers
+        if (column is not None) is not many:
+            wanted = (
+                "missing; it says which of the teachers a prompt has" if many else "needs --teacher {NAME: it, ...}"
+            )
+            raise UsageError("--teacher-column", wanted)
         step, at_once = self.training.prompts_per_step, self.rollouts.rollout_prompts
         fits = at_once is None or (at_once >= step and at_once % step == 0)
         require(fits, "rollout_prompts", at_once, f"a multiple of the {step} prompts of an optimizer step")

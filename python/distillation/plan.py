@@ -47,11 +47,13 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
     tokens = prompt_tokens + rollouts.max_new_tokens
     student = hollow("--student", str(models.student), models.student_dtype, options)
     served = models.teacher_url is not None  # there is nothing of it here
-    teacher = student if served else hollow("--teacher", str(models.teacher), models.teacher_dtype, options)
-    of_teacher = 0.0 if served else quantized_bytes(teacher, models.teacher_quantization)
+    sources = [] if served else dict.fromkeys(models.teachers.values())
+    teachers = [hollow("--teacher", name, models.teacher_dtype, options) for name in sources]
+    of_teacher = sum(quantized_bytes(teacher, models.teacher_quantization) for teacher in teachers)
     copies, kept, layer = activations(student, batch, tokens, low, bool(given["activation_checkpointing"]))
     weights, learnt = nbytes(student.parameters()), [p for p in student.parameters() if p.requires_grad]
-    head, other = (model.get_output_embeddings().weight for model in (student, teacher))
+    head = student.get_output_embeddings().weight
+    widest = max([teacher.get_output_embeddings().weight.shape[1] for teacher in teachers] or [0])
     stage = shared_out(given) if processes > 1 else 0
     over = [processes if stage >= least else 1 for least in (1, 2, 3)]  # optimizer states, gradients, weights
     if stage == 3:  # gathered in turn: the embeddings, and two layers
@@ -62,12 +64,13 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
     scored, per_token = batch * rollouts.max_new_tokens, len(head) * (8 + 2 * (low and device.type != "cpu"))
     budget, least = usual_workspace(device)
     blocks = per_token * min(scored, max(budget // per_token, least))
-    hidden = 4 * scored * (2 * head.shape[1] + other.shape[1])  # of both, and the student's gradient
+    hidden = 4 * scored * (2 * head.shape[1] + widest)  # of both, and the student's gradient
     head_gradient = 4 * head.numel() * head.requires_grad
 
     drawn = (rollouts.rollout_prompts or processes * batch * training.gradient_accumulation_steps) // processes
     drawn = min(drawn, rollouts.generation_batch_size or drawn)
-    writers = [cache(student), cache(teacher) * (rollouts.off_policy_fraction > 0)]
+    of_theirs = max(map(cache, teachers), default=0)
+    writers = [cache(student), of_theirs * (rollouts.off_policy_fraction > 0)]
     judged = options.run.evaluation_batch_size
     longest = prompt_tokens + (options.run.eval_max_new_tokens or rollouts.max_new_tokens)
     parts: list[tuple[str, tuple[float, ...]]] = [  # step, rollout, evaluation
@@ -79,7 +82,7 @@ def planned(options: Options, device: torch.device, processes: int, prompt_token
         ("activations", (kept, 0, 0)),
         ("blocks of logits, or a layer again", (max(blocks, layer), 0, blocks)),
         ("loss", (hidden + head_gradient, 0, hidden)),
-        ("keys and values", (0, drawn * tokens * max(writers), judged * longest * max(cache(student), cache(teacher)))),
+        ("keys and values", (0, drawn * tokens * max(writers), judged * longest * max(cache(student), of_theirs))),
         ("drawing a token", (0, drawn * len(head) * DRAWING, judged * len(head) * DRAWING)),
     ]
     parts.append(("together", tuple(map(sum, zip(*(of for _, of in parts), strict=True)))))

@@ -28,17 +28,18 @@ class Prompt:
     answer: str | None = None  # the right one, to compare with
     completion: list[int] | None = None  # given, to be learnt from in place of a sampled one
     place: str = ""  # where it stands in the source
+    teacher: str = ""  # which of several
 
 
 def encode_prompts(
     rows: Iterable[tuple[str, dict[str, Any]]], options: PromptOptions, tokenizer: Tokenizer
 ) -> list[Prompt]:
     """Every different prompt of what :func:`records` found, in the source's order; says what it leaves out."""
-    encoded: dict[tuple[int, ...], Prompt] = {}
+    encoded: dict[tuple[Any, ...], Prompt] = {}
     asked = [(question(record, place, options), record, place) for place, record in rows]
     for found, record, place in asked:
         prompt = encode(found, record, place, options, tokenizer)
-        encoded.setdefault(tuple(prompt.ids), prompt)
+        encoded.setdefault((prompt.teacher, *prompt.ids), prompt)
     chats = [found for found, _, _ in asked if isinstance(found, list)]
     if answered := sum(chat[-1].get("role") == ANSWERS for chat in chats):
         say(f"{answered} of {len(chats)} chats end with an answer, which is no part of the prompt")
@@ -156,7 +157,8 @@ def encode(
     text = found if isinstance(found, str) else str(found[-1]["content"])
     right = record.get(options.answer_column)
     answer = None if right is None else str(right).strip() or None
-    return Prompt(list(ids), text, answer, given(record, place, options, tokenizer), place)
+    of = str(record.get(options.teacher_column or "", ""))
+    return Prompt(list(ids), text, answer, given(record, place, options, tokenizer), place, of)
 
 
 def given(record: dict[str, Any], place: str, options: PromptOptions, tokenizer: Tokenizer) -> list[int] | None:

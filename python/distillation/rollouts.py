@@ -62,6 +62,11 @@ class Rollouts:
         """Valid completion tokens per sequence, the end-of-sequence token included, int64 [B]."""
         return self.completion_mask.sum(dim=1)
 
+    def rows(self, places: list[int] | slice) -> Rollouts:
+        """Some of the sequences, padded as all are."""
+        chosen: dict[str, Any] = {name: None if one is None else one[places] for name, one in vars(self).items()}
+        return Rollouts(**chosen)
+
     def sequences(self, eos_ids: list[int]) -> list[Completion]:
         """Each row without its padding."""
         rows = zip(self.input_ids.tolist(), self.attention_mask.tolist(), self.lengths.tolist(), strict=True)

@@ -36,7 +36,8 @@ from .plan import warn_where_it_exceeds
 from .prompts import Prompt, encode_prompts, records, warn_of_missing_answers
 from .report import say
 from .run_folder import RunFolder
-from .served_teacher import ServedTeacher, Teacher
+from .served_teacher import ServedTeacher
+from .teachers import Single, Teacher, Teachers, teachers_of
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ class Scenario:
 def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> Scenario:
     """The models and prompts of the command line, or those of the demonstration, checked before anything is trained."""
     models = options.models
-    teacher_name = models.teacher or str(folder.path / TEACHER)
+    sources = {"": str(folder.path / TEACHER)} if options.demo else models.teachers
     start = models.student or str(folder.path / START)
     rows = [] if options.demo else list(records(options.prompts))  # the cheapest to be wrong about goes first
     sets = list(evaluation_sets(options))
-    for argument, name in (("--student", start), ("--teacher", teacher_name))[: 1 if models.teacher_url else 2]:
+    local = [("--teacher", name) for name in sources.values() if models.teacher_url is None]
+    for argument, name in (("--student", start), *local):
         if not known(name):
             raise UsageError(argument, f"{name!r} is no folder here, and no name on the hub either")
     base = base_of("--student", start)
@@ -84,13 +86,13 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
     if options.rollouts.rollout_engine == "vllm" and (base != start or models.lora_r is not None):
         raise UsageError("--rollout-engine", "vllm is handed whole weights, which a student with an adapter has not")
     tokenizer = load_tokenizer("--student", start if Path(start, "tokenizer_config.json").exists() else base)
-    url, timeout, served = models.teacher_url, models.teacher_timeout, None
-    if url is not None:
+    served: dict[str, ServedTeacher] = {}
+    if models.teacher_url is not None:
         k = max(one.top_k.get("teacher", 0) for one in options.loss.objectives.values()) or TopK().k
-        served = ServedTeacher(url, k=k, timeout=timeout, device=device)
-    teacher_tokenizer = tokenizer if served else load_tokenizer("--teacher", teacher_name)
+        served = {name: ServedTeacher(url, k, models.teacher_timeout, device) for name, url in sources.items()}
+    tokenizers = {name: tokenizer if served else load_tokenizer("--teacher", of) for name, of in sources.items()}
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = teacher_tokenizer.chat_template
+        tokenizer.chat_template = next(iter(tokenizers.values())).chat_template
     if options.demo:
         training, held = coin_prompts(options, tokenizer)
         held_out = {HELD_OUT: held}
@@ -108,30 +110,42 @@ def load_scenario(options: Options, folder: RunFolder, device: torch.device) -> 
         ):
             raise UsageError("--answer-column", "answers are read by math-verify, which is not installed")
     everything = sum(held_out.values(), training)
+    of_prompt = {} if "" in sources else teachers_of(everything, sources)
     if not options.demo:
         warn_where_it_exceeds(options, device, max(len(prompt.ids) for prompt in everything))
     student = load_student(options, start, device)
-    if served is None:
-        bits = models.teacher_quantization
-        teacher = load_model("--teacher", teacher_name, models.teacher_dtype, device, models.attn_implementation, bits)
-        teacher.requires_grad_(False)
-        vocab_size = shared_vocabulary(student, teacher, tokenizer, teacher_tokenizer)
-    else:
-        teacher = student  # stands in for what has no head and no ends of its own here
-        vocab_size = served.share_vocabulary(student, tokenizer, [prompt.ids for prompt in everything])
-    eos_ids = align_ends(student, teacher, tokenizer, teacher_tokenizer, vocab_size)
+    bits, attention = models.teacher_quantization, models.attn_implementation
+    loaded = {of: load_model("--teacher", of, models.teacher_dtype, device, attention, bits) for _, of in local}
+    named: dict[str, Single] = {}
+    sizes, eos_ids = [], list[int]()
+    for name, source in sources.items():
+        if served:
+            named[name] = served[name]
+            sizes.append(served[name].share_vocabulary(student, tokenizer, [prompt.ids for prompt in everything]))
+        else:
+            named[name] = loaded[source].requires_grad_(False)
+            sizes.append(shared_vocabulary(student, loaded[source], tokenizer, tokenizers[name]))
+            eos_ids = align_ends(student, loaded[source], tokenizer, tokenizers[name], sizes[-1])
+    vocab_size = min(sizes)
+    if served:
+        eos_ids = align_ends(student, student, tokenizer, tokenizer, vocab_size)
     if not eos_ids:
         raise UsageError("--student", f"neither {start!r} nor the teacher names an end-of-sequence token")
-    check_prompts(options, everything, student, served or teacher, vocab_size)
+    check_prompts(options, everything, [*named.values(), student], vocab_size)
     check_head("--student", student, training[0].ids)
-    check_head("--teacher", teacher, training[0].ids)
+    for one in loaded.values():
+        check_head("--teacher", one, training[0].ids)
+        one.generation_config.eos_token_id = eos_ids
     if not options.demo:
-        say(f"teacher: {served.name if served else described(teacher)}; student: {described(student)}")
+        about = {name: one.name if isinstance(one, ServedTeacher) else described(one) for name, one in named.items()}
+        taught = ", ".join(f"{name}: {what}" if name else what for name, what in about.items())
+        say(f"teacher: {taught}; student: {described(student)}")
         say(f"{len(training)} prompts to train on, {sum(map(len, held_out.values()))} held out")
         names = ", ".join(repr(tokenizer.decode([i])) for i in eos_ids)
         say(f"a completion ends with {names}; the {vocab_size} ids that both models have are compared")
     task = "coins" if options.demo else str(options.prompts.prompts)
-    return Scenario(task, served or teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
+    teacher = named[""] if "" in named else Teachers(named, of_prompt)
+    return Scenario(task, teacher, start, tokenizer, eos_ids, training, held_out, vocab_size, options, device)
 
 
 def load_student(options: Options, name: str, device: torch.device) -> PreTrainedModel:
@@ -156,7 +170,10 @@ def split(options: Options, prompts: list[Prompt]) -> tuple[list[Prompt], list[P
 
 
 def check_prompts(
-    options: Options, prompts: list[Prompt], student: PreTrainedModel, teacher: Teacher, vocab_size: int
+    options: Options,
+    prompts: list[Prompt],
+    models: list[Single],
+    vocab_size: int,
 ) -> None:
     """Refuses prompts that are unknown to a model, or that leave no room for a completion."""
     if max(max(prompt.ids) for prompt in prompts) >= vocab_size:
@@ -166,10 +183,11 @@ def check_prompts(
         raise UsageError("--completion-column", f"contains tokens beyond the {vocab_size} ids that both models have")
     new = max(options.rollouts.max_new_tokens, options.run.eval_max_new_tokens or 0)
     longest = max(len(prompt.ids) for prompt in prompts) + new
-    for name, model in (("teacher", teacher), ("student", student)):
+    for model in models:  # the student is the last
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise UsageError(
                 "--max-new-tokens",
-                f"the longest prompt and {new} new tokens make {longest}, but the {name} has {limit} positions",
+                f"the longest prompt and {new} new tokens make {longest}, but the "
+                f"{'student' if model is models[-1] else 'teacher'} has {limit} positions",
             )

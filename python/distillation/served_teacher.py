@@ -35,7 +35,7 @@ class ServedTeacher(nn.Module):
     A RunError says that nothing answers in ``timeout`` seconds of trying, or something else than was asked for.
     """
 
-    def __init__(self, url: str, *, k: int, timeout: float, device: torch.device) -> None:
+    def __init__(self, url: str, k: int, timeout: float, device: torch.device) -> None:
         super().__init__()
         self.url, self.k, self.device = url.rstrip("/").removesuffix("/v1"), k, device
         self.pool = ThreadPoolExecutor(32)  # requests at once, of which a server makes batches
@@ -121,8 +121,10 @@ class ServedTeacher(nn.Module):
         if not self.asked.keys() >= set(sequences):
             self.ask(completions)
         answers = [self.asked[ids].result() for ids in sequences]
-        parts = zip(*answers, strict=True)
-        tokens, log_probs, ids = (pad_sequence(list(part), batch_first=True).to(self.device) for part in parts)
+        width = rollouts.completion_mask.shape[1]  # of other teachers' sequences too
+        blank = [of.new_zeros(width, *of.shape[1:]) for of in answers[0]]
+        parts = zip(blank, *answers, strict=True)
+        tokens, log_probs, ids = (pad_sequence(list(of), batch_first=True)[1:].to(self.device) for of in parts)
         return TopKTeacher(ids.where(ids < self.vocab_size, -1), log_probs, token_log_probs=tokens)
 
     def sample(
@@ -157,6 +159,3 @@ class ServedTeacher(nn.Module):
             raise UsageError("--teacher-url", f"the tokenizers disagree on {many}: {said}")
         say(f"{self.engine} at {self.url} has the same text for {len(texts)} ids")
         return vocab_size
-
-
-Teacher = PreTrainedModel | ServedTeacher

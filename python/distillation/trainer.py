@@ -32,8 +32,9 @@ from .models import moved, without_dropout
 from .options import TrainingOptions
 from .report import peak_memory_mib
 from .rollouts import Completion, Rollouts, collate
-from .served_teacher import ServedTeacher, Teacher
+from .served_teacher import ServedTeacher
 from .stream import Draw, PromptStream
+from .teachers import Teacher, Teachers
 from .training import clipped_by_ratio, score
 
 PER_TOKEN = ("teacher_entropy", "reverse_kl", "forward_kl", "gate")  # nats, and how far it is open
@@ -44,7 +45,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
 
     Args:
         student: a causal language model; the weights are trained in the dtype they have.
-        teacher: another one of the same vocabulary, whole on every process; or one behind a server.
+        teacher: another one of the same vocabulary, whole on every process; or one behind a server; or several.
         stream: the draws of the whole run: exactly ``max_steps`` times the prompts of a step.
         answer: from draws to completions, called once per rollout and process with its share of it.
         objective: what is minimised.
@@ -125,7 +126,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
             collate(self.completions[start : start + size], self.tokenizer.pad_token_id, device)
             for start in range(0, len(draws), size)
         ]
-        if isinstance(self.teacher, ServedTeacher):
+        if isinstance(self.teacher, ServedTeacher | Teachers):
             self.teacher.ask(self.completions)
         self.totals, self.per_token = StepTotals(self.tau, self.vocab_size, device), []
         self.totals.add("sequences", len(self.completions))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from eopd_kernels import EntropyAwareKLOutput, LMHead, Objective, Sampled, entro
 
 from .models import hidden_states
 from .rollouts import Rollouts
-from .served_teacher import ServedTeacher, Teacher
+from .served_teacher import ServedTeacher
+from .teachers import Teacher, Teachers, Together
 
 
 def score(
@@ -29,7 +30,7 @@ def score(
     vocab_size: int | None = None,
     timed: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> EntropyAwareKLOutput:
-    """The loss of a batch and its figures per token [B, C]; the teacher is scored without gradient.
+    """The loss of a batch and its figures per token [B, C]; several teachers are scored on their sequences each.
 
     ``num_items`` replaces the batch's own count of valid tokens as the denominator. ``timed("teacher")`` and
     ``timed("loss")`` are entered while the teacher runs and while the loss does, with its gradients, for a clock.
@@ -37,27 +38,39 @@ def score(
     # The hidden state at position i predicts token i + 1: the last prompt token's is about the first completion token,
     # and the last completion token's is about nothing that was sampled.
     predicting = slice(rollouts.prompt_width - 1, -1)
+    several = isinstance(teacher, Teachers)
+    shares: list[tuple[Any, Any]] = [(teacher, slice(None))]
+    if isinstance(teacher, Teachers):
+        shares = teacher.shares([one.prompt for one in rollouts.sequences([])])
+        num_items = rollouts.completion_mask.sum() if num_items is None else num_items
+    parts = [rollouts.rows(places) for _, places in shares]
+    taught: list[tuple[Any, LMHead | None]] = []
     with torch.no_grad(), timed("teacher"):
-        if isinstance(teacher, ServedTeacher):
-            taught, head = teacher(rollouts), None
-        else:
-            taught = hidden_states(teacher, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
-            head = LMHead.from_model(teacher)
+        for (one, _), own in zip(shares, parts, strict=True):
+            if isinstance(one, ServedTeacher):
+                taught.append((one(own), None))
+            else:
+                hidden = hidden_states(one, own.input_ids, own.attention_mask)[:, predicting]
+                taught.append((hidden, LMHead.from_model(one)))
     student_hidden = hidden_states(student, rollouts.input_ids, rollouts.attention_mask)[:, predicting]
     sampled = isinstance(objective.reverse, Sampled)
     with timed("loss"):
-        return entropy_aware_kl(
-            student_hidden,
-            taught,
-            student_head=LMHead.from_model(student),
-            teacher_head=head,
-            mask=rollouts.completion_mask,
-            num_items=num_items,
-            vocab_size=vocab_size,
-            objective=objective,
-            token_ids=rollouts.completion_ids if sampled else None,
-            old_log_probs=rollouts.log_probs if sampled else None,
-        )
+        outputs = [
+            entropy_aware_kl(
+                student_hidden[places],
+                side,
+                student_head=LMHead.from_model(student),
+                teacher_head=head,
+                mask=own.completion_mask,
+                num_items=num_items,
+                vocab_size=vocab_size,
+                objective=objective,
+                token_ids=own.completion_ids if sampled else None,
+                old_log_probs=own.log_probs if sampled else None,
+            )
+            for own, (side, head), (_, places) in zip(parts, taught, shares, strict=True)
+        ]
+    return cast(EntropyAwareKLOutput, Together(outputs, [places for _, places in shares])) if several else outputs[0]
 
 
 def clipped_by_ratio(half: Sampled, seen: EntropyAwareKLOutput, old_log_probs: Tensor | None) -> Tensor:

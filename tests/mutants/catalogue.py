@@ -136,7 +136,7 @@ KEPT_MEMORY = [
     Mutant("kept memory: the switch is not looked at", "keeps", ' and os.environ.get(SWITCH, "1") != "0"', ""),
     Mutant("kept memory: small tensors too", "kept_memory.empty", "nbytes < LEAST_BYTES or ", ""),
     Mutant("kept memory: nobody sees what was not written", "keeps", "not torch.are_deterministic_algorithms_enabled()", "True"),
-    Mutant("kept memory: fake tensors have memory", "keeps", "tensors.has_numbers(torch.empty(0, device=device))", "True"),
+    Mutant("kept memory: fake tensors have memory", "keeps", "tensors.has_numbers(torch.empty(0, dtype=torch.uint8, device=device))", "True"),
     Mutant("kept memory: the system is told of a fake tensor", "tensors.empty", " and has_numbers(tensor)", ""),
     Mutant("kept memory: zeros are what was there", "kept_memory.zeros", ".zero_()", ""),
 ]  # fmt: skip
