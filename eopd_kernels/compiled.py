@@ -189,6 +189,10 @@ def loss(*given: Any) -> list[Tensor]:
     solved = solve(call)
     first, *kept = solved.kept or (None,)
     if any(options.needs_gradient):
+        if call.student_head is not None and options.schedule == "chunked":
+            # How many tokens count decides whether dW is rounded; no number may decide the dtype of an op's output.
+            dtype = compute_dtype(*call.differentiable())
+            kept = [t if t is None else t.to(dtype) for t in kept]
         # "chunked": what is still to multiply the gradients, 1 for nothing; "recompute": the weights. Often that is an
         # argument, which an op may not hand out.
         kept.insert(0, call.weights.new_ones(()) if first is None else first.clone())

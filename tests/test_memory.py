@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -55,6 +58,34 @@ def test_peak_memory_keeps_to_the_budget(schedule: str, dtype: str, backend: str
     assert peak > WORKSPACE_BYTES / 2, "the measurement does not see the workspace"
     # Beyond the blocks: temporaries of the backend, panels of the head and of the matrix products.
     assert peak - gradients < WORKSPACE_BYTES + 48 * MIB < logits / 2
+
+
+def few_tokens(n: int, dtype: str, backend: str) -> int:
+    """The growth of one chunk whose head has a gradient larger than its logits."""
+
+    def step(vocab_size: int) -> Callable[[], object]:
+        of = {"generator": torch.Generator().manual_seed(0), "dtype": DTYPES[dtype]}
+        hidden = [torch.randn(n, 256, **of) for _ in range(2)]  # type: ignore[call-overload]
+        heads = [torch.randn(vocab_size, 256, **of) for _ in range(2)]  # type: ignore[call-overload]
+        weight = heads[0].requires_grad_()
+        heads_of: dict[str, Any] = {"student_head": LMHead(weight), "teacher_head": LMHead(heads[1])}
+
+        def run() -> object:
+            entropy_aware_kl(*hidden, **heads_of, backend=backend).loss.backward()
+            return weight.grad
+
+        return run
+
+    torch.set_num_threads(1)
+    step(100)()
+    return peak_memory(step(65_536))
+
+
+@pytest.mark.parametrize(("n", "dtype"), [(128, "float32"), (64, "bfloat16")])
+def test_of_few_tokens_the_logits_make_room_for_the_heads_gradient(n: int, dtype: str) -> None:
+    logits, weight = 4 * n * 65_536, 256 * 65_536 * DTYPES[dtype].itemsize
+    peak = fresh_process(few_tokens, n, dtype, "cpu")
+    assert weight < peak < weight + logits + 24 * MIB  # panels of the head and of dW, 8 MiB each
 
 
 def test_peak_memory_does_not_grow_with_the_tokens() -> None:

@@ -171,13 +171,7 @@ class LMHead:
         if weight.dtype == dtype:
             yield slice(0, len(weight)), weight
             return
-        panel_bytes = PANEL_BYTES if tensors.on_host(weight.device) else GPU_PANEL_BYTES
-        # In sixteens, so that a panel's columns of the logits begin at a multiple of 16 bytes.
-        panel_rows = max(1, panel_bytes // (weight.shape[1] * dtype.itemsize or 1) // 16) * 16
-        buffer = torch.empty(min(panel_rows, len(weight)), weight.shape[1], dtype=dtype, device=weight.device)
-        for start in range(0, len(weight), panel_rows):
-            part = slice(start, min(start + panel_rows, len(weight)))
-            panel = buffer[: part.stop - part.start]
+        for part, panel in panels(len(weight), weight.shape[1], dtype, weight.device):
             yield part, panel.copy_(weight[part])
 
 
@@ -215,10 +209,29 @@ def transform(head: LMHead | None, temperature: float) -> tuple[float, float, fl
 def grad_weight(grad_logits: Tensor, hidden: Tensor, out: Tensor, add: bool = True) -> None:
     """``out`` [k, D] += ``grad_logits`` [n, k]ᵀ · ``hidden`` [n, D], in the accumulator's own precision.
 
-    Without ``add`` it is written, whatever was there.
+    Without ``add`` it is written, whatever was there; in 16 bits it is rounded once, from sums in fp32 or fp64. A GPU's
+    products do that for operands of its dtype; elsewhere it takes a panel of the sums at a time.
     """
     product = products.add_mm if add else products.mm
-    product(grad_logits.t(), hidden, out=out)
+    wide = torch.float32 if grad_logits.dtype in products.LOW_PRECISION else grad_logits.dtype
+    if out.dtype == wide or (out.dtype == grad_logits.dtype and not tensors.on_host(out.device)):
+        product(grad_logits.t(), hidden, out=out)
+        return
+    assert not add, "what is rounded cannot be added to"
+    for part, panel in panels(len(out), out.shape[1], wide, out.device):
+        products.mm(grad_logits[:, part].t(), hidden, out=panel)
+        out[part] = panel
+
+
+def panels(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Yields parts of a matrix ``[rows, width]`` with memory for each, which is the same for all."""
+    panel_bytes = PANEL_BYTES if tensors.on_host(device) else GPU_PANEL_BYTES
+    # In sixteens, so that a panel's columns of the logits begin at a multiple of 16 bytes.
+    panel_rows = max(1, panel_bytes // (width * dtype.itemsize or 1) // 16) * 16
+    buffer = torch.empty(min(panel_rows, rows), width, dtype=dtype, device=device)
+    for start in range(0, rows, panel_rows):
+        part = slice(start, min(start + panel_rows, rows))
+        yield part, buffer[: part.stop - start]
 
 
 def local_head(name: str, head: Any, group: Any) -> Any:

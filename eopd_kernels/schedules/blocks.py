@@ -53,6 +53,16 @@ class Blocks:
     student: Buffer
     teacher: Buffer | None
 
+    def give_back(self, gradient: Tensor) -> None:
+        """Frees the logits of the last chunk, which are not read again, but where their ``gradient`` has their place.
+
+        Whoever calls refers to them still, so that their storage is emptied.
+        """
+        for buffer in (self.student, self.teacher):
+            storage = None if buffer is None or buffer.memory is None else buffer.memory.untyped_storage()
+            if storage is not None and storage._cdata != gradient.untyped_storage()._cdata:
+                storage.resize_(0)
+
     def take(self, rows: Rows) -> Chunk:
         """Returns the chunk of these tokens."""
         teacher = self.teacher

@@ -54,6 +54,8 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
     )
     statistics = RowStatistics(packed)
     seen.put(chunk.rows, statistics if token is None else statistics.with_token(*token), gate, None)
+    if problem.one_chunk:
+        chunk.blocks.give_back(out)
     gradient.begin(chunk.rows, chunk.student)
     gradient.add(problem.columns, out)
     gradient.end()
@@ -101,6 +103,8 @@ def general_gradient(
             block, taken, of_rows = Block(*(side[alive] for side in block)), taken[alive], of_rows.take(alive)
     out = gradient.target(rows, problem.columns, block.student)
     block_gradient(problem, block, 0, of_rows, out)
+    if problem.one_chunk:
+        chunk.blocks.give_back(out)
     gradient.begin(rows, taken)
     gradient.add(problem.columns, out)
     gradient.end()

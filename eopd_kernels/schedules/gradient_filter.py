@@ -43,9 +43,7 @@ class FilteredGradient(HiddenGradient):
     ) -> None:
         super().__init__(side, needs, block, shard)
         self.threshold = threshold
-        if self.unwritten and self.weight is not None:  # only some of its rows will be written
-            self.weight.zero_()
-            self.unwritten = False
+        self.unwritten = False  # only some of dW's rows will be written
         self.weight_sums: dict[int, Tensor] = {}  # of the head's rows of a slice of the vocabulary, by its start
 
     def add(self, columns: slice, gradient: Tensor) -> None:

@@ -96,6 +96,13 @@ class Problem:
             yield slice(start, min(ends))
             start = min(ends)
 
+    @functools.cached_property
+    def one_chunk(self) -> bool:
+        """Whether all tokens are visited at once, so that each block is the only one of its columns."""
+        chunks = self.chunks()
+        next(chunks, None)
+        return next(chunks, None) is None
+
     def slices(self) -> Iterator[slice]:
         """Yields the slices of this rank's vocabulary."""
         size = self.student.local_vocab_size

@@ -169,7 +169,10 @@ def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGr
     assert isinstance(side, HiddenSide)
     epsilon = call.options.gradient_filter
     if epsilon is None or len(weights) == 0:
-        return HiddenGradient(side, needs, problem.block, shard)
+        assert call.student_head is not None
+        # Each entry of dW is then written once: bf16, which has fp32's range, loses nothing that the input's dtype has.
+        rounded = problem.one_chunk and call.student_head.weight.dtype == torch.bfloat16
+        return HiddenGradient(side, needs, problem.block, shard, rounded)
     return FilteredGradient(side, needs, problem.block, epsilon * weights.abs().max(), shard)
 
 

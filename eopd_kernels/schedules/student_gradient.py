@@ -57,26 +57,32 @@ class HiddenGradient:
     dtype whatever the inputs have: chunks of tokens split the sum behind the weight's gradient, slices of the
     vocabulary the one behind the hidden states'.
 
+    The weight's gradient has no memory before the first block is added, when other blocks may have been given back.
+    ``rounded``, it is written once, in bf16, and never exists in the compute dtype.
+
     With a ``shard`` the hidden states' gradient is the sum of those that every rank has from its entries: each chunk's
     travels while the next is computed.
     """
 
     def __init__(
-        self, side: HiddenSide, needs: tuple[bool, bool, bool], block: int, shard: Shard | None = None
+        self,
+        side: HiddenSide,
+        needs: tuple[bool, bool, bool],
+        block: int,
+        shard: Shard | None = None,
+        rounded: bool = False,
     ) -> None:
-        def new(make: Callable[..., Tensor], shape: torch.Size, needed: bool) -> Tensor | None:
-            return make(shape, side.dtype, side.hidden.device) if needed else None
+        def new(shape: torch.Size, needed: bool) -> Tensor | None:
+            return tensors.zeros(shape, side.dtype, side.hidden.device) if needed else None
 
+        self.side, self.head, self.needs_weight, self.rounded = side, side.head, needs[1], rounded
         # The first chunk writes the weight's gradient, and the others add to it. Not on a CPU, where its fresh pages
         # would fault within the product. That took 1.00, 1.03 and 1.18 times as long for 128 tokens of V = 49,152,
         # 151,936 and 262,144.
-        self.unwritten = not tensors.on_host(side.hidden.device)
-        self.head, weight = side.head, side.head.weight
-        self.hidden = new(tensors.zeros, side.hidden.shape, needs[0])  # [N, D]
-        self.weight = new(kept_memory.empty if self.unwritten else kept_memory.zeros, weight.shape, needs[1])  # [V, D]
-        self.bias = new(tensors.zeros, weight.shape[:1], needs[2])  # [V]
-        if self.weight is not None and self.unwritten:
-            self.weight[side.local_vocab_size :].zero_()
+        self.unwritten = rounded or not tensors.on_host(side.hidden.device)
+        self.hidden = new(side.hidden.shape, needs[0])  # [N, D]
+        self.weight: Tensor | None = None  # [V, D]
+        self.bias = new(self.head.weight.shape[:1], needs[2])  # [V]
         self.shard = shard if shard is not None and shard.sums_hidden_gradient else None
         self.travelling: tuple[Rows, Tensor, Travelling] | None = None
         self.block: Tensor | None = None
@@ -88,8 +94,16 @@ class HiddenGradient:
 
     def begin(self, rows: Rows, taken: Tensor) -> None:
         self.rows, self.taken = rows, taken
+        if self.needs_weight and self.weight is None:
+            self.weight = self.new_weight(kept_memory.empty if self.unwritten else kept_memory.zeros)
+            if self.unwritten:
+                self.weight[self.side.local_vocab_size :].zero_()
         if self.hidden is not None:
             self.chunk = self.hidden[rows]  # a view for a slice, a copy (of zeros) for an index
+
+    def new_weight(self, make: Callable[..., Tensor]) -> Tensor:
+        dtype = torch.bfloat16 if self.rounded else self.side.dtype
+        return make(self.head.weight.shape, dtype, self.side.hidden.device)
 
     def add(self, columns: slice, gradient: Tensor) -> None:
         if self.hidden is not None:
@@ -124,8 +138,8 @@ class HiddenGradient:
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         self.arrive()
-        if self.unwritten and self.weight is not None:  # there was no chunk
-            self.weight.zero_()
+        if self.needs_weight and self.weight is None:  # there was no chunk
+            self.weight = self.new_weight(tensors.zeros)
         return self.hidden, self.weight, self.bias
 
 

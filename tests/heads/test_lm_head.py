@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eopd_kernels import LMHead
+from eopd_kernels.heads import lm_head, products
 from eopd_kernels.heads.lm_head import grad_weight
 from tests.conftest import relative_error
 
@@ -71,3 +72,18 @@ def test_bad_heads_are_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=says):
         LMHead(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_weights_gradient_is_rounded_once_a_panel_at_a_time(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm_head, "PANEL_BYTES", 16 * 8 * 16)
+    gradient, hidden = torch.randn(5, 50, dtype=dtype), torch.randn(5, 8, dtype=dtype)
+    exact = gradient.double().t() @ hidden.double()
+    out = torch.full((50, 8), torch.nan, dtype=torch.bfloat16)
+    if dtype == torch.bfloat16 and not products.widening(gradient.device, dtype):
+        gradient, hidden = gradient.float(), hidden.float()
+    grad_weight(gradient, hidden, out, add=False)
+    torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=2**-8)
+    assert (out == exact.to(torch.bfloat16)).float().mean() > 0.98  # but for sums that lie between two of them

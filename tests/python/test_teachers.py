@@ -156,7 +156,8 @@ def test_both_are_loaded_planned_for_and_end_alike(tmp_path: Path) -> None:
     options = parse_options(words)
     scenario = load_scenario(options, RunFolder(tmp_path / "run", resumed=False), CPU)
     assert isinstance(scenario.teacher, Teachers) and scenario.eos_ids == [EOS, 8]
-    ends = [model.generation_config.eos_token_id for model in scenario.teacher.models]
+    models: list[Any] = list(scenario.teacher.models)
+    ends = [model.generation_config.eos_token_id for model in models]
     assert ends == [[EOS, 8]] * 2 == [scenario.load_student().generation_config.eos_token_id] * 2
     size = sum(p.nbytes for model in scenario.teacher.models for p in model.parameters())
     assert dict(planned(options, CPU, 1, 8))["teacher"]["step"] == pytest.approx(size / 2**30)
