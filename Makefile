@@ -40,7 +40,7 @@ demo-real: $(BIN)/installed ## distil SmolLM2-135M-Instruct into a student cut f
 
 test: $(BIN)/installed ## the whole test suite
 	$(BIN)/python -m eopd_kernels.info
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder --durations 30
 
 # Torch as pip gives it: a machine without a GPU names the index of the smaller one, as the README says.
 newcomer: ## what the README has a newcomer do in ten minutes, in a clean environment: install, check, a first loop
