@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,15 +54,12 @@ class Blocks:
     student: Buffer
     teacher: Buffer | None
 
-    def give_back(self, gradient: Tensor) -> None:
-        """Frees the logits of the last chunk, which are not read again, but where their ``gradient`` has their place.
-
-        Whoever calls refers to them still, so that their storage is emptied.
-        """
+    def give_back(self, block: Block, gradient: Tensor) -> None:
+        """Lets go of the last chunk's logits, which are not read again; their ``gradient`` may lie in their memory."""
         for buffer in (self.student, self.teacher):
-            storage = None if buffer is None or buffer.memory is None else buffer.memory.untyped_storage()
-            if storage is not None and storage._cdata != gradient.untyped_storage()._cdata:
-                storage.resize_(0)
+            if buffer is not None:
+                buffer.memory = None
+        block.student = block.teacher = gradient
 
     def take(self, rows: Rows) -> Chunk:
         """Returns the chunk of these tokens."""
@@ -69,11 +67,15 @@ class Blocks:
         return Chunk(self, rows, self.student.side.take(rows), None if teacher is None else teacher.side.take(rows))
 
 
-class Block(NamedTuple):
+@dataclass
+class Block:
     """The logits of some tokens and columns, of both sides."""
 
     student: Tensor  # [n, k]
     teacher: Tensor  # [n, k]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.student, self.teacher))
 
 
 class Chunk(NamedTuple):

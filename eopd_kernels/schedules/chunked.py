@@ -55,7 +55,7 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
     statistics = RowStatistics(packed)
     seen.put(chunk.rows, statistics if token is None else statistics.with_token(*token), gate, None)
     if problem.one_chunk:
-        chunk.blocks.give_back(out)
+        chunk.blocks.give_back(block, out)
     gradient.begin(chunk.rows, chunk.student)
     gradient.add(problem.columns, out)
     gradient.end()
@@ -100,11 +100,12 @@ def general_gradient(
         alive = of_rows.alive().nonzero().squeeze(1)
         if len(alive) <= COMPACT_BELOW * len(weights):
             rows = alive + rows.start if isinstance(rows, slice) else rows[alive]
-            block, taken, of_rows = Block(*(side[alive] for side in block)), taken[alive], of_rows.take(alive)
+            block.student, block.teacher = block.student[alive], block.teacher[alive]
+            taken, of_rows = taken[alive], of_rows.take(alive)
     out = gradient.target(rows, problem.columns, block.student)
     block_gradient(problem, block, 0, of_rows, out)
     if problem.one_chunk:
-        chunk.blocks.give_back(out)
+        chunk.blocks.give_back(block, out)
     gradient.begin(rows, taken)
     gradient.add(problem.columns, out)
     gradient.end()
