@@ -202,10 +202,11 @@ def compute_loss_func(
 
 
 def shifted_labels(inputs: dict[str, Any]) -> Tensor | None:
-    """What each position predicts, [B, T], or [B, T - 1] without the last position; None where a batch has no labels."""
-    if inputs.get("shift_labels") is not None:
-        return inputs["shift_labels"]
-    labels = inputs.get("labels")
+    """What each position predicts, [B, T], or [B, T - 1] without the last position; None without labels."""
+    shifted: Tensor | None = inputs.get("shift_labels")
+    if shifted is not None:
+        return shifted
+    labels: Tensor | None = inputs.get("labels")
     return None if labels is None else labels[:, 1:]
 
 
