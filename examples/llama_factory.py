@@ -18,7 +18,7 @@ from llamafactory.train.trainer_utils import create_ref_model
 from eopd_kernels import EntropyGate, Objective
 from eopd_kernels.integrations.transformers import DistillationMixin
 
-OBJECTIVE = Objective(gate=EntropyGate(0.8))
+OBJECTIVE = Objective(gate=EntropyGate(1.0))
 
 
 class Distiller(DistillationMixin, CustomSeq2SeqTrainer):
