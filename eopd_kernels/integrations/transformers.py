@@ -21,8 +21,12 @@ from .batches import HOW, check_how, check_objective
 from .figures import Figures
 from .hooks import check_parameters, find, moved
 
-TESTED = "5.10 to 5.24"
-COMPUTE_LOSS = ("model", "inputs", "return_outputs", "num_items_in_batch")
+TESTED = "5.6 to 5.24"
+# What the mixin replaces, and what transformers' Trainer calls it with.
+METHODS = {
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "_get_num_items_in_batch": ("batch_samples", "device"),
+}
 
 
 class DistillationMixin:
@@ -47,7 +51,7 @@ class DistillationMixin:
     which is given the student's in full.
 
     Raises:
-        HookMoved: the Trainer's ``compute_loss`` or its count of labels is not as in transformers 5.10 to 5.24.
+        HookMoved: the Trainer's ``compute_loss`` or its count of labels is not as in transformers 5.6 to 5.24.
         ValueError: a model is refused by :meth:`LMHead.from_model` or takes no ``logits_to_keep``; several GPUs in one
             process (``nn.DataParallel``).
     """
@@ -64,18 +68,19 @@ class DistillationMixin:
         self.figures = Figures()
         super().__init__(*arguments, **options)
         trainer: Any = self
-        # Not super()'s, which may take anything: this one replaces it, and transformers' Trainer is who calls.
-        theirs = find("transformers", TESTED, "transformers", "Trainer.compute_loss")
-        check_parameters("transformers", TESTED, "Trainer.compute_loss", theirs, COMPUTE_LOSS)
-        if not hasattr(self, "_loss_shifts_labels") or not hasattr(self, "model_accepts_loss_kwargs"):
+        for name, parameters in METHODS.items():
+            # Not super()'s, which may take anything: these replace it, and transformers' Trainer is who calls.
+            theirs = find("transformers", TESTED, "transformers", f"Trainer.{name}")
+            check_parameters("transformers", TESTED, f"Trainer.{name}", theirs, parameters)
+        if not hasattr(self, "model_accepts_loss_kwargs"):
             raise moved("transformers", TESTED, "Trainer does not say any more how it counts num_items_in_batch")
         if trainer.args.n_gpu > 1:
             raise ValueError(
                 f"DistillationMixin does not work under nn.DataParallel, got {trainer.args.n_gpu} GPUs in one process: "
                 "launch one process per GPU (torchrun, accelerate launch), or show one with CUDA_VISIBLE_DEVICES"
             )
-        # Whatever the model's own loss is, ours is about labels[:, 1:] and needs their count.
-        trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True
+        # Whatever the model's own loss is, ours needs a count, and of labels that _get_num_items_in_batch has shifted.
+        trainer.model_accepts_loss_kwargs, trainer._loss_shifts_labels = True, False
         # Not `objective`: a Trainer keeps the figure of a hyperparameter search under that name.
         self.distillation_objective = Objective() if objective is None else objective
         check_objective(self.distillation_objective)
@@ -92,8 +97,8 @@ class DistillationMixin:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         trainer: Any = self
-        aligned = inputs.get("shift_labels") is not None
-        if not aligned and inputs.get("labels") is None:
+        labels = shifted_labels(inputs)
+        if labels is None:
             raise ValueError(
                 "DistillationMixin needs labels in the batch, -100 where a token is left out: take a collator that "
                 "makes them, e.g. DataCollatorForLanguageModeling(tokenizer, mlm=False)"
@@ -103,13 +108,13 @@ class DistillationMixin:
         student, outputs = hidden_states(model, read, 0 if all_logits else 1)
         with torch.no_grad():
             teacher, _ = hidden_states(self.teacher_model, read, 1)
-        predicting = slice(None) if aligned else slice(-1)
+        predicting = slice(labels.shape[1])
         out = entropy_aware_kl(
             student[:, predicting],
             teacher[:, predicting],
             student_head=LMHead.from_model(model),
             teacher_head=LMHead.from_model(self.teacher_model),
-            labels=inputs["shift_labels"] if aligned else inputs["labels"][:, 1:],
+            labels=labels,
             num_items=num_items_in_batch,
             vocab_size=self.vocab_size,
             objective=self.distillation_objective,
@@ -121,6 +126,11 @@ class DistillationMixin:
             # num_items counts the tokens of all processes, and data parallelism averages their gradients.
             loss = loss * (trainer.accelerator.num_processes // trainer.get_tp_size())
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The Trainer's count, of the labels of this loss: before transformers 5.10 it counts first tokens as well."""
+        counted = [{"labels": shifted_labels(batch)} for batch in batch_samples]
+        return super()._get_num_items_in_batch(counted, device)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *rest: Any, **options: Any) -> None:
         self.figures.log_with(super().log, self)(logs, *rest, **options)  # type: ignore[misc]
@@ -189,6 +199,15 @@ def compute_loss_func(
         return out.loss
 
     return loss
+
+
+def shifted_labels(inputs: dict[str, Any]) -> Tensor | None:
+    """What each position predicts, [B, T], or [B, T - 1] without the last position; None without labels."""
+    shifted: Tensor | None = inputs.get("shift_labels")
+    if shifted is not None:
+        return shifted
+    labels: Tensor | None = inputs.get("labels")
+    return None if labels is None else labels[:, 1:]
 
 
 def check_logits_to_keep(name: str, model: nn.Module) -> None:

@@ -174,6 +174,32 @@ def test_the_mixin_counts_shifted_labels_whatever_the_models_own_loss_is(tmp_pat
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_mixin_counts_its_own_labels_whatever_the_trainer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers before 5.10 counts the labels of first tokens too; and labels may have come shifted alone."""
+
+    def before_5_10(self: Any, batch_samples: list[Any], device: torch.device) -> Tensor:
+        return sum(batch["labels"].ne(-100).sum() for batch in batch_samples)
+
+    def shifted(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        stacked = {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
+        return {**stacked, "shift_labels": nn.functional.pad(stacked.pop("labels")[:, 1:], (0, 1), value=-100)}
+
+    def first_loss(**options: Any) -> float:
+        student, teacher = tiny_pair()
+        settings = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+        trainer = by_mixin(student, teacher, args=settings, train_dataset=rows(), **options)
+        trainer.train()
+        found: float = trainer.state.log_history[0]["loss"]
+        return found
+
+    expected = expected_loss(*tiny_pair(), rows()).item()
+    assert first_loss(data_collator=shifted) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr(Trainer, "_get_num_items_in_batch", before_5_10)
+    assert first_loss() == pytest.approx(expected, abs=1e-5)
+
+
 def test_evaluation_has_the_same_loss(make: Any, tmp_path: Path) -> None:
     student, teacher = tiny_pair()
     trainer = make(student, teacher, args=arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=rows())
@@ -276,13 +302,14 @@ def test_a_batch_without_labels_is_refused_with_what_to_do(tmp_path: Path) -> No
             trainer.compute_loss(student, batch)
 
 
-def test_a_compute_loss_that_has_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compute_loss(self: Any, model: Any, inputs: Any) -> None: ...
+@pytest.mark.parametrize("name", ["compute_loss", "_get_num_items_in_batch"])
+def test_a_method_that_has_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def method(self: Any, model: Any, inputs: Any) -> None: ...
 
-    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(Trainer, name, method)
     student, teacher = tiny_pair()
     version = hooks.installed_version("transformers")
-    with pytest.raises(hooks.HookMoved, match=rf"transformers {version}.*compute_loss takes \(model, inputs\)"):
+    with pytest.raises(hooks.HookMoved, match=rf"transformers {version}.*{name} takes \(model, inputs\)"):
         by_mixin(student, teacher, args=arguments(tmp_path))
 
 

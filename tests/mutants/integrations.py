@@ -11,12 +11,12 @@ AXOLOTL = ("tests/integrations/test_axolotl.py",)
 
 MUTANTS = [
     Mutant("heads: the base model is taken for the backbone", "backbone_of", "decoder = part.get_decoder()", "decoder = part.base_model", ("tests/integrations/test_transformers.py",)),
-    Mutant("integrations: the mixin's labels are not shifted", "compute_loss", 'inputs["labels"][:, 1:]', 'inputs["labels"][:, :-1]'),
+    Mutant("integrations: the mixin's labels are not shifted", "shifted_labels", "else labels[:, 1:]", "else labels[:, :-1]"),
     Mutant("integrations: the function's labels are not shifted", "compute_loss_func.loss", "labels=labels[:, 1:]", "labels=labels[:, :-1]"),
     Mutant("integrations: the mixin ignores num_items", "compute_loss", "num_items=num_items_in_batch,\n            vocab_size=self.vocab_size", "num_items=None,\n            vocab_size=self.vocab_size"),
     Mutant("integrations: the function ignores num_items", "compute_loss_func.loss", "num_items=num_items_in_batch,\n            vocab_size=vocab_size", "num_items=None,\n            vocab_size=vocab_size"),
     Mutant("integrations: the mean of gradients divides once more", "compute_loss", "loss * (trainer.accelerator.num_processes // trainer.get_tp_size())", "loss"),
-    Mutant("integrations: the first label counts", "DistillationMixin.__init__", "trainer._loss_shifts_labels = trainer.model_accepts_loss_kwargs = True", "trainer.model_accepts_loss_kwargs = True"),
+    Mutant("integrations: the first label counts", "_get_num_items_in_batch", '{"labels": shifted_labels(batch)}', "dict(batch)"),
     Mutant("integrations: the mixin computes all logits", "compute_loss", "0 if all_logits else 1", "0"),
     Mutant("integrations: trl's beta from the other end", "trl.effective", "Objective.gkd(beta, temperature)", "Objective.gkd(1 - beta, temperature)"),
     Mutant("integrations: trl's num_items is ignored", "_chunked_divergence_loss", "num_items=num_items_in_batch,", "num_items=None,"),
