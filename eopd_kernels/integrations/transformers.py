@@ -19,7 +19,7 @@ from ..heads.backbone import backbone_of
 from ..heads.from_model import unwrapped
 from .batches import HOW, check_how, check_objective
 from .figures import Figures
-from .hooks import check_parameters, find, moved
+from .hooks import check_parameters, find, installed_version, moved
 
 TESTED = "5.6 to 5.24"
 # What the mixin replaces, and what transformers' Trainer calls it with.
@@ -27,6 +27,8 @@ METHODS = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "_get_num_items_in_batch": ("batch_samples", "device"),
 }
+
+OLDER = ("4.", *(f"5.{minor}." for minor in range(10)))
 
 
 class DistillationMixin:
@@ -162,10 +164,19 @@ def compute_loss_func(
 
     Returns:
         A function of ``(outputs, labels, num_items_in_batch=None)``.
+
+    Raises:
+        ValueError: transformers is older than 5.10.
     """
     objective = Objective() if objective is None else objective
     check_objective(objective)
     check_how("compute_loss_func", how)
+    version = installed_version("transformers")
+    if version.startswith(OLDER):
+        raise ValueError(
+            f"compute_loss_func needs transformers 5.10 or newer, got {version}, whose Trainer counts the labels of "
+            "first tokens, which nothing predicts: take DistillationMixin, which counts for itself"
+        )
     teacher.requires_grad_(False).eval()
     kept: list[dict[str, Any]] = []
 

@@ -200,6 +200,16 @@ def test_the_mixin_counts_its_own_labels_whatever_the_trainer_counts(
     assert first_loss() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("version", "works"), [("4.57.1", False), ("5.9.0", False), ("5.10.0", True)])
+def test_a_trainer_that_counts_too_much_is_refused(version: str, works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eopd_kernels.integrations.transformers.installed_version", lambda _: version)
+    if works:
+        compute_loss_func(*tiny_pair())
+        return
+    with pytest.raises(ValueError, match=f"5.10 or newer, got {version}.*DistillationMixin"):
+        compute_loss_func(*tiny_pair())
+
+
 def test_evaluation_has_the_same_loss(make: Any, tmp_path: Path) -> None:
     student, teacher = tiny_pair()
     trainer = make(student, teacher, args=arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=rows())
