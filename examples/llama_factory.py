@@ -24,11 +24,6 @@ OBJECTIVE = Objective(gate=EntropyGate(1.0))
 class Distiller(DistillationMixin, CustomSeq2SeqTrainer):
     """LLaMA-Factory's trainer with another loss."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        # As LLaMA-Factory's own ref_model: under autocast, whose dtype its masks of packed rows have.
-        self.teacher_model = self.accelerator.prepare_model(self.teacher_model, evaluation_mode=True)
-
 
 def run_sft(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any, *rest: Any) -> None:
     """LLaMA-Factory's ``run_sft``, whose trainer gets the teacher as well."""

@@ -38,7 +38,7 @@ class DistillationMixin:
 
     Args:
         teacher_model: a causal language model of the student's vocabulary. It is moved to the Trainer's device, put
-            into eval mode, and its parameters stop requiring gradients.
+            into eval mode, and its parameters stop requiring gradients. It runs in the Trainer's mixed precision.
         objective: see :class:`Objective`; default ``Objective()``. A sampled reverse half is refused: the inputs have
             no old log-probabilities.
         vocab_size: as in :func:`entropy_aware_kl`, for vocabularies of two sizes.
@@ -108,7 +108,7 @@ class DistillationMixin:
         read = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
         all_logits = return_outputs and trainer.compute_metrics is not None
         student, outputs = hidden_states(model, read, 0 if all_logits else 1)
-        with torch.no_grad():
+        with torch.no_grad(), trainer.accelerator.autocast():  # as the student is run
             teacher, _ = hidden_states(self.teacher_model, read, 1)
         predicting = slice(labels.shape[1])
         out = entropy_aware_kl(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -210,6 +211,18 @@ def test_a_trainer_that_counts_too_much_is_refused(version: str, works: bool, mo
         compute_loss_func(*tiny_pair())
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_teacher_of_the_mixin_runs_in_the_trainers_precision(bf16: bool, tmp_path: Path) -> None:
+    student, teacher = tiny_pair()
+    seen: dict[str, set[torch.dtype]] = {}
+    for name, model in (("student", student), ("teacher", teacher)):
+        layer = model.get_submodule("model.layers.0.mlp.down_proj")
+        layer.register_forward_hook(lambda m, i, out, name=name: seen.setdefault(name, set()).add(out.dtype))
+    by_mixin(student, teacher, args=arguments(tmp_path, bf16=bf16), train_dataset=rows()).train()
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert seen == {"student": {dtype}, "teacher": {dtype}}
+
+
 def test_evaluation_has_the_same_loss(make: Any, tmp_path: Path) -> None:
     student, teacher = tiny_pair()
     trainer = make(student, teacher, args=arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=rows())
@@ -256,13 +269,15 @@ def test_the_count_of_all_processes_meets_the_mean_of_their_gradients(make: Any,
     trainer = make(student, teacher, args=arguments(tmp_path, average_tokens_across_devices=True))
     batch = {name: torch.stack([row[name] for row in rows()]) for name in rows()[0]}
     alone = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
-    trainer.accelerator.state._shared_state["num_processes"] = 2
+    for state in (PartialState, trainer.accelerator.state):  # accelerate brings the second back to the first
+        state._shared_state["num_processes"] = 2
     try:
         of_two = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
         trainer.args.average_tokens_across_devices = False
         own = trainer.compute_loss(student, dict(batch), num_items_in_batch=torch.tensor(40))
     finally:
-        trainer.accelerator.state._shared_state["num_processes"] = 1
+        for state in (PartialState, trainer.accelerator.state):
+            state._shared_state["num_processes"] = 1
     torch.testing.assert_close(of_two, 2 * alone)
     torch.testing.assert_close(own, alone)
 
