@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .errors import UsageError
 from .options import DEMO, GROUPS, Options, TrainingOptions
@@ -76,8 +78,26 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     elsewhere = {"fsdp": None, "deepspeed": None, "use_cpu": not torch.accelerator.is_available()}
     asked = given | (elsewhere if given["plan"] is not None else {})
     parts: list[Any] = [group(**{f.name: asked[f.name] for f in fields(group) if f.init}) for group in GROUPS]
+    complete_deepspeed(parts[-1])
     parts.append(given)
     return Options(*parts)
+
+
+def complete_deepspeed(args: TrainingOptions) -> None:
+    """Has DeepSpeed do what the options say also where its file says nothing, and keep to them where it does."""
+    unset_hf_deepspeed_config()  # else every model, the teacher too, would be shared out as it is loaded
+    if args.deepspeed_plugin is None:
+        return
+    if found := getattr(args, "hf_deepspeed_config", None) and args.hf_deepspeed_config.mismatches:
+        raise UsageError("--deepspeed", f"contradicts other options: {'; '.join(found)}; 'auto' takes theirs")
+    if "LOCAL_RANK" not in os.environ:
+        raise UsageError("--deepspeed", "needs a launcher: torchrun --nproc-per-node N python/distill.py ...")
+    config = args.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
+    config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+    config["gradient_clipping"] = args.max_grad_norm
+    # Without it ZeRO-3 refuses to save the student, at the end. They are saved in the dtype that they have.
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 def from_file(argument: str, path: Path) -> list[str]:

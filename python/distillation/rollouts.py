@@ -140,7 +140,7 @@ def sample(
     if numbers is None:
         numbers = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64)
     eos_ids = end_of_sequence_ids(model, tokenizer)
-    head_size = len(model.get_output_embeddings().weight)
+    head_size = model.get_output_embeddings().out_features  # under ZeRO-3 the weight is empty
     unshared = list(range(vocab_size, head_size)) if vocab_size is not None else []
     plain = GenerationConfig(
         do_sample=False,  # DrawTokens leaves one id to choose

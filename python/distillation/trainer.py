@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProgressCallback, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from eopd_kernels import Objective, Sampled
 
@@ -78,7 +80,16 @@ class OnPolicyTrainer(AtomicCheckpoints):
         without_dropout(student)
         # Without something to evaluate on the library never does.
         data: dict[str, Any] = {"data_collator": list, "train_dataset": stream, "eval_dataset": stream}
+        AcceleratorState._reset_state()  # of the objective before: DeepSpeed's config is taken only once
         super().__init__(student, args, callbacks=callbacks, **data)
+        unset_hf_deepspeed_config()  # which the library has set anew: later models are loaded whole, too
+        if self.is_deepspeed_enabled and self.shares_parameters:
+            from deepspeed import zero
+
+            # The loss reads the head. Where generate has had it fetched ahead, DeepSpeed 0.19 does not notice that, and
+            # it would be empty again in backward.
+            for parameter in student.get_output_embeddings().parameters():
+                zero.register_external_parameter(student, parameter)
         self.teacher = moved(cast(Any, teacher), args.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.stream = stream
@@ -106,8 +117,7 @@ class OnPolicyTrainer(AtomicCheckpoints):
     @property
     def shares_parameters(self) -> bool:
         """Whether each process holds a part of the student only, so that all must run it together."""
-        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        return self.is_fsdp_enabled or getattr(self.accelerator.state.deepspeed_plugin, "zero_stage", 0) == 3
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
