@@ -80,7 +80,8 @@ class OnPolicyTrainer(AtomicCheckpoints):
         without_dropout(student)
         # Without something to evaluate on the library never does.
         data: dict[str, Any] = {"data_collator": list, "train_dataset": stream, "eval_dataset": stream}
-        AcceleratorState._reset_state()  # of the objective before: DeepSpeed's config is taken only once
+        if args.deepspeed_plugin is not None:
+            AcceleratorState._reset_state()  # of the objective before: DeepSpeed's config is taken only once
         super().__init__(student, args, callbacks=callbacks, **data)
         unset_hf_deepspeed_config()  # which the library has set anew: later models are loaded whole, too
         if self.is_deepspeed_enabled and self.shares_parameters:
