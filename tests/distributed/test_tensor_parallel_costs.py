@@ -108,8 +108,8 @@ def peak_memory(vocab_size: int = 8192, n: int = 256, dim: int = 32) -> tuple[in
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_memory_falls_with_the_ranks(ranks: int) -> None:
-    """dW is divided; the blocks keep to their budget, which the whole vocabulary here does not fill."""
+    """Both are divided: the blocks, which are one chunk's here, and dW, which takes the place of the teacher's."""
     blocks, weight = 2 * 256 * 8192 * 4, 8192 * 32 * 4
     for peak, own_weight in run_ranks(ranks, peak_memory):
         assert own_weight == weight / ranks
-        assert peak == pytest.approx((blocks + weight) / ranks, rel=0.05)
+        assert peak == pytest.approx(max(blocks, blocks / 2 + weight) / ranks, rel=0.02)
