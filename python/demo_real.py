@@ -62,8 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
         models: dict[str, dict] = {}
         for name in arguments.runs:
             say(f"\nseed {seed}, {name}")
-            words = run_arguments(folder, seed, name, arguments.more)
-            if status := distill.main(words):
+            if status := distill.main(run_arguments(folder, seed, name, arguments.more)):
                 return status
             results = json.loads((run_folder(folder, seed, name) / "results.json").read_text())
             models |= {model["name"]: model["agreement"] for model in results["models"]}

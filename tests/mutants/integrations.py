@@ -11,6 +11,8 @@ AXOLOTL = ("tests/integrations/test_axolotl.py",)
 
 MUTANTS = [
     Mutant("heads: the base model is taken for the backbone", "backbone_of", "decoder = part.get_decoder()", "decoder = part.base_model", ("tests/integrations/test_transformers.py",)),
+    Mutant("integrations: the mixin's teacher knows no mixed precision", "compute_loss", "torch.no_grad(), trainer.accelerator.autocast()", "torch.no_grad()", FIGURES),
+    Mutant("integrations: a Trainer that counts too much is taken", "compute_loss_func", "if version.startswith(OLDER):", "if False:", FIGURES),
     Mutant("integrations: the mixin's labels are not shifted", "shifted_labels", "else labels[:, 1:]", "else labels[:, :-1]"),
     Mutant("integrations: the function's labels are not shifted", "compute_loss_func.loss", "labels=labels[:, 1:]", "labels=labels[:, :-1]"),
     Mutant("integrations: the mixin ignores num_items", "compute_loss", "num_items=num_items_in_batch,\n            vocab_size=self.vocab_size", "num_items=None,\n            vocab_size=self.vocab_size"),
