@@ -18,6 +18,7 @@ from .smollm2 import Damage
 TARGETS, MODELS, REAL = "targets", "models", "real"
 GROWTH_TOKENS, GROWTH_VOCAB, DIVERGENCE = "tokens", "vocabulary", "divergence"
 GROUPS = (TARGETS, MODELS, REAL, GROWTH_TOKENS, GROWTH_VOCAB, DIVERGENCE)
+TINY = "logits 4 x 32 fp32"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # A training step that the cases with the heads of models stand for.
 STEP_TOKENS = 8_192
@@ -46,8 +47,8 @@ HEADS = {
 PAIRS = list(zip([*HEADS][::2], [*HEADS][1::2], strict=True))  # a student and its teacher
 
 
-def tie(name: str) -> str:
-    return f"{name} ({'tied' if HEADS[name].tied else 'not tied'})"
+def pair(student: str, teacher: str) -> str:
+    return " from ".join(f"{name} ({'tied' if HEADS[name].tied else 'not tied'})" for name in (student, teacher))
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ def targets(level: Level, dtype: str) -> list[Case]:
         of_hidden(level.main_tokens, (PRODUCTS, *GATED, *REVERSE, *FORWARD, of.LCE)),
         of_hidden(level.long_tokens, (PRODUCTS, OURS)),
     ]
+    # So few tokens that what a call costs by itself is all of it.
+    tiny = replace(logits, name=TINY, source=partial(logits_problem, 4, 32), shape=Shape(4, 32), error_tokens=4)
+    made.append(replace(tiny, contenders=(LOGITS[OURS], LOGITS[of.PLAIN])))
     products = (OURS, of.PLAIN, of.DX_BF16, of.DX_FP32)
     return made if dtype == "bf16" else [*made, of_hidden(level.tokens, products, "bf16")]
 
@@ -168,7 +172,7 @@ def models(level: Level, dtype: str) -> list[Case]:
     for student, teacher in level.pairs:
         shape = Shape(level.model_tokens, HEADS[student].vocab, HEADS[student].dim, HEADS[teacher].dim)
         case = random_hidden(MODELS, level, shape, (PRODUCTS, OURS, of.PLAIN, *REVERSE), dtype)
-        name, scale = f"{tie(student)} from {tie(teacher)}", f"{shape.tokens:,} of {STEP_TOKENS:,} tokens, whole heads"
+        name, scale = pair(student, teacher), f"{shape.tokens:,} of {STEP_TOKENS:,} tokens, whole heads"
         made.append(replace(case, name=name, scale=scale, error_tokens=32, patience=level.patience / 2))
     return made
 

@@ -54,8 +54,8 @@ void offer_row_functions(py::module_& module, Task (*task_of)(const Argument&),
              arg("b"), arg("c"), extra...,
              "Writes p (a + b log(p / q)) - c q, chained to the raw student logits, into out [rows, columns].");
   module.def("row_loss_and_gradient", bound(task_of, kernels_of, &Functions::row_loss_and_gradient), arg("task"), arg("weights"),
-             arg("gate_threshold"), arg("combine"), arg("statistics"), arg("gate"), extra...,
-             "Both at once: the numbers, the gate on the teacher's entropy, and the gradient that follows from them.");
+             arg("gate_threshold"), arg("combine"), arg("statistics"), arg("gate"), arg("loss"), extra...,
+             "Both at once: the numbers, the gate on the teacher's entropy, and the loss and gradient that follow.");
   module.def("row_mixture", bound(task_of, kernels_of, &Functions::row_mixture), arg("task"), arg("statistics"), arg("skews"),
              arg("mixture"), extra..., "Writes the skewed divergences and shares of every row into mixture [rows, 4].");
   module.def("row_mixture_gradient", bound(task_of, kernels_of, &Functions::row_mixture_gradient), arg("task"),

@@ -44,7 +44,8 @@ struct RowFunctions {
                                 Address weights,  // [rows]
                                 double gate_threshold, const std::array<double, 4>& combine,
                                 Address statistics,  // [rows, 8], written
-                                Address gate);       // [rows], written
+                                Address gate,        // [rows], written
+                                Address loss);       // [rows], written
   void (*row_mixture)(const Task&,
                       Address statistics,  // [rows, 8], of whole rows
                       const std::array<double, 2>& skews,

@@ -112,6 +112,11 @@ EOPD_HD Real teacher_entropy(const RowStatistics<Real>& row) {
 }
 
 template <typename Real>
+EOPD_HD Real forward_kl(const RowStatistics<Real>& row) {
+  return row.teacher_cross / row.teacher_sum + log_sum_ratio(row);
+}
+
+template <typename Real>
 EOPD_HD Real reverse_kl(const RowStatistics<Real>& row) {
   return row.student_cross / row.student_sum - log_sum_ratio(row);
 }
@@ -184,6 +189,9 @@ EOPD_HD Real open_gate(const RowStatistics<Real>& row, Real threshold) {
 template <typename Real>
 struct Combine {
   Real reverse, reverse_gate, forward, forward_gate;
+
+  EOPD_HD Real of_reverse(Real gate) const { return reverse + reverse_gate * gate; }
+  EOPD_HD Real of_forward(Real gate) const { return forward + forward_gate * gate; }
 };
 
 template <typename Real>
@@ -191,14 +199,20 @@ Combine<Real> combine_of(const std::array<double, 4>& numbers) {
   return {Real(numbers[0]), Real(numbers[1]), Real(numbers[2]), Real(numbers[3])};
 }
 
+// The loss of a row of weight 1: c_r R + c_f F. A divergence without weight may be infinite.
+template <typename Real>
+EOPD_HD Real gated_loss(const RowStatistics<Real>& row, Real gate, const Combine<Real>& combine) {
+  return times_or_zero(combine.of_reverse(gate), reverse_kl(row)) +
+         times_or_zero(combine.of_forward(gate), forward_kl(row));
+}
+
 // The coefficients of both plain divergences in a row of this weight.
 template <typename Real>
 EOPD_HD Coefficients<Real> gated_coefficients(const RowStatistics<Real>& row, Real gate, Real weight,
                                               const Combine<Real>& combine) {
-  const Real c_r = combine.reverse + combine.reverse_gate * gate;
-  const Real c_f = combine.forward + combine.forward_gate * gate;
-  const Real reverse = c_r == 0 ? Real(0) : c_r * reverse_kl(row);  // an unused divergence may be infinite
-  return {weight * (c_f - reverse), weight * c_r, weight * c_f};
+  const Real c_r = combine.of_reverse(gate);
+  const Real c_f = combine.of_forward(gate);
+  return {weight * (c_f - times_or_zero(c_r, reverse_kl(row))), weight * c_r, weight * c_f};
 }
 
 // The gradient form with everything that is constant along the row folded in:

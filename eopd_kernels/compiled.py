@@ -104,7 +104,6 @@ def done_to_logits(head: LMHead | None) -> tuple[float, float | None] | None:
 TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", int | None: "SymInt?", str: "str"}
 SCHEMA = ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(Arguments).items())
 TOKENS = tuple(field.name for field in fields(Tokens))
-SEEN = tuple(field.name for field in fields(Seen))
 RECORD_TYPES = (EntropyGate, Objective, Options, QuantileGate, Sampled, Skewed, TopK)
 RECORDS: dict[str, Any] = {record.__name__: record for record in RECORD_TYPES}
 SIZES = ("local_vocab_size", "workspace_bytes")
@@ -155,7 +154,7 @@ def read(spelling: str) -> Any:
 def call(call: Call) -> tuple[Tensor, Seen]:
     """Returns the loss of a checked call that is traced, and what was seen of its N tokens."""
     loss, *rest = OPS.loss(*Arguments.of(call))
-    return loss, Seen(*rest[: seen_tensors(call.tokens.token_ids)])
+    return loss, Seen.of_tensors(*rest[: seen_tensors(call.tokens.token_ids)])
 
 
 def obstacle(options: Options) -> str | None:
@@ -204,7 +203,7 @@ def loss_fake(*given: Any) -> list[Tensor]:
     arguments = Arguments(*given)
     options, new, n = arguments.options, arguments.weights.new_empty, arguments.weights.shape[0]
     outputs = [new(arguments.student.shape[:-1] if options.reduction == "none" else ()), new(n, 8)]
-    outputs += [new(n) for _ in SEEN[1:-1]] + ([] if arguments.token_ids is None else [new(n, 2)])
+    outputs += [new(n) for _ in range(4)] + ([] if arguments.token_ids is None else [new(n, 2)])
     if not any(options.needs_gradient):
         return [*outputs, new(0)]
     inputs = arguments.student, arguments.student_weight, arguments.student_bias
@@ -225,7 +224,7 @@ def loss_fake(*given: Any) -> list[Tensor]:
 
 def seen_tensors(token_ids: Tensor | None) -> int:
     """Returns how many tensors a :class:`Seen` has."""
-    return len(SEEN) - (token_ids is None)
+    return 5 if token_ids is None else 6
 
 
 def own_columns(objective: Objective, top_ids: Tensor | None) -> int:

@@ -89,8 +89,9 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
             )
         if call.options.inplace:
             check_apart(call.student, call.teacher)
-        loss, _, *seen = super().apply(*call.differentiable(), call)
-        return loss, Seen(*seen)
+        seen: list[Seen] = []
+        loss, _ = super().apply(*call.differentiable(), call, seen)
+        return loss, seen[0]
 
     @staticmethod
     def forward(
@@ -99,8 +100,10 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         student_weight: Tensor | None,  # [V, D_s]
         student_bias: Tensor | None,  # [V]
         call: Call,
-    ) -> tuple[Tensor, ...]:
+        seen_here: list[Seen],  # filled
+    ) -> tuple[Tensor, Tensor]:
         loss, seen, kept, visited = solve(call)
+        seen_here.append(seen)
         anchor = loss.new_empty(0)
         ctx.schedule = call.options.schedule
         if any(call.options.needs_gradient):
@@ -109,15 +112,13 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 ctx.call, ctx.visited = call.without_sides(), visited
             ctx.save_for_backward(*kept, anchor)
         ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
-        outputs = seen.tensors()
-        ctx.mark_non_differentiable(*outputs)
         ctx.set_materialize_grads(False)
-        return loss, anchor, *outputs
+        return loss, anchor
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream[0] is None:
-            return (None,) * 4
+            return (None,) * 5
         if torch._C._functorch.is_legacy_batchedtensor(upstream[0]):
             raise RuntimeError(
                 "EntropyAwareKL cannot be vectorized over gradients (is_grads_batched, jacobian(vectorize=True)): ask "
@@ -128,7 +129,7 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
             gradients = BACKWARD[ctx.schedule](ctx, saved, upstream[0])
         if torch.is_grad_enabled():
             gradients = refuse_second_derivative(gradients, upstream[0], anchor)
-        return *gradients, None
+        return *gradients, None, None
 
 
 def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradients:
@@ -136,7 +137,8 @@ def backward_chunked(ctx: Any, saved: Sequence[Any], upstream: Tensor) -> Gradie
     later, *stored = saved
     factor = outstanding(upstream, later, ctx.forms[0][1][:-1])
     last = not torch._C._autograd._get_current_graph_task_keep_graph()
-    if last and later is None and tensors.readable(factor) and factor == 1:  # elsewhere this waits for the device
+    # Elsewhere a look at the factor would wait for the device.
+    if last and later is None and tensors.readable(factor) and factor.item() == 1:
         return as_inputs(stored, ctx.forms)
     pairs = zip(stored, ctx.forms, strict=True)
     return as_inputs([None if g is None else scaled(g, factor, form[0], last) for g, form in pairs], ctx.forms)

@@ -33,9 +33,12 @@ class TokenFigures(Protocol):
     @property
     def reverse_kl(self) -> Tensor: ...
 
+    @property
+    def reverse(self) -> Tensor: ...
+    @property
+    def forward(self) -> Tensor: ...
+
     gate: Tensor
-    reverse: Tensor
-    forward: Tensor
     token_log_probs: Tensor | None  # [N, 2]
 
 

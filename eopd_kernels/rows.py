@@ -5,16 +5,16 @@ Everything above this file is device-independent PyTorch; everything below sees 
     row_statistics(student, teacher, transforms)                        -> statistics [n, 8]
     row_gradient(student, teacher, statistics, a, b, c, transforms, out)
     row_loss_and_gradient(student, teacher, weights, gate_threshold, combine, transforms, out)
-                                                                        -> statistics [n, 8], gate [n]
+                                                                        -> statistics [n, 8], gate [n], loss [n]
     row_mixture(student, teacher, statistics, skews, transforms)        -> mixture [n, 4]
     row_mixture_gradient(student, teacher, statistics, a, b, c, skews, transforms, out)
 
 ``student`` and ``teacher`` are raw logits ``[n, V]`` of any floating dtype and row stride, last stride 1.
 ``transforms`` are scale, softcap (0: none) and temperature of the student, then of the teacher. The compute dtype, that
 of statistics, gate, weights and coefficients, is float64 if either side is, else float32. ``out`` ``[n, V]`` takes the
-gradient with respect to the raw student logits, in its own dtype, and may be the student block itself. Rows of weight 0
-count for nothing: their statistics are empty, their gate 0 and their gradient exactly 0, whatever their logits hold; so
-is the gradient of rows with a = b = c = 0.
+gradient with respect to the raw student logits, in its own dtype, and may be the student block itself. ``loss`` is that
+of a row of weight 1. Rows of weight 0 count for nothing: their statistics are empty, their gate and loss 0 and their
+gradient exactly 0, whatever their logits hold; so is the gradient of rows with a = b = c = 0.
 
 The last two are the divergences against a mixture (docs/math.md, "Skewed divergences"): ``skews`` are those of the
 forward and the reverse half, each in [0, 1). ``statistics`` are whole rows' even where the logits are a slice of the
@@ -45,7 +45,7 @@ class RowFunctions(NamedTuple):
 
     row_statistics: Callable[..., Tensor]
     row_gradient: Callable[..., None]
-    row_loss_and_gradient: Callable[..., tuple[Tensor, Tensor]]
+    row_loss_and_gradient: Callable[..., tuple[Tensor, Tensor, Tensor]]
     row_mixture: Callable[..., Tensor]
     row_mixture_gradient: Callable[..., None]
 
@@ -90,11 +90,11 @@ def implementations(name: str) -> RowFunctions:
         combine: Sequence[float],
         transforms: Sequence[float],
         out: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         block = Block(student, teacher, transforms, out, visits=2)
         check(name, block, weights=weights)
         statistics = weights.new_empty(student.shape[0], 8)
-        gate = torch.empty_like(weights)
+        gate, loss = torch.empty_like(weights), torch.empty_like(weights)
         backend.kernels().row_loss_and_gradient(
             backend.problem(block),
             weights=at(weights),
@@ -102,8 +102,9 @@ def implementations(name: str) -> RowFunctions:
             combine=combine,
             statistics=at(statistics),
             gate=at(gate),
+            loss=at(loss),
         )
-        return statistics, gate
+        return statistics, gate, loss
 
     def row_mixture(
         student: Tensor, teacher: Tensor, statistics: Tensor, skews: Sequence[float], transforms: Sequence[float]
@@ -216,7 +217,11 @@ def _nothing(*arguments: Any) -> None:
 FAKES = RowFunctions(
     _fake_statistics,
     _nothing,
-    lambda student, teacher, weights, *rest: (_fake_statistics(student, teacher), torch.empty_like(weights)),
+    lambda student, teacher, weights, *rest: (
+        _fake_statistics(student, teacher),
+        torch.empty_like(weights),
+        torch.empty_like(weights),
+    ),
     lambda student, teacher, statistics, *rest: statistics.new_empty(student.shape[0], 4),
     _nothing,
 )

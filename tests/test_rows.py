@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, open_gate
+from eopd_kernels.row_math.formulas import Coefficients, Combine, gated_coefficients, gated_loss, open_gate
 from eopd_kernels.row_math.statistics import RowStatistics
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
 from tests.conftest import columns_of_tiles, logits_like, relative_error, skip_unless
@@ -73,14 +73,29 @@ def test_the_three_functions(
     weights = torch.tensor([0.3, 0.0, -1.2, 1.0, 2.5], dtype=compute)
     out = torch.empty(5, vocab_size, dtype=compute)
     threshold = float(exact.teacher_entropy.median()) + 1e-3
-    fused, gate = functions.row_loss_and_gradient(student, teacher, weights, threshold, list(ADD), IDENTITY, out)
-    assert fused.dtype == gate.dtype == compute
+    fused, gate, loss = functions.row_loss_and_gradient(student, teacher, weights, threshold, list(ADD), IDENTITY, out)
+    assert fused.dtype == gate.dtype == loss.dtype == compute
     expected_gate = open_gate(exact, threshold) * (weights != 0)
     assert torch.equal(gate.double(), expected_gate)
     read = weights != 0
     assert relative_error(fused[read], exact.packed[read]) < 10 * tolerance
+    assert relative_error(loss, (exact.reverse_kl + 0.7 * expected_gate * exact.forward_kl) * read) < 10 * tolerance
     coefficients = gated_coefficients(exact, expected_gate, ADD, weights.double())
     assert relative_error(out, exact_gradient(student, teacher, coefficients)) < 10 * tolerance
+
+
+@pytest.mark.parametrize(
+    "combine", [Combine(0.6, -0.5, 0.0, 2.0), Combine(-1.0, 0.0, 0.3, 0.4)], ids=["gate", "constant"]
+)
+def test_the_loss_is_that_of_a_row_of_weight_one(functions: RowFunctions, combine: Combine) -> None:
+    student, teacher = block(6, 300)
+    exact, out = exact_statistics(student, teacher), torch.empty(6, 300)
+    threshold = float(exact.teacher_entropy.median()) + 1e-3
+    weights = torch.tensor([0.3, -1.2, 1.0, 2.5, 1e-6, 7.0])
+    _, gate, loss = functions.row_loss_and_gradient(student, teacher, weights, threshold, list(combine), IDENTITY, out)
+    assert 0 < gate.sum() < 6
+    c_r, c_f = combine(gate.double())
+    assert relative_error(loss, c_r * exact.reverse_kl + c_f * exact.forward_kl) < 3e-5
 
 
 def test_a_row_of_weight_zero_is_not_read(functions: RowFunctions) -> None:
@@ -88,9 +103,10 @@ def test_a_row_of_weight_zero_is_not_read(functions: RowFunctions) -> None:
     student[1], teacher[1] = math.nan, math.inf
     out = torch.empty(3, 100)
     weights = torch.tensor([1.0, 0.0, 1.0])
-    packed, gate = functions.row_loss_and_gradient(student, teacher, weights, 0.8, list(ADD), IDENTITY, out)
+    packed, gate, loss = functions.row_loss_and_gradient(student, teacher, weights, 0.8, list(ADD), IDENTITY, out)
     assert torch.equal(packed[1], RowStatistics.empty(1, torch.float32, student.device).packed[0])
-    assert gate[1] == 0 and (out[1] == 0).all() and out.isfinite().all() and packed[[0, 2]].isfinite().all()
+    assert gate[1] == loss[1] == 0 and (loss[[0, 2]] > 0).all() and loss.isfinite().all()
+    assert (out[1] == 0).all() and out.isfinite().all() and packed[[0, 2]].isfinite().all()
 
     zero = Coefficients(*(torch.tensor([0.5, 0.0, 0.5]) for _ in range(3)))
     out = torch.empty(3, 100)
@@ -117,9 +133,9 @@ def test_any_row_stride_and_alignment(functions: RowFunctions, layout: str, dtyp
     for s, t in (strided, dense):
         out = torch.full((4, 310), 7.0)
         weights = torch.tensor([0.3, -1.2, 1.0, 2.5])
-        statistics, gate = functions.row_loss_and_gradient(s, t, weights, 2.0, list(ADD), IDENTITY, out[:, 3:303])
+        rows = functions.row_loss_and_gradient(s, t, weights, 2.0, list(ADD), IDENTITY, out[:, 3:303])
         assert (out[:, :3] == 7).all() and (out[:, 303:] == 7).all(), "wrote beside its rows"
-        results.append((statistics, gate, out))
+        results.append((*rows, out))
     for a, b in zip(*results, strict=True):
         assert relative_error(a, b) < 1e-5
 
@@ -135,7 +151,7 @@ def test_the_gradient_may_overwrite_the_student(
     apart, in_place = torch.empty_like(student), student.clone()
     one = functions.row_loss_and_gradient(student, teacher, weights, 2.0, list(ADD), IDENTITY, apart)
     two = functions.row_loss_and_gradient(in_place, teacher, weights, 2.0, list(ADD), IDENTITY, in_place)
-    assert torch.equal(apart, in_place) and torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    assert torch.equal(apart, in_place) and all(map(torch.equal, one, two))
 
     apart, in_place = torch.empty_like(student), student.clone()
     coefficients = random_coefficients(4, weights.dtype)
@@ -175,7 +191,7 @@ def test_transforms_and_their_slope(functions: RowFunctions, transforms: list[fl
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4
     out = torch.empty(6, 700, dtype=compute)
-    packed, ours = functions.row_loss_and_gradient(
+    packed, ours, _ = functions.row_loss_and_gradient(
         student, teacher, weights.to(compute), threshold, list(ADD), transforms, out
     )
     assert torch.equal(ours.double(), gate)
@@ -205,7 +221,8 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice) -
     # The half that stays finite still has its gradient.
     combine = {"both": ADD, "student": Combine(1.0, 0.0, 0.0, 0.0), "teacher": Combine(0.0, 0.0, 1.0, 0.0)}[side]
     weights, out = torch.tensor([0.3, -1.2, 1.0, 2.5]), torch.empty(4, 5003)
-    _, gate = functions.row_loss_and_gradient(student, teacher, weights, 2.0, list(combine), IDENTITY, out)
+    _, gate, loss = functions.row_loss_and_gradient(student, teacher, weights, 2.0, list(combine), IDENTITY, out)
+    assert relative_error(loss, gated_loss(exact, gate.double(), combine)) < 1e-4 and loss.isfinite().all()
     alive = torch.ones(5003, dtype=torch.bool)
     alive[dead] = side == "teacher"
     coefficients = gated_coefficients(exact, gate.double(), combine, weights.double())
@@ -231,12 +248,13 @@ def test_a_nan_stays_in_its_row(functions: RowFunctions, backend: str, combine: 
         blocks = block(4, vocab_size)
         out = torch.empty(4, vocab_size)
         weights = torch.ones(4)
-        clean, _ = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
+        clean, _, _ = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
         blocks[side][2, column] = math.nan
         out = torch.empty(4, vocab_size)
-        packed, gate = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
+        packed, gate, loss = functions.row_loss_and_gradient(*blocks, weights, 2.0, list(combine), IDENTITY, out)
         statistics = RowStatistics(packed)
         assert statistics.reverse_kl[2].isnan() and statistics.forward_kl[2].isnan()
+        assert loss[2].isnan() and loss[[0, 1, 3]].isfinite().all()
         others = [0, 1, 3]
         assert torch.equal(packed[others], clean[others]) and out[others].isfinite().all()
         assert out[2].isnan().any()
@@ -264,8 +282,8 @@ def test_no_rows(functions: RowFunctions) -> None:
     assert functions.row_statistics(empty, empty, IDENTITY).shape == (0, 8)
     nothing = torch.empty(0)
     functions.row_gradient(empty, empty, torch.empty(0, 8), nothing, nothing, nothing, IDENTITY, torch.empty(0, 50))
-    packed, gate = functions.row_loss_and_gradient(empty, empty, nothing, 0.8, list(ADD), IDENTITY, torch.empty(0, 50))
-    assert packed.shape == (0, 8) and gate.shape == (0,)
+    rows = functions.row_loss_and_gradient(empty, empty, nothing, 0.8, list(ADD), IDENTITY, torch.empty(0, 50))
+    assert [tuple(numbers.shape) for numbers in rows] == [(0, 8), (0,), (0,)]
 
 
 def test_each_is_a_sound_custom_op(functions: RowFunctions) -> None:

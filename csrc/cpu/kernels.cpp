@@ -289,22 +289,24 @@ void row_mixture_gradient(const Task& task, Address statistics, Address a, Addre
 }
 
 void row_loss_and_gradient(const Task& task, Address weights, double gate_threshold,
-                           const std::array<double, 4>& combine, Address statistics, Address gate) {
+                           const std::array<double, 4>& combine, Address statistics, Address gate, Address loss) {
   with_real(task, [&](auto kind) {
     using Real = decltype(kind);
     const Workspace<Real> workspace(task.threads, task.columns);
     for_rows<Real>(task, &workspace, [&](int64_t row, Scratch<Real>& scratch) {
       const double weight = at<const Real>(weights)[row];
       RowStatistics<double> of_row;
-      double opened = 0;
+      double opened = 0, of_weight_one = 0;
       Coefficients<double> coefficients{0, 0, 0};
       if (weight != 0) {
         of_row = statistics_of_row(task, row, scratch);
         opened = open_gate(of_row, gate_threshold);
+        of_weight_one = gated_loss(of_row, opened, combine_of<double>(combine));
         coefficients = gated_coefficients(of_row, opened, weight, combine_of<double>(combine));
       }
       store_statistics<Real>(of_row, statistics, row);
       at<Real>(gate)[row] = Real(opened);
+      at<Real>(loss)[row] = Real(of_weight_one);
       gradient_of_row(task, row, of_row, coefficients, scratch);
     });
   });

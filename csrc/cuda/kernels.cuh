@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, ke
                                  const typename Sides::Real* weights,  // [n]
                                  const Gate<typename Sides::Real> gate_of, const Combine<typename Sides::Real> combine,
                                  typename Sides::Real* statistics,  // [n, 8], written
-                                 typename Sides::Real* gate) {      // [n], written
+                                 typename Sides::Real* gate,        // [n], written
+                                 typename Sides::Real* loss) {      // [n], written
   using Real = typename Sides::Real;
   if constexpr (kept == Kept::nothing || hardware::has_clusters) {
     char* memory = hardware::shared_memory();
@@ -37,17 +38,19 @@ __global__ void __launch_bounds__(OnChip<Sides, kept>::threads, OnChip<Sides, ke
     const int row = hardware::cluster_index();
     const Slice<Sides> slice(block, row, hardware::cluster_rank(), hardware::cluster_size());
     RowStatistics<Real> numbers;
-    Real opened = 0;
+    Real opened = 0, of_weight_one = 0;
     Coefficients<Real> k{0, 0, 0};
     if (hardware::load_number(weights + row) != 0) {
       numbers = merge.over_the_cluster(visit_for_statistics(on_chip, slice)).in_nats();
       opened = gate_of(numbers);
       const Real weight = hardware::load_number(weights + row);  // again: it would take a register through the visit
+      of_weight_one = gated_loss(numbers, opened, combine);
       k = gated_coefficients(numbers, opened, weight, combine);
     }
     if (hardware::cluster_rank() == 0 && hardware::thread_index() == 0) {
       store_statistics(statistics, row, numbers);
       hardware::store_number(gate + row, opened);
+      hardware::store_number(loss + row, of_weight_one);
     }
     write_gradient(slice, RowGradient<Real>(numbers, k, block.slope),
                    [&](auto aligned, auto function) { on_chip.template visit_again<aligned.value>(slice, function); });

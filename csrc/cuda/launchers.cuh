@@ -94,11 +94,11 @@ int64_t shared_bytes(const Task& task) {
 }
 
 void row_loss_and_gradient(const Task& task, Address weights, double gate_threshold,
-                           const std::array<double, 4>& combine, Address statistics, Address gate) {
+                           const std::array<double, 4>& combine, Address statistics, Address gate, Address loss) {
   const auto kernel = with_kept(task, [](auto kept) { return &row_loss_and_gradient_kernel<Pair, kept.value>; });
   launch("row_loss_and_gradient", kernel, shape_of(task, shared_bytes(task)), task.place, block_of(task),
          at<const Real>(weights), Gate<Real>{Real(gate_threshold)}, combine_of<Real>(combine), at<Real>(statistics),
-         at<Real>(gate));
+         at<Real>(gate), at<Real>(loss));
 }
 
 }  // namespace

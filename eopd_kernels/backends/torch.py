@@ -18,6 +18,7 @@ from ..row_math.formulas import (
     Combine,
     column_gradient,
     gated_coefficients,
+    gated_loss,
     mixture_column_gradient,
     open_gate,
     transform_slope,
@@ -83,13 +84,15 @@ def row_loss_and_gradient(
     combine: Sequence[float],
     statistics: Tensor,  # [n, 8], written
     gate: Tensor,  # [n], written
+    loss: Tensor,  # [n], written
 ) -> None:
-    """Statistics, gate and gradient of the rows whose weight is not 0."""
+    """Statistics, gate, loss and gradient of the rows whose weight is not 0."""
     row_statistics(block, statistics)
     unread = RowStatistics.empty(1, statistics.dtype, statistics.device).packed
     statistics.copy_(torch.where(weights.unsqueeze(1) == 0, unread, statistics))
     numbers = RowStatistics(statistics)
     gate.copy_(torch.where(weights == 0, 0.0, open_gate(numbers, gate_threshold)))
+    loss.copy_(torch.where(weights == 0, 0.0, gated_loss(numbers, gate, Combine(*combine))))
     gradient_in_tiles(block, statistics, gated_coefficients(numbers, gate, Combine(*combine), weights), column_gradient)
 
 

@@ -50,6 +50,19 @@ def open_gate(statistics: RowStatistics, threshold: float) -> Tensor:
     return exceeds(statistics.teacher_entropy, threshold)
 
 
+def gated_halves(statistics: RowStatistics, gate: Tensor, combine: Combine) -> tuple[Tensor, Tensor]:
+    """R and F of two full halves in nats, ``[n]`` each; 0 where a half has no weight, which may be infinite there."""
+    c_r, c_f = combine(gate)
+    return statistics.reverse_kl.masked_fill(c_r == 0, 0.0), statistics.forward_kl.masked_fill(c_f == 0, 0.0)
+
+
+def gated_loss(statistics: RowStatistics, gate: Tensor, combine: Combine) -> Tensor:
+    """The loss c_r·R + c_f·F of two full halves in rows of weight 1, ``[n]``."""
+    reverse, forward = gated_halves(statistics, gate, combine)
+    c_r, c_f = combine(gate)
+    return c_r * reverse + c_f * forward
+
+
 def gated_coefficients(statistics: RowStatistics, gate: Tensor, combine: Combine, upstream: Tensor) -> Coefficients:
     """The coefficients of two full halves in rows whose loss is multiplied by ``upstream`` [n] (token weight × incoming
     gradient)."""

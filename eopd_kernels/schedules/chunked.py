@@ -17,7 +17,7 @@ from .. import tensors
 from ..row_math.statistics import RowStatistics
 from .blocks import Block, Chunk
 from .first_visit import FirstVisit, gate_of
-from .loss_terms import RowGradient, full_losses
+from .loss_terms import RowGradient
 from .masked import COMPACT_BELOW
 from .own_columns import block_gradient, token_logits
 from .problem import Problem
@@ -33,7 +33,7 @@ def chunked_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     for rows in problem.chunks():
         chunk = blocks.take(rows)
         chunk_gradient(problem, chunk, chunk.logits(problem.columns), gradient, seen)
-    return with_losses(problem, seen)
+    return seen
 
 
 def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: StudentGradient, seen: Seen) -> None:
@@ -44,28 +44,22 @@ def chunk_gradient(problem: Problem, chunk: Chunk, block: Block, gradient: Stude
     # Looked up first: the gradient may take the logits' memory.
     token = None if problem.tokens.token_ids is None else token_logits(problem, block, chunk.rows)
     out = gradient.target(chunk.rows, problem.columns, block.student)
-    packed, gate = problem.functions.row_loss_and_gradient(
+    combine = problem.objective.combination
+    packed, gate, loss = problem.functions.row_loss_and_gradient(
         *block,
         problem.weights[chunk.rows],
         problem.objective.gate_threshold(problem.vocab_size),
-        list(problem.objective.combination),
+        list(combine),
         problem.transforms,
         out,
     )
     statistics = RowStatistics(packed)
-    seen.put(chunk.rows, statistics if token is None else statistics.with_token(*token), gate, None)
+    seen.put(chunk.rows, statistics if token is None else statistics.with_token(*token), gate, loss, combine)
     if problem.one_chunk:
         chunk.blocks.give_back(block, out)
     gradient.begin(chunk.rows, chunk.student)
     gradient.add(problem.columns, out)
     gradient.end()
-
-
-def with_losses(problem: Problem, seen: Seen) -> Seen:
-    """Adds the halves and losses, which the fused kernel leaves to be computed for all tokens at once."""
-    if problem.fused:
-        seen.reverse, seen.forward, seen.loss = full_losses(problem.objective, RowStatistics(seen.packed), seen.gate)
-    return seen
 
 
 def first_visit(problem: Problem, chunk: Chunk, block: Block) -> FirstVisit:
@@ -91,7 +85,7 @@ def general_gradient(
     gate = gate_of(problem, statistics, tokens, weights)
     visited.see_top_k(problem, block, gate)
     terms = visited.terms(problem, statistics, gate, tokens, weights)
-    seen.put(rows, statistics, gate, terms)
+    seen.put(rows, statistics, gate, terms.loss, (terms.reverse, terms.forward))
 
     of_rows = RowGradient(statistics.packed, terms.coefficients, terms.own).times(weights)
     taken = chunk.student

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Block, Chunk
-from .chunked import chunk_gradient, with_losses
+from .chunked import chunk_gradient
 from .first_visit import gate_of
 from .own_columns import token_logits
 from .problem import Problem
@@ -50,7 +50,7 @@ def gates_first_forward(problem: Problem, gradient: StudentGradient) -> Seen:
     for rows in torch.cat(put_aside).split(problem.tiling.tokens) if put_aside else ():
         chunk = blocks.take(rows)
         chunk_gradient(opened, chunk, chunk.logits(columns), gradient, seen)
-    return with_losses(problem, seen)
+    return seen
 
 
 def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Tensor:
@@ -58,7 +58,7 @@ def find_gates(problem: Problem, rows: Rows, teacher: Tensor, seen: Seen) -> Ten
     token = None if problem.tokens.token_ids is None else token_logits(problem, Block(teacher, teacher), rows)[1]
     statistics = without_student(of_teacher(problem, teacher), token)
     gate = gate_of(problem, statistics, problem.tokens.take(rows), problem.weights[rows])
-    seen.put(rows, statistics, gate, None)
+    seen.put(rows, statistics, gate)
     return gate.nonzero().squeeze(1)
 
 

@@ -86,26 +86,6 @@ class RowGradient(NamedTuple):
         return alive if self.own is None else alive | (self.own.values != 0).any(1)
 
 
-def full_losses(objective: Objective, statistics: RowStatistics, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns R, F and c_r·R + c_f·F ``[n]`` of halves that are "full" or "none".
-
-    What :func:`terms_of` says of them too, in few operations: each is a launch on a GPU.
-    """
-    rho, rho_gate, _, alpha = objective.combination
-    forward = torch.zeros_like(gate) if alpha == 0 else statistics.forward_kl.masked_fill(gate == 0, 0.0)
-    if rho == 0:
-        reverse = torch.zeros_like(gate)
-        weighted = reverse
-    elif rho_gate == 0:
-        reverse = statistics.reverse_kl
-        weighted = reverse if rho == 1 else rho * reverse
-    else:
-        c_r = rho + rho_gate * gate
-        reverse = statistics.reverse_kl.masked_fill(c_r == 0, 0.0)
-        weighted = c_r * reverse
-    return reverse, forward, torch.addcmul(weighted, gate, forward, value=alpha)
-
-
 def terms_of(
     objective: Objective,
     statistics: RowStatistics,

@@ -42,7 +42,8 @@ def visited(call: Call, weights: Tensor, before: Visited | None = None) -> Visit
     if before is not None and before.rows is not None:
         return before
     host = tensors.readable(weights)
-    if not (host or options.some_weigh_nothing):
+    all_count = weights is call.weights and not options.some_weigh_nothing
+    if all_count or not (host or options.some_weigh_nothing):
         return Visited(None, None)
     valid = weights != 0
     if not host and (before is not None or options.wait_free or not tensors.may_wait(weights)):

@@ -39,8 +39,8 @@ def recompute_forward(problem: Problem) -> tuple[Seen, Terms]:
     statistics = figures.known_statistics(problem.tokens)
     gate = gate_of(problem, statistics, problem.tokens, problem.weights)
     terms = figures.terms(problem, statistics, gate, problem.tokens, problem.weights)
-    halves = terms.reverse, terms.forward, terms.loss
-    return Seen(statistics.packed, gate, *halves, statistics.token_log_probs), terms
+    halves = terms.reverse, terms.forward
+    return Seen(statistics.packed, gate, terms.loss, halves, statistics.token_log_probs), terms
 
 
 def recompute_backward(problem: Problem, of_rows: RowGradient, gradient: StudentGradient) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..row_math.formulas import Combine, gated_halves
 from ..row_math.statistics import RowStatistics
-from .loss_terms import Terms
 from .problem import Problem
 from .sides import Rows
 
@@ -20,17 +19,32 @@ class Seen:
     Args:
         packed: ``[N, 8]`` the statistics.
         gate: ``[N]`` how far it is open.
-        reverse, forward: ``[N]`` the halves, 0 where they have no weight.
         loss: ``[N]`` c_r·R + c_f·F + λ·C.
+        halves: ``[N]`` R and F, 0 where they have no weight; or the weights of full halves, which are computed when
+            they are read.
         token_log_probs: ``[N, 2]`` log p(y) and log q(y) of the sampled tokens, or None where there are none.
     """
 
     packed: Tensor
     gate: Tensor
-    reverse: Tensor
-    forward: Tensor
     loss: Tensor
+    halves: tuple[Tensor, Tensor] | Combine
     token_log_probs: Tensor | None = None
+
+    @property
+    def reverse(self) -> Tensor:
+        """``[N]`` R."""
+        return self._halves()[0]
+
+    @property
+    def forward(self) -> Tensor:
+        """``[N]`` F."""
+        return self._halves()[1]
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        if isinstance(self.halves, Combine):
+            return gated_halves(RowStatistics(self.packed), self.gate, self.halves)
+        return self.halves
 
     @property
     def teacher_entropy(self) -> Tensor:
@@ -53,29 +67,44 @@ class Seen:
         return RowStatistics(self.packed).reverse_kl
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Returns the tensors that there are, in the order of the fields."""
-        tensors = (self.packed, self.gate, self.reverse, self.forward, self.loss)
+        """Returns the tensors that there are, for :meth:`of_tensors`: five, and with sampled tokens a sixth."""
+        tensors = (self.packed, self.gate, self.loss, *self._halves())
         return tensors if self.token_log_probs is None else (*tensors, self.token_log_probs)
+
+    @classmethod
+    def of_tensors(cls, packed: Tensor, gate: Tensor, loss: Tensor, *rest: Tensor) -> Seen:
+        reverse, forward, *token = rest
+        return cls(packed, gate, loss, (reverse, forward), *token)
 
     @classmethod
     def empty(cls, problem: Problem) -> Seen:
         weights, n = problem.weights, len(problem.weights)
         token = None if problem.tokens.token_ids is None else weights.new_zeros(n, 2)
-        if problem.fused and problem.index is None and not problem.gates_first:  # chunked.py fills all of it
-            packed, gate = weights.new_empty(n, 8), torch.empty_like(weights)
-        else:
-            packed, gate = RowStatistics.empty(n, weights.dtype, weights.device).packed, torch.zeros_like(weights)
-        # The fused kernel leaves halves and losses to chunked.with_losses.
-        reverse, forward, loss = (gate if problem.fused else torch.zeros_like(weights) for _ in range(3))
-        return cls(packed, gate, reverse, forward, loss, token)
+        of_all = problem.index is None and not problem.gates_first  # chunks have all tokens
+        if of_all and n and problem.one_chunk:
+            return cls(weights, weights, weights, (weights, weights), token)  # put() exchanges them for the chunk's
+        make = weights.new_empty if of_all else weights.new_zeros
+        packed = weights.new_empty(n, 8) if of_all else RowStatistics.empty(n, weights.dtype, weights.device).packed
+        halves = problem.objective.combination if problem.fused else (make(n), make(n))
+        return cls(packed, make(n), make(n), halves, token)
 
-    def put(self, rows: Rows, statistics: RowStatistics, gate: Tensor, terms: Terms | None) -> None:
-        """Notes what was seen of one chunk; without terms, its halves are not known yet."""
-        if isinstance(rows, slice) and len(gate) == len(self.gate):  # of all tokens: nothing is copied
-            self.packed, self.gate = statistics.packed, gate
-        else:
-            self.packed[rows], self.gate[rows] = statistics.packed, gate
+    def put(
+        self,
+        rows: Rows,
+        statistics: RowStatistics,
+        gate: Tensor,
+        loss: Tensor | None = None,
+        halves: tuple[Tensor, Tensor] | Combine | None = None,
+    ) -> None:
+        """Notes what is known of one chunk."""
         if self.token_log_probs is not None and statistics.token_log_probs is not None:
             self.token_log_probs[rows] = statistics.token_log_probs
-        if terms is not None:
-            self.reverse[rows], self.forward[rows], self.loss[rows] = terms.reverse, terms.forward, terms.loss
+        if isinstance(rows, slice) and len(gate) == len(self.gate) and loss is not None and halves is not None:
+            self.packed, self.gate, self.loss, self.halves = statistics.packed, gate, loss, halves
+            return
+        self.packed[rows], self.gate[rows] = statistics.packed, gate
+        if loss is not None:
+            self.loss[rows] = loss
+        if halves is not None and not isinstance(self.halves, Combine):
+            reverse, forward = self.halves
+            reverse[rows], forward[rows] = halves  # type: ignore[misc]

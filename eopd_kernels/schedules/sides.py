@@ -23,7 +23,8 @@ class LogitsSide:
     head = None
 
     def __init__(self, logits: Tensor, local_vocab_size: int) -> None:
-        self.tensor = logits[..., :local_vocab_size]  # [..., V]
+        whole = local_vocab_size == logits.shape[-1]
+        self.tensor = logits if whole else logits[..., :local_vocab_size]  # [..., V]
         self.local_vocab_size = local_vocab_size
         self.dtype = self.gradient_dtype = logits.dtype
         self.leading = logits.shape[:-1]
@@ -56,7 +57,8 @@ class LogitsSide:
         for size in reversed(self.leading[: self.depth]):
             place, i = divmod(place, size)
             outer.insert(0, i)
-        return self.tensor[tuple(outer)].view(-1, self.local_vocab_size)[first : first + length(rows)]
+        run = self.tensor[tuple(outer)] if outer else self.tensor
+        return run.view(-1, self.local_vocab_size)[first : first + length(rows)]
 
     def logits(self, taken: Tensor, columns: slice, buffer: Tensor | None) -> Tensor:
         """Returns the block of logits ``[n, k]`` of the rows taken, in ``buffer`` if it has to be computed."""

@@ -122,7 +122,7 @@ def test_all_three_functions(vocab_size: int, transforms: list[float]) -> None:
     truth, weights = Truth(student, teacher, transforms), upstream(n)
     threshold = threshold_between(truth)
     out = torch.full_like(student, math.nan)
-    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, threshold, COMBINE, transforms, out)
+    statistics, gate, _ = CPU.row_loss_and_gradient(student, teacher, weights, threshold, COMBINE, transforms, out)
     check_statistics(statistics, truth)
     assert torch.equal(statistics, CPU.row_statistics(student, teacher, transforms))
     assert torch.equal(gate.double(), (truth.teacher_entropy > threshold).double())
@@ -151,7 +151,7 @@ def test_dtypes(student_dtype: torch.dtype, teacher_dtype: torch.dtype, out_dtyp
     transforms = [1.0, softcap, 1.0, 1.0, softcap, 1.0]
     truth, weights = Truth(student, teacher, transforms), upstream(n, real)
     out = torch.full((n, vocab_size), math.nan, dtype=out_dtype)
-    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, 2.5, COMBINE, transforms, out)
+    statistics, gate, _ = CPU.row_loss_and_gradient(student, teacher, weights, 2.5, COMBINE, transforms, out)
     assert statistics.dtype == gate.dtype == real
     check_statistics(statistics, truth, 1e-12 if real == torch.float64 else 3e-6)
     expected = truth.gradient(*truth.coefficients(gate, weights, COMBINE))
@@ -195,10 +195,10 @@ def test_layouts(student_layout: str, out_layout: str, dtype: torch.dtype) -> No
     n, vocab_size = 4, 4099
     student, teacher = (x.to(dtype) for x in logits(n, vocab_size))
     weights, expected = upstream(n), torch.empty(n, vocab_size, dtype=dtype)
-    statistics, _ = CPU.row_loss_and_gradient(student, teacher, weights, 3.0, COMBINE, PLAIN, expected)
+    statistics, _, _ = CPU.row_loss_and_gradient(student, teacher, weights, 3.0, COMBINE, PLAIN, expected)
     moved = laid_out(student, student_layout)
     out = moved if out_layout == "in place" else laid_out(torch.zeros_like(student), out_layout)
-    again, _ = CPU.row_loss_and_gradient(moved, laid_out(teacher, "strided"), weights, 3.0, COMBINE, PLAIN, out)
+    again, _, _ = CPU.row_loss_and_gradient(moved, laid_out(teacher, "strided"), weights, 3.0, COMBINE, PLAIN, out)
     assert torch.equal(again, statistics) and torch.equal(out, expected)
     if out._base is not None and out._base.numel() > out.numel():
         assert int(out._base.isnan().sum()) == out._base.numel() - out.numel()
@@ -219,7 +219,7 @@ def test_large_outputs_past_the_caches() -> None:
     student, teacher = logits(n, vocab_size)
     wide = torch.full((n * vocab_size + 3,), math.nan)
     out = wide[3:].view(n, vocab_size)
-    _statistics, gate = CPU.row_loss_and_gradient(student, teacher, upstream(n), 4.0, COMBINE, PLAIN, out)
+    _statistics, gate, _ = CPU.row_loss_and_gradient(student, teacher, upstream(n), 4.0, COMBINE, PLAIN, out)
     some = slice(60, 70)
     expected = torch.empty(10, vocab_size)
     CPU.row_loss_and_gradient(
@@ -243,7 +243,7 @@ def test_small_divergences_survive_a_shift(shift: float) -> None:
     for name in ("forward_kl", "reverse_kl"):
         assert (got[name] - getattr(truth, name)).abs().max() < 6e-7
     out = torch.empty_like(student)
-    _statistics, gate = CPU.row_loss_and_gradient(student, teacher, upstream(8), 5.0, COMBINE, PLAIN, out)
+    _statistics, gate, _ = CPU.row_loss_and_gradient(student, teacher, upstream(8), 5.0, COMBINE, PLAIN, out)
     check_gradient(out, truth.gradient(*truth.coefficients(gate, upstream(8), COMBINE)), 1e-4)
 
 
@@ -273,7 +273,7 @@ def test_columns_of_minus_infinity(dtype: torch.dtype, masked: str, columns: sli
     weights = upstream(3, statistics.dtype)
     combine = [0.0, 0.0, 0.7, 0.0] if masked == "teacher" else COMBINE
     out = torch.empty_like(student)
-    _, gate = CPU.row_loss_and_gradient(student, teacher, weights, 1.0, combine, PLAIN, out)
+    _, gate, _ = CPU.row_loss_and_gradient(student, teacher, weights, 1.0, combine, PLAIN, out)
     expected = truth.gradient(*truth.coefficients(gate, weights, combine))
     check_gradient(out, expected, 2e-3 if dtype == torch.float16 else 5e-6)
 
@@ -294,10 +294,10 @@ def test_columns_of_a_large_finite_number(value: float) -> None:
 def test_a_nan_stays_in_its_row(side: str, column: int) -> None:
     student, teacher = logits(5, 5000)
     clean, dirty = torch.empty_like(student), torch.empty_like(student)
-    numbers, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, clean)
+    numbers, _, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, clean)
     payload = torch.tensor(0x7FC00155, dtype=torch.int32).view(torch.float32)
     (student if side == "student" else teacher)[2, column] = payload
-    statistics, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, dirty)
+    statistics, _, _ = CPU.row_loss_and_gradient(student, teacher, upstream(5), 3.0, COMBINE, PLAIN, dirty)
     others = [0, 1, 3, 4]
     assert torch.equal(statistics[others], numbers[others]) and torch.equal(dirty[others], clean[others])
     got = derived(statistics[2:3])
@@ -311,10 +311,10 @@ def test_rows_of_weight_zero_are_not_read() -> None:
     weights[1] = weights[4] = 0
     student[1], teacher[4] = math.nan, math.nan
     out = torch.full_like(student, math.nan)
-    statistics, gate = CPU.row_loss_and_gradient(student, teacher, weights, -math.inf, COMBINE, PLAIN, out)
+    statistics, gate, loss = CPU.row_loss_and_gradient(student, teacher, weights, -math.inf, COMBINE, PLAIN, out)
     empty = torch.tensor([-math.inf, 0, -math.inf, 0, 0, 0, 0, 0])
     assert torch.equal(statistics[[1, 4]], empty.expand(2, 8))
-    assert torch.equal(gate, (weights != 0).float())
+    assert torch.equal(gate, (weights != 0).float()) and torch.equal(loss > 0, weights != 0)
     assert torch.equal(out[[1, 4]], torch.zeros(2, 3000)) and not out.isnan().any()
 
     a, b, c = weights, weights * 0.5, weights * -0.2
@@ -345,7 +345,7 @@ def test_unused_terms(unused: str) -> None:
 def test_infinite_thresholds(threshold: float) -> None:
     student, teacher = logits(4, 1000)
     out = torch.empty_like(student)
-    _, gate = CPU.row_loss_and_gradient(student, teacher, upstream(4), threshold, COMBINE, PLAIN, out)
+    _, gate, _ = CPU.row_loss_and_gradient(student, teacher, upstream(4), threshold, COMBINE, PLAIN, out)
     assert torch.equal(gate, torch.full((4,), float(threshold < 0)))
     truth = Truth(student, teacher)
     check_gradient(out, truth.gradient(*truth.coefficients(gate, upstream(4), COMBINE)))
@@ -353,7 +353,9 @@ def test_infinite_thresholds(threshold: float) -> None:
 
 def test_no_rows_and_one_column() -> None:
     empty = torch.empty(0, 12)
-    statistics, gate = CPU.row_loss_and_gradient(empty, empty, torch.empty(0), 0.8, COMBINE, PLAIN, torch.empty(0, 12))
+    statistics, gate, _ = CPU.row_loss_and_gradient(
+        empty, empty, torch.empty(0), 0.8, COMBINE, PLAIN, torch.empty(0, 12)
+    )
     assert statistics.shape == (0, 8) and gate.shape == (0,)
     column = torch.tensor([[3.0], [-2.0]]).t()[:1].t()  # [2, 1] with stride 1 along the rows
     got = derived(CPU.row_statistics(column, -column, PLAIN))

@@ -48,6 +48,7 @@ def planned(kept: int, cluster: int, seed: int = 0, threads: int = 64) -> Iterat
 class Results(NamedTuple):
     statistics: Tensor
     gate: Tensor
+    loss: Tensor
     gradient: Tensor
     alone: Tensor  # row_statistics by itself
     again: Tensor  # row_gradient by itself
@@ -57,13 +58,13 @@ def solve(functions: object, student: Tensor, teacher: Tensor, transforms: list[
     """All three functions; the gate is open on some of the rows."""
     gradient, again = torch.empty(student.shape, dtype=out), torch.empty(student.shape, dtype=out)
     weights = WEIGHTS[: len(student)]
-    statistics, gate = functions.row_loss_and_gradient(  # type: ignore[attr-defined]
+    statistics, gate, loss = functions.row_loss_and_gradient(  # type: ignore[attr-defined]
         student, teacher, weights, 3.0, list(ADD), transforms, gradient
     )
     alone = functions.row_statistics(student, teacher, transforms)  # type: ignore[attr-defined]
     coefficients = random_coefficients(len(student), torch.float32)
     functions.row_gradient(student, teacher, alone, *coefficients, transforms, again)  # type: ignore[attr-defined]
-    return Results(statistics, gate, gradient, alone, again)
+    return Results(statistics, gate, loss, gradient, alone, again)
 
 
 def solve_mixture(
@@ -87,6 +88,7 @@ def assert_close(ours: Results, truth: Results, tolerance: float) -> None:
     for name in ("statistics", "alone"):
         value, exact = getattr(ours, name)[read], getattr(truth, name)[read]
         assert max(relative_error(value[:, i], exact[:, i]) for i in range(8)) < 3e-5, name
+    assert (ours.loss[~read] == 0).all() and relative_error(ours.loss, truth.loss) < 3e-5
     assert relative_error(ours.gradient, truth.gradient) < tolerance
     assert relative_error(ours.again, truth.again) < tolerance
 
@@ -214,7 +216,7 @@ def test_a_part_of_a_row_without_mass(kept: int, cluster: int) -> None:
             for side in sides:
                 blocks[side][:, dead] = -math.inf
             with planned(kept, cluster):
-                packed, _ = CUDA.row_loss_and_gradient(
+                packed, _, _ = CUDA.row_loss_and_gradient(
                     *blocks, WEIGHTS[2:], 3.0, list(ADD), IDENTITY, torch.empty(3, 4096)
                 )
             ours, exact = RowStatistics(packed), RowStatistics.of(*(x.double() for x in blocks))
@@ -275,7 +277,7 @@ def test_a_student_near_its_teacher(kept: int, shift: float) -> None:
     student = teacher + 0.02 * torch.randn(5, 4096, generator=torch.Generator().manual_seed(5))
     student, teacher = student + shift, teacher + shift
     with planned(kept, 2):
-        packed, _ = CUDA.row_loss_and_gradient(
+        packed, _, _ = CUDA.row_loss_and_gradient(
             student, teacher, WEIGHTS, 3.0, list(ADD), IDENTITY, torch.empty(5, 4096)
         )
     read = WEIGHTS != 0

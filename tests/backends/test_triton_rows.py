@@ -58,18 +58,18 @@ def test_split_rows_are_the_same_rows(vocab_size: int, transforms: list[float]) 
     student[0], teacher[0, : vocab_size // 2] = math.nan, -math.inf
     weights = torch.tensor([0.0, -1.2, 1.0, 2.5, 0.7])
     out, split = torch.empty(5, vocab_size), torch.empty(5, vocab_size)
-    statistics, gate = TRITON.row_loss_and_gradient(student, teacher, weights, 1.0, list(ADD), transforms, out)
+    statistics, gate, loss = TRITON.row_loss_and_gradient(student, teacher, weights, 1.0, list(ADD), transforms, out)
     for row in range(5):
         one = slice(row, row + 1)
-        part, part_gate = TRITON.row_loss_and_gradient(
+        part, part_gate, part_loss = TRITON.row_loss_and_gradient(
             student[one], teacher[one], weights[one], 1.0, list(ADD), transforms, split[one]
         )
         assert torch.equal(part_gate, gate[one])
         if row == 0:
             assert torch.equal(part, RowStatistics.empty(1, torch.float32, part.device).packed)
-            assert (split[0] == 0).all() and (out[0] == 0).all()
+            assert part_loss == loss[0] == 0 and (split[0] == 0).all() and (out[0] == 0).all()
         else:
-            assert relative_error(part, statistics[one]) < 1e-6
+            assert relative_error(part, statistics[one]) < 1e-6 and relative_error(part_loss, loss[one]) < 1e-5
             assert relative_error(split[one], out[one]) < 3e-6
             alone = TRITON.row_statistics(student[one], teacher[one], transforms)
             assert torch.equal(alone, part)

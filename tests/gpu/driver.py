@@ -103,8 +103,8 @@ def call(kernels: ModuleType, arrays: Arrays, plan: Any, columns: int, logits: i
     truth = exact(arrays.host(student), arrays.host(teacher))
     gradient = student if in_place else arrays.xp.empty((rows, columns), np.float32 if out == FLOAT32 else np.uint16)
     statistics, single = (arrays.of(np.zeros((rows, 8), np.float32)) for _ in range(2))
-    mixture, gate = arrays.of(np.zeros((rows, 4), np.float32)), arrays.of(np.zeros(rows, np.float32))
-    per_row = arrays.of(WEIGHTS)
+    mixture, per_row = arrays.of(np.zeros((rows, 4), np.float32)), arrays.of(WEIGHTS)
+    gate, loss = (arrays.of(np.zeros(rows, np.float32)) for _ in range(2))
     weights = arrays.at(per_row)
     matrices = tuple(map(arrays.matrix, (student, teacher, gradient)))
     task = (matrices, (rows, columns), TRANSFORMS, plan.arguments, (0, 0))
@@ -112,11 +112,13 @@ def call(kernels: ModuleType, arrays: Arrays, plan: Any, columns: int, logits: i
     skews, coefficients = [0.3, 0.1], [weights] * 3
     kernels.row_statistics(streamed, arrays.at(single))
     kernels.row_mixture(streamed, arrays.at(single), skews, arrays.at(mixture))
-    kernels.row_loss_and_gradient(task, weights, THRESHOLD, COMBINE, arrays.at(statistics), arrays.at(gate))
+    written = [arrays.at(array) for array in (statistics, gate, loss)]
+    kernels.row_loss_and_gradient(task, weights, THRESHOLD, COMBINE, *written)
     found = arrays.host(gradient).copy()
     kernels.row_gradient(streamed, arrays.at(single), *coefficients)
     kernels.row_mixture_gradient(streamed, arrays.at(single), *coefficients, skews)
     assert np.isfinite(arrays.host(gradient)).all() and np.array_equal(arrays.host(per_row), WEIGHTS)
+    assert np.array_equal(arrays.host(loss) > 0, WEIGHTS != 0)
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 

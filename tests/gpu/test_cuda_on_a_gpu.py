@@ -46,12 +46,12 @@ def test_every_place_and_cluster(
     student, teacher = (x.to(cuda) for x in block(7, vocab_size, dtype))
     weights = torch.tensor([0.3, 0.0, -1.2, 1.0, 2.5, 0.7, 1.1], device=cuda)
     expected, out = torch.empty_like(student), torch.empty_like(student)
-    truth, gate = TORCH.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, expected)
+    truth, gate, exact = TORCH.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, expected)
     with planned(plan):
-        ours, opened = CUDA.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, out)
+        ours, opened, loss = CUDA.row_loss_and_gradient(student, teacher, weights, 3.0, list(ADD), transforms, out)
         in_place = student.clone()
         CUDA.row_loss_and_gradient(in_place, teacher, weights, 3.0, list(ADD), transforms, in_place)
-    assert torch.equal(opened, gate)
+    assert torch.equal(opened, gate) and relative_error(loss, exact) < 3e-5
     read = weights != 0
     assert max(relative_error(ours[read, i], truth[read, i]) for i in range(8)) < 3e-5
     rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 0.0)

@@ -52,6 +52,9 @@ CUDA_ROWS = (
 )
 
 NATIVE = [
+    Mutant("C++: the loss forgets the weight of the forward half", ROW_MATH, "times_or_zero(combine.of_forward(gate), forward_kl(row))", "times_or_zero(gate, forward_kl(row))"),
+    Mutant("C++: a half without weight is in the loss", ROW_MATH, "times_or_zero(combine.of_reverse(gate), reverse_kl(row)) +", "combine.of_reverse(gate) * reverse_kl(row) +"),
+    Mutant("C++: the loss's forward KL has the other's logarithm", ROW_MATH, "row.teacher_sum + log_sum_ratio(row);", "row.teacher_sum - log_sum_ratio(row);"),
     Mutant("C++: merge drops the rescaling of Z", ROW_MATH, "row.student_sum *= c_s;", ""),
     Mutant("C++: merge drops the shift of P", ROW_MATH, "row.teacher_cross + times_or_zero(row.teacher_sum, d_t - d_s)", "row.teacher_cross"),
     Mutant("C++: merge forgets Q", ROW_MATH, "sums.student_cross += part.student_cross;", ""),
@@ -86,6 +89,7 @@ NATIVE = [
 ]  # fmt: skip
 
 CUDA = [
+    Mutant("CUDA: rows have no loss", CUDA_KERNELS, "of_weight_one = gated_loss(numbers, opened, combine);", ""),
     Mutant("CUDA: gate inverted", CUDA_NUMBERS, "return open_gate(row, threshold);", "return 1 - open_gate(row, threshold);"),
     Mutant("CUDA: rows of weight 0 are read", CUDA_KERNELS, "if (hardware::load_number(weights + row) != 0) {", "{"),
     Mutant("CUDA: rows without a gradient are read", CUDA_VISITS, "if (row.zero) return slice.write_zeros();", ""),
@@ -222,7 +226,7 @@ MUTANTS = [
     Mutant("a GPU's gradient is rounded in a pass of its own", "function.scaled", "gradient.dtype != dtype and", "False and", GPU_PATH),
     Mutant("plain torch visits a GPU's logits in small tiles", "row_groups", "TILE_ELEMENTS if on_host(logits.device) else GPU_TILE_ELEMENTS", "TILE_ELEMENTS", GPU_PATH),
     Mutant("ROCm is taken to have CUDA's products", "widening", " and torch.version.hip is None", "", ("tests/heads/test_products.py",)),
-    Mutant("a GPU is asked for its upstream gradient", "backward_chunked", "tensors.readable(factor) and factor == 1", "factor == 1"),
+    Mutant("a GPU is asked for its upstream gradient", "backward_chunked", "tensors.readable(factor) and factor.item() == 1", "factor == 1"),
     Mutant("autocast is forgotten", "side", "HiddenSide(tensor, head, size, valid, options.autocast)", "HiddenSide(tensor, head, size, valid)"),
     Mutant("the last piece of the logits left out", "project", "range(0, len(weight), columns)", "range(0, len(weight) - columns, columns)", ("tests/heads/test_products.py",)),
     Mutant("a GPU makes logits in pieces", "project", "tensors.on_host(hidden.device) and hidden.dtype", "hidden.dtype", ("tests/heads/test_products.py",)),
@@ -235,14 +239,19 @@ MUTANTS = [
     Mutant("retained gradients are scaled in place", "backward_chunked", "last = not torch._C._autograd._get_current_graph_task_keep_graph()", "last = True"),
     Mutant("loss without weights", "solve", "times_or_zero(call.weights, losses)", "times_or_zero((call.weights != 0).to(losses.dtype), losses)"),
     Mutant("loss without weights but of each token", "solve", 'if options.some_weigh_nothing or options.reduction == "none":', 'if options.reduction == "none":'),
-    Mutant("full halves: weight of the reverse half forgotten", "full_losses", "reverse if rho == 1 else rho * reverse", "reverse"),
-    Mutant("full halves: a gate that switches does not", "full_losses", "c_r = rho + rho_gate * gate", "c_r = rho + 0 * gate"),
-    Mutant("full halves: a half without weight is shown", "full_losses", "statistics.reverse_kl.masked_fill(c_r == 0, 0.0)", "statistics.reverse_kl"),
-    Mutant("full halves: a shut forward half is shown", "full_losses", "statistics.forward_kl.masked_fill(gate == 0, 0.0)", "statistics.forward_kl"),
-    Mutant("full halves: alpha forgotten", "full_losses", "gate, forward, value=alpha)", "gate, forward)"),
+    Mutant("full halves: a half without weight is shown", "gated_halves", "statistics.reverse_kl.masked_fill(c_r == 0, 0.0)", "statistics.reverse_kl"),
+    Mutant("full halves: a shut forward half is shown", "gated_halves", "statistics.forward_kl.masked_fill(c_f == 0, 0.0)", "statistics.forward_kl"),
+    Mutant("torch: the loss forgets the weight of the reverse half", "formulas.gated_loss", "c_r * reverse", "reverse"),
+    Mutant("torch: the loss forgets alpha", "formulas.gated_loss", "c_f * forward", "gate * forward"),
+    Mutant("torch: rows of weight 0 have a loss", "torch.row_loss_and_gradient", "torch.where(weights == 0, 0.0, gated_loss(numbers, gate, Combine(*combine)))", "gated_loss(numbers, gate, Combine(*combine))"),
+    Mutant("Triton: the loss forgets the weight of the forward half", "row_math.gated_loss", "times_or_zero(c_f, forward_kl)", "times_or_zero(gate, forward_kl)"),
+    Mutant("Triton: a half without weight is in the loss", "row_math.gated_loss", "times_or_zero(c_r, reverse_kl(row))", "c_r * reverse_kl(row)"),
+    Mutant("Triton: rows of weight 0 have a loss", "row_math.gated_loss", "tl.where(weight == 0, 0.0, loss).to(weight.dtype)", "loss.to(weight.dtype)"),
+    Mutant("Triton: merged rows have no loss", "merge_parts_kernel", "tl.store(loss + row, gated_loss(numbers, opened, weight, combine))", "tl.store(loss + row, 0.0)"),
+    Mutant("losses of a chunk go to no token", "Seen.put", "self.loss[rows] = loss", "pass"),
     Mutant("all count: nothing is divided by", "denominator", "weights.new_full((), max(1, len(weights)))", "weights.new_full((), 1)"),
     Mutant("all count: masked tokens do too", "checked_here", 'reduction, not options.some_weigh_nothing)', 'reduction, True)'),
-    Mutant("a chunk is taken for all tokens", "Seen.put", "if isinstance(rows, slice) and len(gate) == len(self.gate):", "if isinstance(rows, slice):"),
+    Mutant("a chunk is taken for all tokens", "Seen.put", "isinstance(rows, slice) and len(gate) == len(self.gate) and", "isinstance(rows, slice) and"),
     Mutant("double backward is silent", "EntropyAwareKL.backward", "if torch.is_grad_enabled():\n            gradients", "if False:\n            gradients"),
     Mutant("outputs keep masked tokens", "EntropyAwareKLOutput._figure", "of_tokens.where(self._valid, 0.0)", "of_tokens"),
     Mutant("last token of a batch is not visited", "chunks", "start, stop = 0, len(self.weights)", "start, stop = 0, len(self.weights) - 1"),

@@ -29,7 +29,7 @@ AMONG_RANKS = [
 ]  # fmt: skip
 IN_A_GRAPH = [
     Mutant("tokens: the fake has none", "loss_fake", "([] if arguments.token_ids is None else [new(n, 2)])", "[]"),
-    Mutant("tokens: backward takes them for what was kept", "setup_context", "rest[seen_tensors(arguments.token_ids) - 1 :]", "rest[len(SEEN) - 2 :]"),
+    Mutant("tokens: backward takes them for what was kept", "setup_context", "rest[seen_tensors(arguments.token_ids) - 1 :]", "rest[4:]"),
 ]  # fmt: skip
 
 MEANS = [

@@ -33,7 +33,9 @@ from .table import (
     widest_vector,
 )
 
-NO_GATE = dict.fromkeys(("weights", "gate", "a", "b", "c")) | dict.fromkeys(("gate_threshold", *Combine._fields), 0.0)
+NO_GATE = dict.fromkeys(("weights", "gate", "loss", "a", "b", "c")) | dict.fromkeys(
+    ("gate_threshold", *Combine._fields), 0.0
+)
 
 
 def row_statistics(block: Block, statistics: Tensor) -> None:
@@ -60,10 +62,11 @@ def row_loss_and_gradient(
     combine: Sequence[float],
     statistics: Tensor,  # [n, 8], written
     gate: Tensor,  # [n], written
+    loss: Tensor,  # [n], written
 ) -> None:
-    """Statistics, gate and gradient of the rows whose weight is not 0: one launch, or three for few rows."""
+    """Statistics, gate, loss and gradient of the rows whose weight is not 0: one launch, or three for few rows."""
     launch = Launch.of(block)
-    gating: dict[str, Any] = {"weights": weights, "gate": gate, "gate_threshold": gate_threshold}
+    gating: dict[str, Any] = {"weights": weights, "gate": gate, "loss": loss, "gate_threshold": gate_threshold}
     gating |= zip(Combine._fields, combine, strict=True)
     with on(block.student.device):
         if launch.parts == 1:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .alignment import by_alignment
 from .numbers import number, store_statistics
-from .row_math import Combine, column_coefficients, gated_coefficients, mixture_row, open_gate, unused
+from .row_math import Combine, column_coefficients, gated_coefficients, gated_loss, mixture_row, open_gate, unused
 from .visits import Sides, gradient_of_columns, row_of, side_of, sums_of_columns
 
 
@@ -31,11 +31,12 @@ def row_loss_and_gradient_kernel(
     teacher_outer: tl.float64,
     statistics,  # [n, 8], written
     gate,  # [n], written
+    loss,  # [n], written
     out,  # [n, V], written; may be the student
     out_stride: tl.int64,
     OPTIONS: tl.constexpr,
 ):
-    """Launched on a grid (n,). A row of weight 0 is not read: its numbers are empty, its gate 0 and its gradient 0."""
+    """Launched on a grid (n,). A row of weight 0 is not read: its numbers are empty, its gate, loss and gradient 0."""
     row = tl.program_id(0)
     dtype: tl.constexpr = statistics.dtype.element_ty
     weight = tl.load(weights + row)
@@ -52,6 +53,7 @@ def row_loss_and_gradient_kernel(
     coefficients = gated_coefficients(numbers, opened, weight, combine)
     store_statistics(statistics, row, numbers)
     tl.store(gate + row, opened)
+    tl.store(loss + row, gated_loss(numbers, opened, weight, combine))
     gradient_of_columns(
         sides,
         row_of(out, out_stride, row, OPTIONS),

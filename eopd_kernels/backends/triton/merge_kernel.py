@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 
 from .numbers import number, store_coefficients, store_statistics
-from .row_math import Combine, RowStatistics, gated_coefficients, merge, open_gate
+from .row_math import Combine, RowStatistics, gated_coefficients, gated_loss, merge, open_gate
 
 
 @triton.jit(
     do_not_specialize=["parts"],
-    do_not_specialize_on_alignment=["partial", "statistics", "weights", "gate", "a", "b", "c"],
+    do_not_specialize_on_alignment=["partial", "statistics", "weights", "gate", "loss", "a", "b", "c"],
 )
 def merge_parts_kernel(
     partial,  # [n · parts, 8]
@@ -22,6 +22,7 @@ def merge_parts_kernel(
     forward: tl.float64,
     forward_gate: tl.float64,
     gate,  # [n], written
+    loss,  # [n], written
     a,  # [n], written
     b,  # [n], written
     c,  # [n], written
@@ -53,4 +54,5 @@ def merge_parts_kernel(
         )
         opened = open_gate(numbers, weight, number(gate_threshold, dtype))
         tl.store(gate + row, opened)
+        tl.store(loss + row, gated_loss(numbers, opened, weight, combine))
         store_coefficients(a, b, c, row, gated_coefficients(numbers, opened, weight, combine))

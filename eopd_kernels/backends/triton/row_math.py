@@ -210,12 +210,31 @@ def unused(k):
 
 
 @triton.jit
+def reverse_kl(row):
+    """R = Σ p (log p − log q) in nats."""
+    return row.student_cross / row.student_sum - log_sum_ratio(row)
+
+
+@triton.jit
+def half_weights(gate, combine):
+    """(c_r, c_f) of a row with this gate."""
+    return combine.reverse + combine.reverse_gate * gate, combine.forward + combine.forward_gate * gate
+
+
+@triton.jit
+def gated_loss(row, gate, weight, combine):
+    """The loss c_r·R + c_f·F of a row of weight 1; 0 in rows of weight 0. A half without weight may be infinite."""
+    c_r, c_f = half_weights(gate, combine)
+    forward_kl = row.teacher_cross / row.teacher_sum + log_sum_ratio(row)
+    loss = times_or_zero(c_r, reverse_kl(row)) + times_or_zero(c_f, forward_kl)
+    return tl.where(weight == 0, 0.0, loss).to(weight.dtype)
+
+
+@triton.jit
 def gated_coefficients(row, gate, weight, combine):
     """The coefficients of both plain divergences in a row of this weight."""
-    c_r = combine.reverse + combine.reverse_gate * gate
-    c_f = combine.forward + combine.forward_gate * gate
-    reverse_kl = row.student_cross / row.student_sum - log_sum_ratio(row)
-    a = times_or_zero(weight, c_f - times_or_zero(c_r, reverse_kl))
+    c_r, c_f = half_weights(gate, combine)
+    a = times_or_zero(weight, c_f - times_or_zero(c_r, reverse_kl(row)))
     return Coefficients(a, weight * c_r, weight * c_f)
 
 
