@@ -236,8 +236,8 @@ def entropy_aware_kl(
         gradient_filter: ε in (0, 1]: with a student_head, leave out of the products behind its gradients the entries of
             the vocabulary whose gradient is smaller than ε in a whole block of tokens, for a token of the largest
             weight; the hidden states lose those below ε/4 only, and get an estimate of them. The loss stays exact.
-            Default None: exact gradients. 2^-8 times the root of the loss in nats changes them by some 2 %, 2^-12 by
-            less than 1 % on the states of docs/math.md. On a GPU each block waits for the numbers of such entries.
+            Default None: exact gradients. 2^-12 changes them by less than 1 % on the states of docs/math.md, the more
+            the smaller the loss is. On a GPU each block waits for the numbers of such entries.
         wait_free: never wait for the device (default False). With hidden states and a ``mask`` or ``labels`` a call
             otherwise asks a GPU once how many tokens count, and leaves the masked ones out of all products; wait-free
             they cost as much as the others. So it is, whatever is said here, while a CUDA graph is captured. Without
