@@ -21,16 +21,20 @@ from .student_gradient import HiddenGradient
 # D = 576. 3, 10, 30 and 50 % of 49,152 columns there, one thread, both products: 18, 57, 150 and 249 ms in panels of
 # 2,048; 18, 64, 160 and 252 ms in panels of 8,192; all columns without gathering 463 ms.
 PANEL_COLUMNS = 2048
-# Above this share the columns are not gathered: from the figures above that costs as much as it saves.
+# Above this share of the two products columns are not gathered: from the figures above that costs as much as it saves.
 DENSE_ABOVE = 0.8
+# Of the threshold: what a column needs for the hidden states' gradient, which loses three times as much as the weight's
+# where both leave out the same. With a quarter they lose the same: docs/math.md has the errors and what it costs.
+HIDDEN_THRESHOLD = 0.25
 
 
 class FilteredGradient(HiddenGradient):
     """A :class:`HiddenGradient` whose products leave out columns that stay below ``threshold`` in a whole block.
 
-    What they would have added to the hidden states' gradient is not dropped but estimated: each row's sum over the
-    columns left out, times the mean of the head's rows there. The rows of a head have much in common, so that this is
-    most of it. The bias's gradient is exact.
+    The hidden states' gradient leaves out those that stay below a quarter of it. What they would have added is not
+    dropped but estimated: each row's sum over them, times the mean of the head's rows between the two thresholds. The
+    rows of a head have much in common, and neighbours in size more, so that this is most of it. The bias's gradient is
+    exact.
     """
 
     def __init__(
@@ -44,7 +48,6 @@ class FilteredGradient(HiddenGradient):
         super().__init__(side, needs, block, shard)
         self.threshold = threshold
         self.unwritten = False  # only some of dW's rows will be written
-        self.weight_sums: dict[int, Tensor] = {}  # of the head's rows of a slice of the vocabulary, by its start
 
     def add(self, columns: slice, gradient: Tensor) -> None:
         if len(gradient) == 0:
@@ -52,34 +55,37 @@ class FilteredGradient(HiddenGradient):
         if not tensors.has_numbers(gradient):  # all columns then: the most that it may take
             super().add(columns, gradient)
             return
-        kept = significant_columns(gradient, self.threshold)
-        if len(kept) > DENSE_ABOVE * gradient.shape[1]:
+        of_both, of_hidden = significant_columns(gradient, self.threshold)
+        if len(of_both) + len(of_hidden) / 2 > DENSE_ABOVE * gradient.shape[1]:
             super().add(columns, gradient)
             return
         if self.bias is not None:
             self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
-        left_out_weight = None if self.hidden is None else self._weight_sum(columns)
-        for part in kept.split(PANEL_COLUMNS):
+        for part in of_both.split(PANEL_COLUMNS):
             ids, panel = columns.start + part, columns_of(gradient, part)  # [k], [n, k]
-            if left_out_weight is not None:
-                weight = self.head.weight.index_select(0, ids).to(panel.dtype)
-                products.add_mm(panel, weight, out=self.chunk)
-                left_out_weight = left_out_weight - weight.sum(0, dtype=left_out_weight.dtype)
+            if self.hidden is not None:
+                self._add_to_hidden(panel, ids)
             if self.weight is not None:
                 of_panel = self.weight.new_empty(len(ids), self.weight.shape[1])
                 products.mm(panel.t(), self.taken, out=of_panel)
                 self.weight.index_add_(0, ids, of_panel)
-        if left_out_weight is not None:
-            left_out = gradient.new_ones(gradient.shape[1], 1).index_fill_(0, kept, 0.0)
-            row_sums = self.chunk.new_empty(len(gradient), 1)
-            products.mm(gradient, left_out, out=row_sums)
-            self.chunk.addr_(row_sums.squeeze(1), left_out_weight / (gradient.shape[1] - len(kept)))
+        if self.hidden is None or len(of_hidden) == 0:
+            return
+        mean = self.chunk.new_zeros(self.chunk.shape[1])  # [D]
+        for part in of_hidden.split(PANEL_COLUMNS):
+            weight = self._add_to_hidden(columns_of(gradient, part), columns.start + part)
+            mean += weight.sum(0, dtype=mean.dtype) / len(of_hidden)
+        left_out = gradient.new_ones(gradient.shape[1], 1)
+        left_out.index_fill_(0, torch.cat([of_both, of_hidden]), 0.0)
+        row_sums = self.chunk.new_empty(len(gradient), 1)
+        products.mm(gradient, left_out, out=row_sums)
+        self.chunk.addr_(row_sums.squeeze(1), mean)
 
-    def _weight_sum(self, columns: slice) -> Tensor:
-        """The sum of the head's rows ``columns``, ``[D]``, taken once."""
-        if columns.start not in self.weight_sums:
-            self.weight_sums[columns.start] = self.head.weight[columns].sum(0, dtype=self.chunk.dtype)
-        return self.weight_sums[columns.start]
+    def _add_to_hidden(self, panel: Tensor, ids: Tensor) -> Tensor:
+        """Adds the product of a panel [n, k] with the head's rows ``ids`` [k]; returns these."""
+        weight = self.head.weight.index_select(0, ids).to(panel.dtype)
+        products.add_mm(panel, weight, out=self.chunk)
+        return weight
 
 
 def columns_of(gradient: Tensor, places: Tensor) -> Tensor:
@@ -89,11 +95,13 @@ def columns_of(gradient: Tensor, places: Tensor) -> Tensor:
     return torch.index_select(gradient, 1, places, out=panel)
 
 
-def significant_columns(gradient: Tensor, threshold: Tensor) -> Tensor:
-    """The columns of ``gradient`` [n, k] with an entry whose size is ``threshold`` or more, or that holds a NaN.
+def significant_columns(gradient: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of ``gradient`` [n, k] for both products, and those for the hidden states' alone.
 
-    On a GPU their number has to travel to the host.
+    Of the first an entry has the size of ``threshold`` or more, or is a NaN; of the others one has a quarter of it or
+    more. On a GPU their numbers have to travel to the host.
     """
     # Largest and smallest by themselves: abs() would need another block, and aminmax takes seven times as long.
-    below = (gradient.amax(0) < threshold) & (gradient.amin(0) > -threshold)
-    return (~below).nonzero().squeeze(1)
+    size = torch.maximum(gradient.amax(0), -gradient.amin(0))
+    below, far_below = size < threshold, size < HIDDEN_THRESHOLD * threshold
+    return (~below).nonzero().squeeze(1), (below & ~far_below).nonzero().squeeze(1)
