@@ -19,6 +19,7 @@ from .top_k_teacher import TopKTeacher, entropy_lower_bound, log_prob_of, presen
 
 # The most that log 1 may come to: a difference of two bf16 numbers near 16, as some servers compute it.
 ROUNDED_LOG_PROB = 0.125
+NOTHING_SAID = Tokens()  # made once: a call of few tokens would notice
 MASK_DTYPES = "bool, integer or floating"
 
 
@@ -196,7 +197,7 @@ def tokens_of(
         )
 
     if teacher is None and all(tensor is None for tensor in given.values()):
-        return Tokens()
+        return NOTHING_SAID
     unused = weights == 0
 
     def numbers(tensor: Tensor | None) -> Tensor | None:

@@ -18,7 +18,7 @@ from .sides import Rows, Side
 from .workspace import Tiling
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
     """One call of the loss, as the schedules see it.
 

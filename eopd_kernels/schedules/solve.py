@@ -63,7 +63,7 @@ def solve(call: Call) -> Solved:
         later = None
         if problem.student.gradient_dtype == torch.float16:
             factors, later = within_fp16(factors, per_row=isinstance(problem.student, LogitsSide))
-        problem = replace(problem, weights=factors)
+        problem.weights = factors
         gradient = student_gradient(call, problem, factors)
         visitor = gates_first_forward if problem.gates_first else chunked_forward
         seen = (visitor if problem.shard is None else chunked_forward_across_ranks)(problem, gradient)
