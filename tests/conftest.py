@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from eopd_kernels.testing import emulation, interpreter
+from tests import quick_interpreter
 
 interpreter.switch_on()  # before anything imports Triton
+quick_interpreter.switch_on()
 if not torch.cuda.is_available():
     emulation.switch_on()
 

@@ -238,10 +238,12 @@ def test_the_gradient_may_overwrite_the_student(functions: RowFunctions, dtype: 
 
 
 @pytest.mark.parametrize("skews", SKEWS)
-@pytest.mark.parametrize("dead", [slice(0, 1), slice(40, 3000), slice(2048, 5003)], ids=str)
+@pytest.mark.parametrize("dead", [slice(0, 1), slice(40, -303), slice(2048, None)], ids=str)
 @pytest.mark.parametrize("side", ["both", "student", "teacher"])
-def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice, skews: Skews) -> None:
-    student, teacher = block(4, 5003)
+def test_columns_without_mass(
+    functions: RowFunctions, backend: str, side: str, dead: slice, skews: Skews
+) -> None:
+    student, teacher = block(4, columns_of_tiles(backend))
     if side != "teacher":
         student[:, dead] = -math.inf
     if side != "student":
@@ -256,7 +258,7 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice, s
 
     a, b, c = random_coefficients(4, torch.float32)
     coefficients = Coefficients(a, torch.zeros(4) if infinite[:, 1].any() else b, c)
-    out = torch.empty(4, 5003)
+    out = torch.empty_like(student)
     functions.row_mixture_gradient(student, teacher, statistics, *coefficients, list(skews), IDENTITY, out)
     expected = exact.gradient(coefficients)
     assert relative_error(out, expected) < 3e-5 and (out[expected == 0] == 0).all()
