@@ -10,8 +10,8 @@ import distill
 import torch.distributed as dist
 from distillation.evaluation import Results
 
-TIMEOUT = 12  # seconds, for --ddp-timeout: the two processes start less apart
-LATE = TIMEOUT + 3.0
+TIMEOUT = 6  # seconds, for --ddp-timeout: the two processes, forks that have imported everything, start less apart
+LATE = TIMEOUT + 2.0
 
 
 def be_late() -> None:
