@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = [
     "tests.conftest",
@@ -61,6 +63,13 @@ def fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     initial = (dict(os.environ),)
     with ProcessPoolExecutor(1, mp_context=context, initializer=with_environment, initargs=initial) as pool:
         return pool.submit(function, *args, **kwargs).result()
+
+
+def fork_what_is_spawned(patch: pytest.MonkeyPatch) -> None:
+    """Processes that code under test would start as new interpreters are forks, as long as ``patch`` holds."""
+    start_server()
+    get_context = multiprocessing.get_context
+    patch.setattr(multiprocessing, "get_context", lambda method=None: get_context(method and "forkserver"))
 
 
 def run_programs(
