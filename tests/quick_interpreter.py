@@ -124,4 +124,6 @@ def remember_patches(interpreter: Any) -> None:
         return live[0]
 
     replace(interpreter, "_patch_lang", patch_lang)
-    replace(interpreter.InterpretedFunction, "__call__", lambda self, *given, **options: self.rewrite()(*given, **options))
+    replace(
+        interpreter.InterpretedFunction, "__call__", lambda self, *given, **options: self.rewrite()(*given, **options)
+    )

@@ -240,9 +240,7 @@ def test_the_gradient_may_overwrite_the_student(functions: RowFunctions, dtype: 
 @pytest.mark.parametrize("skews", SKEWS)
 @pytest.mark.parametrize("dead", [slice(0, 1), slice(40, -303), slice(2048, None)], ids=str)
 @pytest.mark.parametrize("side", ["both", "student", "teacher"])
-def test_columns_without_mass(
-    functions: RowFunctions, backend: str, side: str, dead: slice, skews: Skews
-) -> None:
+def test_columns_without_mass(functions: RowFunctions, backend: str, side: str, dead: slice, skews: Skews) -> None:
     student, teacher = block(4, columns_of_tiles(backend))
     if side != "teacher":
         student[:, dead] = -math.inf

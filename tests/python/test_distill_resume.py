@@ -19,6 +19,8 @@ from tests.processes import run_program
 
 from .small_run import arguments, comparable, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SEED, KILLS = 20, 5
 
 
