@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from tests.distributed.processes import free_port
 from tests.processes import run_programs
 
-from . import late_process
 from .small_run import arguments, comparable, lines
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +102,7 @@ def test_two_processes_equal_one(kind: str, alone: Path, request: pytest.Fixture
     if kind == "fsdp2":
         result = request.getfixturevalue("shared_out")
     else:
-        result = in_two_forks(LATE, *words(alone, run.name, *TWO, f"--ddp-timeout={late_process.TIMEOUT}"))
+        result = in_two_forks(LATE, *words(alone, run.name, *TWO))
     assert result.returncode == 0, result.stderr
     check_same(run, alone / "alone")
     assert result.stdout.count("distilling with") == 1  # one process speaks
