@@ -43,26 +43,33 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-# What takes a core 20 seconds or more, the longest first: files, and classes of files that test processes share.
+# What takes a test process 20 seconds or more, the longest first, where Triton has compiled nothing yet: files, and
+# classes of files that test processes share.
 LONGEST = [
-    "tests/test_compile.py",
-    "tests/python/test_distill_processes.py",
     "tests/backends/test_triton_static.py::TestAllCallsApartOnOneGPU",
     "tests/backends/test_triton_static.py::TestAllFusedCallsOnOneGPU",
     "tests/backends/test_triton_static.py::TestAChoiceOnEveryGPU",
-    "tests/benchmarks/test_gpu_run.py",
-    "tests/test_function.py",
-    "tests/python/test_distill_resume.py",
-    "tests/python/test_distill_program.py",
+    "tests/test_compile_options.py",
     "tests/backends/test_triton_static.py::TestAllMixturesOnOneGPU",
+    "tests/python/test_distill_processes.py",
+    "tests/test_compile.py",
     "tests/backends/test_cuda_static.py",
-    "tests/test_token_log_probs.py",
-    "tests/test_advantages.py",
+    "tests/benchmarks/test_gpu_run.py",
+    "tests/test_objectives.py",
+    "tests/backends/test_cuda_rows.py",
+    "tests/test_gpu_path.py",
+    "tests/python/test_distill_resume.py",
+    "tests/test_rows.py",
+    "tests/test_rows_mixture.py",
+    "tests/benchmarks/test_smollm2.py",
     "tests/test_memory.py",
-    "tests/python/test_page.py",
+    "tests/backends/test_triton_rows.py",
+    "tests/test_served_teacher.py",
+    "tests/test_oracle.py",
     "tests/test_opcheck.py",
-    "tests/distributed/test_tensor_parallel.py",
-    "tests/backends/test_cuda_barriers.py",
+    "tests/test_loss.py",
+    "tests/test_newcomer.py",
+    "tests/python/test_held_out.py",
 ]
 
 

@@ -106,7 +106,7 @@ def remember_patches(interpreter: Any) -> None:
     changes: list[tuple[Any, str, Any]] = []
     live: list[Any] = []
 
-    class Scope(interpreter._LangPatchScope):  # type: ignore[misc, name-defined]
+    class Scope(interpreter._LangPatchScope):
         def restore(self) -> None:
             super().restore()
             live.remove(self)

@@ -222,7 +222,9 @@ def test_activation_checkpointing() -> None:
 @pytest.mark.parametrize("layout", ["dense", "shifted", "padded vocabulary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_in_place_the_gradient_takes_the_logits_memory(dtype: torch.dtype, layout: str, backend: str) -> None:
-    few = {"leading": (3, 4)} if size(backend) else {}  # one tile: with more of them a shift may round otherwise
+    few: dict[str, Any] = (
+        {"leading": (3, 4)} if size(backend) else {}
+    )  # one tile: with more of them a shift may round otherwise
     case = make_case(student="logits", teacher="logits", dtype=dtype, masked=True, **few)
     assert case.mask is not None
     options: dict[str, Any] = {"objective": case.objective, "backend": backend, "mask": case.mask}

@@ -17,7 +17,7 @@ def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         save(*given)
 
-    OnPolicyTrainer._save_checkpoint = limited  # type: ignore[method-assign]
+    setattr(OnPolicyTrainer, "_save_checkpoint", limited)  # noqa: B010
 
 
 if __name__ == "__main__":
