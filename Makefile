@@ -18,15 +18,27 @@ VERSIONS := versions-oldest versions-torch-2.11 versions-newest
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch goes first and pinned, so that no other requirement picks another build of it. A source that changed is
-# rebuilt by the editable install (ninja: only what changed).
-$(BIN)/torch-installed: $(CONSTRAINTS)
+# The package without its kernels, so that its requirements are known and the two below can go side by side.
+$(BIN)/linked: $(CONSTRAINTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch numpy
+	$(PIP) 'setuptools>=77' pybind11 ninja
+	EOPD_BUILD_CPU=0 EOPD_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(BIN)/installed: $(BIN)/torch-installed pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
-	$(PIP) --editable '.[dev]'
+# ninja compiles only what changed.
+$(BIN)/native: $(BIN)/linked setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/python setup.py -q build_ext --inplace > $(VENV)/native.log
+	@touch $@
+
+# torch goes first and pinned, so that no other requirement picks another build of it.
+$(BIN)/packages: $(BIN)/linked
+	$(PIP) torch numpy
+	$(PIP) 'eopd-kernels[dev]'
+	@touch $@
+
+# pip unpacks while nvcc compiles.
+$(BIN)/installed: $(CONSTRAINTS) pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	$(MAKE) --jobs 2 $(BIN)/native $(BIN)/packages
 	@touch $@
 
 demo: $(BIN)/installed ## distil a small model on its own samples, on a CPU, in a few minutes

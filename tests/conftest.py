@@ -14,8 +14,10 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from eopd_kernels.testing import emulation, interpreter
+from tests import quick_interpreter
 
 interpreter.switch_on()  # before anything imports Triton
+quick_interpreter.switch_on()
 if not torch.cuda.is_available():
     emulation.switch_on()
 
@@ -41,26 +43,33 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
-# What takes a core 20 seconds or more, the longest first: files, and classes of files that test processes share.
+# What takes a test process 20 seconds or more, the longest first, where Triton has compiled nothing yet: files, and
+# classes of files that test processes share.
 LONGEST = [
-    "tests/test_compile.py",
-    "tests/python/test_distill_processes.py",
     "tests/backends/test_triton_static.py::TestAllCallsApartOnOneGPU",
     "tests/backends/test_triton_static.py::TestAllFusedCallsOnOneGPU",
     "tests/backends/test_triton_static.py::TestAChoiceOnEveryGPU",
-    "tests/benchmarks/test_gpu_run.py",
-    "tests/test_function.py",
-    "tests/python/test_distill_resume.py",
-    "tests/python/test_distill_program.py",
+    "tests/test_compile_options.py",
     "tests/backends/test_triton_static.py::TestAllMixturesOnOneGPU",
+    "tests/python/test_distill_processes.py",
+    "tests/test_compile.py",
     "tests/backends/test_cuda_static.py",
-    "tests/test_token_log_probs.py",
-    "tests/test_advantages.py",
+    "tests/benchmarks/test_gpu_run.py",
+    "tests/test_objectives.py",
+    "tests/backends/test_cuda_rows.py",
+    "tests/test_gpu_path.py",
+    "tests/python/test_distill_resume.py",
+    "tests/test_rows.py",
+    "tests/test_rows_mixture.py",
+    "tests/benchmarks/test_smollm2.py",
     "tests/test_memory.py",
-    "tests/python/test_page.py",
+    "tests/backends/test_triton_rows.py",
+    "tests/test_served_teacher.py",
+    "tests/test_oracle.py",
     "tests/test_opcheck.py",
-    "tests/distributed/test_tensor_parallel.py",
-    "tests/backends/test_cuda_barriers.py",
+    "tests/test_loss.py",
+    "tests/test_newcomer.py",
+    "tests/python/test_held_out.py",
 ]
 
 
@@ -73,6 +82,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What is there before the first test stays: a garbage collection in a test need not look through all of torch."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_stays() -> None:
+    """Nor through what the files before have imported and compiled."""
     gc.collect()
     gc.freeze()
 
@@ -199,22 +215,29 @@ def make_case(
     return Case(student_rows, teacher_rows, student_head, teacher_head, mask, Objective(**options))
 
 
+def interpreted(backend: str) -> bool:
+    """Whether a row takes a backend's kernels 10 ms, because Triton's interpreter runs them."""
+    return backend == "triton" and triton.takes(torch.device("cpu"))
+
+
 def size(backend: str) -> dict[str, Any]:
-    """The size of ``make_case`` on a backend: a row takes Triton's interpreter 20 ms, so there it has fewer of them,
-    and longer ones, because a tile holds 1,024 columns."""
-    if backend == "triton" and triton.takes(torch.device("cpu")):
+    """The size of ``make_case`` on a backend: of interpreted kernels fewer rows, and longer ones, because a tile holds
+    1,024 columns; of emulated ones, which run a thread after the other, a chunk of 32 rows and a ragged one."""
+    if interpreted(backend):
         return {"leading": (3, 4), "vocab_size": 1300}
+    if backend == "cuda" and not torch.cuda.is_available():
+        return {"leading": (3, 13)}
     return {}
 
 
 def columns_of_tiles(backend: str) -> int:
     """A vocabulary of several of a kernel's tiles and a ragged end; of Triton's interpreter, two tiles and an end."""
-    return 2503 if size(backend) else 5003
+    return 2503 if interpreted(backend) else 5003
 
 
 def skip_unless(telling: bool, backend: str) -> None:
     """Where kernels are interpreted, only what is telling: other cases call the same kernels under other torch."""
-    if size(backend) and not telling:
+    if interpreted(backend) and not telling:
         pytest.skip("calls no kernel that another case does not, slowly")
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from eopd_kernels import EntropyAwareKL, EntropyGate, LMHead, Objective, entropy_aware_kl, reference
 from eopd_kernels.rows import FUNCTIONS
-from tests.conftest import make_case, relative_error, size, skip_unless, upstream_for
+from tests.conftest import interpreted, make_case, relative_error, size, skip_unless, upstream_for
 
 OBJECTIVE = Objective(gate=EntropyGate(1.0), alpha=0.7)
 
 
 def double_case(kind: str, backend: str) -> tuple[Tensor, ...]:
     """student, teacher, student weight, teacher weight in fp64."""
-    tokens = (1, 2) if size(backend) else (2, 3)
+    tokens = (1, 2) if interpreted(backend) else (2, 3)
     generator = torch.Generator().manual_seed(3)
 
     def random(*shape: int) -> Tensor:
@@ -222,7 +222,10 @@ def test_activation_checkpointing() -> None:
 @pytest.mark.parametrize("layout", ["dense", "shifted", "padded vocabulary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_in_place_the_gradient_takes_the_logits_memory(dtype: torch.dtype, layout: str, backend: str) -> None:
-    case = make_case(student="logits", teacher="logits", dtype=dtype, masked=True)
+    few: dict[str, Any] = (
+        {"leading": (3, 4)} if interpreted(backend) else {}
+    )  # one tile: with more of them a shift may round otherwise
+    case = make_case(student="logits", teacher="logits", dtype=dtype, masked=True, **few)
     assert case.mask is not None
     options: dict[str, Any] = {"objective": case.objective, "backend": backend, "mask": case.mask}
     teacher = case.teacher

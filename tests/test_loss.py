@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eopd_kernels import EntropyAwareKLLoss, EntropyGate, LMHead, Objective, entropy_aware_kl, reference
-from tests.conftest import Case, logits_like, make_case, relative_error, size, skip_unless, upstream_for
+from tests.conftest import Case, interpreted, logits_like, make_case, relative_error, size, skip_unless, upstream_for
 
 PER_TOKEN = ("teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "gate")
 
@@ -175,7 +175,7 @@ def test_views_need_no_care(layout: str, schedule: str, backend: str) -> None:
             "expanded": lambda: base[:, :1].expand(-1, 9, -1),
         }[layout]()
 
-    bases = [logits_like(generator, 4, 10 if size(backend) else 40, 40) for _ in range(2)]
+    bases = [logits_like(generator, 4, 10 if interpreted(backend) else 40, 40) for _ in range(2)]
     results = []
     for dense in (False, True):
         leaf = bases[0].clone().requires_grad_()

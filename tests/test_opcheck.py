@@ -14,7 +14,7 @@ from eopd_kernels import EntropyGate, Objective, TopKTeacher
 from eopd_kernels.compiled import Arguments, seen_tensors
 from eopd_kernels.inputs.check import checked
 from eopd_kernels.inputs.keywords import with_defaults
-from tests.conftest import make_case, size
+from tests.conftest import interpreted, make_case
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 CASES: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ def arguments(options: dict[str, Any], backend: str) -> Arguments:
     call = {name: options.pop(name) for name in ("reduction", "schedule", "objective") if name in options}
     served, frozen = options.pop("served", False), options.pop("frozen", False)
     sampled = {"token_ids": torch.arange(6).view(2, 3)} if options.pop("token_ids", False) else {}
-    case = make_case(leading=(2, 3), vocab_size=1300 if size(backend) else 67, **options)
+    case = make_case(leading=(2, 3), vocab_size=1300 if interpreted(backend) else 67, **options)
     if frozen:
         for leaf in case.leaves:
             leaf.requires_grad_(False)

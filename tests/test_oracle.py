@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eopd_kernels import EntropyGate, entropy_aware_kl, reference
 from eopd_kernels.loss import EntropyAwareKLOutput
-from tests.conftest import Case, logits_like, make_case, relative_error, size, skip_unless, upstream_for
+from tests.conftest import Case, interpreted, logits_like, make_case, relative_error, size, skip_unless, upstream_for
 
 FIGURES = ("loss", "teacher_entropy", "student_entropy", "forward_kl", "reverse_kl", "reverse_half", "forward_half")
 SIDES = [("logits", "logits"), ("hidden", "hidden"), ("hidden", "logits"), ("logits", "hidden")]
@@ -132,7 +132,7 @@ def test_random_problems(
 def test_small_divergence_of_shifted_logits(shift: float, backend: str) -> None:
     """Near the teacher, where distillation ends: KL about 2e-4, below what rounded logits can resolve."""
     generator = torch.Generator().manual_seed(0)
-    shape = (4, 5_000) if size(backend) else (16, 20_000)
+    shape = (4, 5_000) if interpreted(backend) else (16, 20_000)
     teacher = logits_like(generator, *shape) + shift
     student = (teacher + 0.02 * torch.randn(shape, generator=generator)).requires_grad_()
     case = Case(student, teacher)

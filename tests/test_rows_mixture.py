@@ -12,7 +12,7 @@ from eopd_kernels.row_math.formulas import Coefficients
 from eopd_kernels.row_math.mixture import MixtureStatistics, Skews
 from eopd_kernels.row_math.statistics import RowStatistics, times_or_zero
 from eopd_kernels.rows import FUNCTIONS, RowFunctions
-from tests.conftest import columns_of_tiles, relative_error, size, skip_unless
+from tests.conftest import columns_of_tiles, interpreted, relative_error, skip_unless
 from tests.test_rows import DTYPES, IDENTITY, TRANSFORMS, block, random_coefficients
 
 SKEWS = [Skews(0.1, 0.1), Skews(0.9, 0.25), Skews(0.0, 0.3), Skews(0.5, 0.0)]
@@ -238,10 +238,10 @@ def test_the_gradient_may_overwrite_the_student(functions: RowFunctions, dtype: 
 
 
 @pytest.mark.parametrize("skews", SKEWS)
-@pytest.mark.parametrize("dead", [slice(0, 1), slice(40, 3000), slice(2048, 5003)], ids=str)
+@pytest.mark.parametrize("dead", [slice(0, 1), slice(40, -303), slice(2048, None)], ids=str)
 @pytest.mark.parametrize("side", ["both", "student", "teacher"])
-def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice, skews: Skews) -> None:
-    student, teacher = block(4, 5003)
+def test_columns_without_mass(functions: RowFunctions, backend: str, side: str, dead: slice, skews: Skews) -> None:
+    student, teacher = block(4, columns_of_tiles(backend))
     if side != "teacher":
         student[:, dead] = -math.inf
     if side != "student":
@@ -256,7 +256,7 @@ def test_columns_without_mass(functions: RowFunctions, side: str, dead: slice, s
 
     a, b, c = random_coefficients(4, torch.float32)
     coefficients = Coefficients(a, torch.zeros(4) if infinite[:, 1].any() else b, c)
-    out = torch.empty(4, 5003)
+    out = torch.empty_like(student)
     functions.row_mixture_gradient(student, teacher, statistics, *coefficients, list(skews), IDENTITY, out)
     expected = exact.gradient(coefficients)
     assert relative_error(out, expected) < 3e-5 and (out[expected == 0] == 0).all()
@@ -302,7 +302,7 @@ def test_large_logits(functions: RowFunctions, scale: float) -> None:
 def test_small_divergences_survive_a_shift(functions: RowFunctions, backend: str, shift: float) -> None:
     """A student that has come close to the teacher: a KL of 2e-4 on logits around ±300."""
     generator = torch.Generator().manual_seed(3)
-    shape = (3, 5000 if size(backend) else 20_000)
+    shape = (3, 5000 if interpreted(backend) else 20_000)
     teacher = 2 * torch.randn(shape, generator=generator) + shift
     student = teacher + 0.02 * torch.randn(shape, generator=generator)
     statistics = functions.row_statistics(student, teacher, IDENTITY)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from eopd_kernels.testing import machine_code
 from eopd_kernels.testing.absent_gpu import DEVICES, WHOLE_ROWS, call, compiling_for
-from eopd_kernels.testing.kernel_resources import CHOICE, READ, Call, Resources, every_call, every_kernel, resources
+from eopd_kernels.testing.kernel_resources import CHOICE, READ, Call, Resources, every_call, resources
 from tests.backends import disassembly
 
 
@@ -27,10 +27,14 @@ def part_of(one: Call) -> str:
 
 
 def read_together(calls: Sequence[Call], devices: Sequence[str]) -> dict[Resources, None]:
-    """As ``every_kernel`` does in two processes, of NVIDIA's GPUs: in this process, because the suite keeps the other
-    cores busy, and with one start of the disassembler for all kernels of a GPU."""
+    """As ``every_kernel`` does in two processes: in this process, because the suite keeps the other cores busy, and
+    with one start of the disassembler for all kernels of an NVIDIA GPU."""
     found: dict[Resources, None] = {}
     for device in devices:
+        if DEVICES[device].target.backend == "hip":  # whose code is text
+            for one in calls:
+                found |= dict.fromkeys(resources(*one, device))
+            continue
         cubins: dict[str, bytes] = {}
         for function, variant, rows in calls:
             with compiling_for(DEVICES[device]) as compiled:
@@ -48,8 +52,7 @@ def read_together(calls: Sequence[Call], devices: Sequence[str]) -> dict[Resourc
 def main() -> None:
     part, file = sys.argv[1:]
     if part == "choice":
-        amd = [name for name, device in DEVICES.items() if device.target.backend == "hip"]
-        found = read_together(CHOICE, [name for name in DEVICES if name not in amd]) | every_kernel(CHOICE, amd, print)
+        found = read_together(CHOICE, list(DEVICES))
     else:
         found = read_together([one for one in every_call() if part_of(one) == part], ["sm_90"])
     Path(file).write_text(json.dumps([asdict(kernel) for kernel in found]))

@@ -17,9 +17,16 @@ from benchmarks.truth import errors, truth
 from eopd_kernels.testing.processes import MIB
 from tests.benchmarks import fakes
 from tests.benchmarks.fakes import FAKES, HELD, case
+from tests.processes import fork_what_is_spawned
 
 # The system counts pages in batches of some per thread.
 BATCHES = MIB
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreters of their own, which take three seconds each, are test_gpu_run.py's and test_measuring.py's."""
+    fork_what_is_spawned(monkeypatch)
 
 
 @pytest.fixture(scope="module")

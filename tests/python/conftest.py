@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -57,6 +58,13 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
 @pytest.fixture(autouse=True)
 def fresh_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib lays out and writes no figure of a run's page, which takes it as long as the run; all else is done.
+    Figures are written in test_page.py, test_distill_program.py and, of a whole run, test_distill_resume.py."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, stream, **options: stream.write("<svg></svg>"))
 
 
 def tiny_model(architecture: str, **changes: int) -> PreTrainedModel:

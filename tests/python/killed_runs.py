@@ -3,11 +3,13 @@
     python -m tests.python.killed_runs FOLDER SEED KILLS [OPTION ...]
 
 Every call of the functions below is two moments, its begin and its end; SIGKILL comes at one of them. A line of a
-record may also be torn, half of it on the disk.
+record may also be torn, half of it on the disk. The page at a run's end is drawn of the whole run and of the last that
+is resumed; in the others it is as empty as it is quick.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -21,6 +23,7 @@ import distill as program
 import torch
 from distillation import checkpoints, run_folder
 from distillation.answering import SampledAnswers
+from distillation.page import write_page
 from distillation.trainer import OnPolicyTrainer
 
 from .small_run import arguments
@@ -72,11 +75,13 @@ class Moments:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_fork(words: list[str], deadly: int | None, count: Path | None = None) -> int:
+def in_a_fork(words: list[str], deadly: int | None, count: Path | None = None, drawn: bool = True) -> int:
     """The program's exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         moments = Moments(deadly)
+        if not drawn:
+            sys.modules[write_page.__module__].page = lambda *given: ""  # type: ignore[attr-defined]
         status = program.main(words)
         if count is not None:
             count.write_text(str(moments.passed))
@@ -87,6 +92,7 @@ def in_a_fork(words: list[str], deadly: int | None, count: Path | None = None) -
 def main(folder: Path, seed: int, kills: int, *more: str) -> None:
     torch.set_num_threads(1)
     words = arguments(folder, *more)
+    gc.freeze()  # what is there now is not looked through in the forks
     assert in_a_fork([*words, "--output-dir", str(folder / "whole")], None, folder / "count") == 0
     total = int((folder / "count").read_text())
     rng = random.Random(seed)
@@ -96,8 +102,8 @@ def main(folder: Path, seed: int, kills: int, *more: str) -> None:
         run = folder / f"killed-{i}"
         print(f"{run.name}: moment {deadly} of {total}", flush=True)
         shutil.rmtree(run, ignore_errors=True)
-        assert in_a_fork([*words, "--output-dir", str(run)], deadly) == -signal.SIGKILL
-        assert in_a_fork(["--resume", str(run)], None) == 0
+        assert in_a_fork([*words, "--output-dir", str(run)], deadly, drawn=False) == -signal.SIGKILL
+        assert in_a_fork(["--resume", str(run)], None, drawn=i == kills - 1) == 0
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,12 @@ from distillation import checkpoints
 from distillation.run_folder import RunFolder
 from distillation.trainer import OnPolicyTrainer
 
+from tests.processes import run_program
+
 from .small_run import arguments, comparable, lines
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SEED, KILLS = 20, 5
 
 
@@ -44,9 +45,7 @@ ROLLOUTS = ("--objective=paper", "--rollout-prompts=32", "--eval-steps=2")
     ("more", "kills"), [((), KILLS), (ROLLOUTS, KILLS), (("--lora-r=4",), 1)], ids=["steps", "rollouts", "lora"]
 )
 def test_a_run_killed_at_any_moment_resumes_exactly(more: tuple[str, ...], kills: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.python.killed_runs", str(tmp_path), str(SEED), str(kills), *more]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    run = run_program("tests.python.killed_runs", str(tmp_path), str(SEED), str(kills), *more)
     assert run.returncode == 0, run.stdout + run.stderr
     expected = outcome(tmp_path / "whole")
     assert [record["step"] for record in expected["metrics"]] == [1, 2, 3, 4, 5, 6] and expected["weights"]
@@ -116,19 +115,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_survives(
 def test_a_file_that_may_not_grow_is_named(tmp_path: Path) -> None:
     """The writers of weights have error types of their own; the kernel's limit reaches them all."""
     words = arguments(tmp_path, "--output-dir", str(tmp_path / "run"))
-    code = (
-        "import resource, sys, distill\n"
-        "from distillation.trainer import OnPolicyTrainer\n"
-        "save = OnPolicyTrainer._save_checkpoint\n"
-        "def limited(*given):\n"
-        "    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
-        "    save(*given)\n"
-        "OnPolicyTrainer._save_checkpoint = limited\n"
-        "sys.exit(distill.main(sys.argv[1:]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}"}
-    command = [sys.executable, "-c", code, *words]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    run = run_program("tests.python.limited_files", *words)
     assert run.returncode == 1, run.stderr
     assert "cannot write the checkpoint" in run.stderr and "checkpoint-2: " in run.stderr
     assert "there is none before it" in run.stderr and "Traceback" not in run.stderr

@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, trainer_optimizer
 from .conftest import tiny_tokenizer, tiny_words
 from .small_run import arguments, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:

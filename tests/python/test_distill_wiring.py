@@ -18,6 +18,8 @@ from eopd_kernels import EntropyGate, Objective
 
 from .small_run import arguments, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WORDS = (
     *("--objective=paper", "--tau=2.9", "--alpha=0.5", "--max-steps=3", "--rollout-prompts=16", "--seed=5"),
     *("--off-policy-fraction=0.25", "--generation-batch-size=3", "--max-new-tokens=5"),

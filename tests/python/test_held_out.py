@@ -23,6 +23,8 @@ from transformers import PreTrainedTokenizerFast
 from .conftest import PAD, tiny_tokenizer, tiny_words
 from .small_run import arguments, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = ("--max-steps=3", "--eval-prompts=3", "--eval-samples=2", "--eval-max-new-tokens=12")
 
 

@@ -23,6 +23,8 @@ from eopd_kernels.testing.pretend import WithoutFp64
 from .conftest import tiny_model, tiny_tokenizer, tiny_words
 from .small_run import arguments, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHORT = ("--max-steps=2", "--warmup-steps=0", "--eval-prompts=2")
 
 

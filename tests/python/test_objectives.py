@@ -15,6 +15,8 @@ from eopd_kernels import EntropyGate, Objective, QuantileGate, Sampled, Skewed, 
 
 from .small_run import arguments, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TAIL = TopK(8, teacher="raw", tail=True)
 
 

@@ -22,6 +22,8 @@ from eopd_kernels.testing.pretend import PeakMemory
 from .conftest import tiny_model, tiny_tokenizer, tiny_words
 from .small_run import arguments
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 QWEN3 = {

@@ -35,6 +35,8 @@ from .served_model import ServedModel
 from .small_run import arguments, comparable, lines
 from .test_distill_resume import outcome
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TAILED = Objective(reverse="sampled", forward=TopK(teacher="raw", tail=True), gate="always")

@@ -29,6 +29,8 @@ from .conftest import EOS, PAD, tiny_model, tiny_tokenizer, tiny_words
 from .served_model import ServedModel
 from .small_run import arguments, comparable, lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CPU = torch.device("cpu")
 PROMPTS = [[3, 4, 5], [6], [7, 8], [9, 10, 11, 12]]
 NAMES = ["math", "code", "code", "math"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eopd_kernels import entropy_aware_kl, reference
-from tests.conftest import make_case, relative_error, size
+from tests.conftest import interpreted, make_case, relative_error
 
 SCALE = 65536.0  # GradScaler's first
 
@@ -26,7 +26,7 @@ def weights(kind: str, leading: torch.Size) -> Tensor:
 @pytest.mark.parametrize("kind", ["small", "of lengths"])
 def test_small_weights_under_a_loss_scale(kind: str, schedule: str, graph: str, backend: str) -> None:
     shape: dict[str, Any] = {"vocab_size": 2000} if backend in ("cpu", "torch") else {"vocab_size": 67}
-    shape |= {"leading": (3, 4)} if size(backend) else {}
+    shape |= {"leading": (3, 4)} if interpreted(backend) else {}
     case = make_case(student="logits", teacher="logits", **shape).to(torch.float16)
     mask = weights(kind, case.student.shape[:-1])
     arguments: dict[str, Any] = {**case.arguments, "mask": mask, "reduction": "sum"}
