@@ -26,6 +26,9 @@ def switch_on() -> None:
         from triton.runtime.interpreter import TritonSemantic
     except ImportError:
         return
+    known = ("_get_np_dtype", "_patch_lang", "_LangPatchScope", "InterpretedFunction")
+    if not all(hasattr(interpreter, name) for name in known) or not hasattr(interpreter.InterpretedFunction, "rewrite"):
+        return  # of another Triton than 3.6 to 3.9: it is slower, and right
     remember_types(tl.core)
     remember_numpy_types(tl.core, interpreter)
     leave_what_is_right(TritonSemantic)

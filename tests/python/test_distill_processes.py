@@ -109,7 +109,7 @@ def test_two_processes_equal_one(kind: str, alone: Path, request: pytest.Fixture
 
 
 def test_two_processes_share_a_rollout_and_go_on_in_the_middle_of_it(alone: Path) -> None:
-    """Two interpreters, each with a seed of ``hash`` of its own, that accelerate starts as torchrun does."""
+    """Interpreters of their own, each with its own seed of ``hash``; begun by accelerate, gone on with by torchrun."""
     run = alone / "rollouts"
     result = launched(ACCELERATE, *words(alone, run.name, *TWO, *ROLLOUTS))
     assert result.returncode == 0, result.stderr
@@ -120,7 +120,7 @@ def test_two_processes_share_a_rollout_and_go_on_in_the_middle_of_it(alone: Path
     whole = [comparable(line) for line in lines(run)]
     for late in ("student-paper", "checkpoints/paper/checkpoint-3"):
         shutil.rmtree(run / late)
-    resumed = in_two_forks("distill", "--resume", str(run))
+    resumed = launched(TORCHRUN, "--resume", str(run))
     assert resumed.returncode == 0, resumed.stderr
     assert [comparable(line) for line in lines(run)] == whole
 
