@@ -32,7 +32,7 @@ $(BIN)/native: $(BIN)/linked setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 # torch goes first and pinned, so that no other requirement picks another build of it.
 $(BIN)/packages: $(BIN)/linked
-	$(PIP) torch numpy
+	$(PIP) torch numpy eopd-kernels
 	$(PIP) 'eopd-kernels[dev]'
 	@touch $@
 

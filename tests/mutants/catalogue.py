@@ -244,7 +244,7 @@ MUTANTS = [
     Mutant("torch: the loss forgets the weight of the reverse half", "formulas.gated_loss", "c_r * reverse", "reverse"),
     Mutant("torch: the loss forgets alpha", "formulas.gated_loss", "c_f * forward", "gate * forward"),
     Mutant("torch: rows of weight 0 have a loss", "torch.row_loss_and_gradient", "torch.where(weights == 0, 0.0, gated_loss(numbers, gate, Combine(*combine)))", "gated_loss(numbers, gate, Combine(*combine))"),
-    Mutant("Triton: the loss forgets the weight of the forward half", "row_math.gated_loss", "times_or_zero(c_f, forward_kl)", "times_or_zero(gate, forward_kl)"),
+    Mutant("Triton: the loss forgets the weight of the forward half", "row_math.gated_loss", "times_or_zero(c_f, forward_kl(row))", "times_or_zero(gate, forward_kl(row))"),
     Mutant("Triton: a half without weight is in the loss", "row_math.gated_loss", "times_or_zero(c_r, reverse_kl(row))", "c_r * reverse_kl(row)"),
     Mutant("Triton: rows of weight 0 have a loss", "row_math.gated_loss", "tl.where(weight == 0, 0.0, loss).to(weight.dtype)", "loss.to(weight.dtype)"),
     Mutant("Triton: merged rows have no loss", "merge_parts_kernel", "tl.store(loss + row, gated_loss(numbers, opened, weight, combine))", "tl.store(loss + row, 0.0)"),

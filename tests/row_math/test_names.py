@@ -27,7 +27,7 @@ ONLY = {
         "unknown_where": "the gates of Objective, which masked tokens must not reach",
         "centred_on": "sums that have travelled between ranks",
         "student_entropy": "no kernel reports it",
-        "forward_kl": "no kernel needs it: its gradient is that of the cross-entropy",
+        "gated_halves": "figures, which are computed when they are read; a kernel adds them up",
         "__call__": "Combine of a tensor of gates",
         "take": "some rows of a tensor",
         "exceeds": "the gates of Objective, which look at other entropies too",
@@ -35,6 +35,7 @@ ONLY = {
     "Triton": {
         "forward_terms": "C++ and Python call mixture_terms with the sides in order",
         "reverse_terms": "C++ and Python call mixture_terms with the sides in order",
+        "half_weights": "methods of Combine: __call__ in Python, of_reverse and of_forward in C++",
         "tanh": "Triton's own does not run in its interpreter; C++ has csrc/cpu/vector.h and hardware.cuh",
     },
     "C++": {

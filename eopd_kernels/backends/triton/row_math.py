@@ -210,6 +210,12 @@ def unused(k):
 
 
 @triton.jit
+def forward_kl(row):
+    """F = Σ q (log q − log p) in nats."""
+    return row.teacher_cross / row.teacher_sum + log_sum_ratio(row)
+
+
+@triton.jit
 def reverse_kl(row):
     """R = Σ p (log p − log q) in nats."""
     return row.student_cross / row.student_sum - log_sum_ratio(row)
@@ -225,8 +231,7 @@ def half_weights(gate, combine):
 def gated_loss(row, gate, weight, combine):
     """The loss c_r·R + c_f·F of a row of weight 1; 0 in rows of weight 0. A half without weight may be infinite."""
     c_r, c_f = half_weights(gate, combine)
-    forward_kl = row.teacher_cross / row.teacher_sum + log_sum_ratio(row)
-    loss = times_or_zero(c_r, reverse_kl(row)) + times_or_zero(c_f, forward_kl)
+    loss = times_or_zero(c_r, reverse_kl(row)) + times_or_zero(c_f, forward_kl(row))
     return tl.where(weight == 0, 0.0, loss).to(weight.dtype)
 
 
