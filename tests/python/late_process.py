@@ -12,7 +12,8 @@ import distill
 import torch.distributed as dist
 from distillation.evaluation import Results
 
-TIMEOUT = 6  # seconds, in the place of --ddp-timeout: the processes, forks that have imported all, start less apart
+# Seconds, in the place of --ddp-timeout. On busy cores two forks come to a collective some seconds apart: 6 was too few.
+TIMEOUT = 20
 LATE = TIMEOUT + 2.0
 
 
