@@ -12,7 +12,7 @@ import distill
 import torch.distributed as dist
 from distillation.evaluation import Results
 
-# Seconds, in the place of --ddp-timeout. On busy cores two forks come to a collective some seconds apart, with 6 too far.
+# Seconds, in the place of --ddp-timeout: on busy cores two forks come to a collective some seconds apart.
 TIMEOUT = 20
 LATE = TIMEOUT + 2.0
 
