@@ -99,7 +99,7 @@ def goals(level: Level) -> list[Goal]:
         *(Goal(logits, ours, PLAIN, Target("faster", 25)) for ours in (OURS, of.INPLACE)),
         *(Goal(logits, ours, of.COMPILED, Target("faster", 8)) for ours in (OURS, of.INPLACE)),
         *(Goal(logits, ours, of.ADD, Target("its time", 1.6)) for ours in (of.KERNEL, OURS, of.INPLACE)),
-        Goal(hidden(level.tokens, "bf16"), OURS, PLAIN, Target("faster", 2)),
+        Goal(hidden(level.tokens, "bf16"), OURS, PLAIN, Target("faster", 15)),
         Goal(late, of.FILTERED[12], PRODUCTS, Target("its time", 0.6)),
         Goal(late, of.BACKWARD_FILTERED, of.BACKWARD, Target("its time", 0.5)),
     ]
