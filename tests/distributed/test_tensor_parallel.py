@@ -29,6 +29,7 @@ from tests.conftest import Case, relative_error, upstream_for
 from tests.distributed.processes import run_ranks
 from tests.distributed.shards import SMALL, halves_of, part_of, solved
 from tests.distributed.traffic import Traffic
+from tests.schedules.test_gradient_filter import EPSILON, TOKENS, VOCAB, expected, gradients, peaked
 from tests.test_objectives import case_of, confident
 from tests.test_served_teacher import entries_of
 
@@ -283,8 +284,26 @@ def group_of_one() -> bool:
     return not traffic.calls and torch.equal(loss, entropy_aware_kl(case.student, case.teacher, **case.arguments).loss)
 
 
+def filtered() -> list[list[float]]:
+    """How far the gradients under a filter are from its definition, in either schedule; and what the filter lost.
+
+    Each rank finds and estimates columns of its own.
+    """
+    case, sizes = peaked(), [1100, VOCAB - 1100]
+    part, here = part_of(case, sizes)
+    errors = []
+    for schedule in ("chunked", "recompute"):
+        options: dict[str, Any] = {"schedule": schedule, "tensor_parallel_group": dist.group.WORLD, "reduction": "sum"}
+        truth = expected(case, EPSILON, TOKENS, sizes)[0]
+        ours, exact = gradients(part, gradient_filter=EPSILON, **options), gradients(part, **options)
+        wanted = [truth[0], *(of_all[here] for of_all in truth[1:])]
+        errors.append([relative_error(value, true) for value, true in zip(ours, wanted, strict=True)])
+        errors.append([relative_error(value, true) for value, true in zip(ours[:2], exact[:2], strict=True)])
+    return errors
+
+
 def whoever_wants_them_how() -> dict[str, Any]:
-    checks = (sequence_parallel, partial_gradients, dtensor_heads, group_of_one)
+    checks = (sequence_parallel, partial_gradients, dtensor_heads, group_of_one, filtered)
     return {check.__name__: check() for check in checks}
 
 
@@ -304,6 +323,13 @@ def test_sequence_parallel_hidden_states(two_ranks: list[dict[str, Any]]) -> Non
 def test_dtensor_heads_have_dtensor_gradients(two_ranks: list[dict[str, Any]]) -> None:
     for of_rank in two_ranks:
         assert max(of_rank["dtensor_heads"]) < 5e-6
+
+
+def test_a_gradient_filter_is_what_its_definition_says(two_ranks: list[dict[str, Any]]) -> None:
+    for of_rank in two_ranks:
+        chunked, lost, recomputed, lost_too = of_rank["filtered"]
+        assert max(chunked + recomputed) < 1e-11
+        assert min(lost + lost_too) > 1e-6, "the case tells nothing"
 
 
 def test_a_group_of_one_is_no_group(two_ranks: list[dict[str, Any]]) -> None:

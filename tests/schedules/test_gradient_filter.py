@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -45,8 +46,13 @@ def gradients(case: Case, upstream: float = 1.0, **options: Any) -> list[Tensor]
     return taken  # type: ignore[return-value]
 
 
-def expected(case: Case, epsilon: float, chunk: int) -> tuple[list[Tensor], tuple[float, float]]:
-    """The definition, from the gradient of the logits, and the shares of columns kept: for dW, for dX."""
+def expected(
+    case: Case, epsilon: float, chunk: int, parts: Sequence[int] = (VOCAB,)
+) -> tuple[list[Tensor], tuple[float, float]]:
+    """The definition, from the gradient of the logits, and the shares of columns kept: for dW, for dX.
+
+    ``parts``: how many columns are seen at a time, each part with an estimate of its own.
+    """
     head = case.student_head
     assert head is not None
     hidden, weight = case.student.detach(), head.weight.detach()
@@ -65,7 +71,9 @@ def expected(case: Case, epsilon: float, chunk: int) -> tuple[list[Tensor], tupl
         for i, columns in enumerate((kept, for_hidden)):
             shares[i] += float(columns.double().mean()) * len(rows) / len(rows_used)
         grad_hidden[rows] = gradient[:, for_hidden] @ weight[for_hidden]
-        grad_hidden[rows] += gradient[:, ~for_hidden].sum(1, keepdim=True) * weight[for_hidden & ~kept].mean(0)
+        for part in torch.arange(VOCAB).split(list(parts)):
+            left_out, between = part[~for_hidden[part]], part[(for_hidden & ~kept)[part]]
+            grad_hidden[rows] += gradient[:, left_out].sum(1, keepdim=True) * weight[between].mean(0)
         grad_weight[kept] += gradient[:, kept].t() @ hidden[rows]
     return [grad_hidden, grad_weight, logits.grad.sum(0)], (shares[0], shares[1])
 
