@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..row_math.formulas import Combine, gated_halves
@@ -102,9 +103,13 @@ class Seen:
         if isinstance(rows, slice) and len(gate) == len(self.gate) and loss is not None and halves is not None:
             self.packed, self.gate, self.loss, self.halves = statistics.packed, gate, loss, halves
             return
-        self.packed[rows], self.gate[rows] = statistics.packed, gate
+        pairs = [(self.packed, statistics.packed), (self.gate, gate)]
         if loss is not None:
-            self.loss[rows] = loss
-        if halves is not None and not isinstance(self.halves, Combine):
-            reverse, forward = self.halves
-            reverse[rows], forward[rows] = halves  # type: ignore[misc]
+            pairs.append((self.loss, loss))
+        if halves is not None and not isinstance(halves, Combine) and not isinstance(self.halves, Combine):
+            pairs += zip(self.halves, halves, strict=True)
+        if isinstance(rows, slice):  # one launch on a GPU
+            torch._foreach_copy_([of_all[rows] for of_all, _ in pairs], [of_rows for _, of_rows in pairs])
+        else:
+            for of_all, of_rows in pairs:
+                of_all[rows] = of_rows
