@@ -13,7 +13,7 @@ import torch.distributed as dist
 from distillation.evaluation import Results
 
 # Seconds, in the place of --ddp-timeout: on busy cores two forks come to a collective some seconds apart.
-TIMEOUT = 20
+TIMEOUT = 12
 LATE = TIMEOUT + 2.0
 
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import distill as program
@@ -87,6 +89,13 @@ def check_same(found: Path, expected: Path) -> None:
         torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def late(alone: Path) -> Iterator[Future[subprocess.CompletedProcess[str]]]:
+    """Two processes, in the folder ``late``, that mostly wait for each other: the other tests run meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(in_two_forks, LATE, *words(alone, "late", *TWO))
+
+
 @pytest.fixture(scope="module")
 def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
     """Two processes that FSDP2 shares the student out to, as the 4B config asks it, in the folder ``fsdp2``."""
@@ -96,16 +105,16 @@ def shared_out(alone: Path) -> subprocess.CompletedProcess[str]:
     return in_two_forks(FSDP2, "--config", str(alone / "fsdp2.json"), *words(alone, "fsdp2", *TWO))
 
 
-@pytest.mark.parametrize("kind", ["late", "fsdp2"])
-def test_two_processes_equal_one(kind: str, alone: Path, request: pytest.FixtureRequest) -> None:
-    run = alone / kind
-    if kind == "fsdp2":
-        result = request.getfixturevalue("shared_out")
-    else:
-        result = in_two_forks(LATE, *words(alone, run.name, *TWO))
+def check_two_equal_one(run: Path, alone: Path, result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stderr
     check_same(run, alone / "alone")
     assert result.stdout.count("distilling with") == 1  # one process speaks
+
+
+def test_two_processes_with_a_shared_out_student_equal_one(
+    alone: Path, shared_out: subprocess.CompletedProcess[str]
+) -> None:
+    check_two_equal_one(alone / "fsdp2", alone, shared_out)
 
 
 def test_two_processes_share_a_rollout_and_go_on_in_the_middle_of_it(alone: Path) -> None:
@@ -138,3 +147,9 @@ def test_a_shared_out_student_goes_on_where_it_stopped(
     assert result.returncode == 0, result.stderr
     assert "from step 2, as" in result.stdout
     check_same(run, alone / "alone")
+
+
+def test_two_processes_of_which_one_is_late_equal_one(
+    alone: Path, late: Future[subprocess.CompletedProcess[str]]
+) -> None:
+    check_two_equal_one(alone / "late", alone, late.result())
