@@ -170,11 +170,15 @@ def sass(file: Path, architecture: str, symbol: str) -> list[Instruction]:
     """Reads the instructions of the first function of an architecture whose symbol matches, in order."""
     tool = disassembler()
     assert tool is not None
-    command = [tool, "-sass", "-arch", architecture, str(file)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    functions = re.split(r"\n\s*Function : ", text)[1:]
-    function = next(one for one in functions if re.search(symbol, one.partition("\n")[0]))
-    return [instruction(match) for match in NVIDIA_INSTRUCTION.finditer(function)]
+
+    def printed(*asked: str) -> str:
+        command = [tool, *asked, "-arch", architecture, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    names = re.findall(r"^ *Function (\w+)", printed("-res-usage"), re.MULTILINE)
+    name = next(name for name in names if re.search(symbol, name))
+    text = printed("-sass", "-fun", name)  # by its name alone: all of an extension's functions take many seconds
+    return [instruction(match) for match in NVIDIA_INSTRUCTION.finditer(text)]
 
 
 @dataclass(frozen=True)

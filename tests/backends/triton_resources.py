@@ -36,14 +36,21 @@ def read_together(calls: Sequence[Call], devices: Sequence[str]) -> dict[Resourc
                 found |= dict.fromkeys(resources(*one, device))
             continue
         cubins: dict[str, bytes] = {}
+        texts: dict[str, str] = {}
         for function, variant, rows in calls:
             with compiling_for(DEVICES[device]) as compiled:
                 call(function, variant, rows)
             cubins |= {kernel.hash: kernel.asm["cubin"] for kernel in compiled}
+            texts |= {kernel.hash: kernel.asm["ptx"] for kernel in compiled}
         codes = disassembly.codes(list(cubins.values()), DEVICES[device].target.arch)
         READ.update(zip(cubins, codes, strict=True))
         smallest = min(cubins, key=lambda name: len(cubins[name]))
         assert READ[smallest] == machine_code.of_cubin(cubins[smallest]), "read with others a kernel is another"
+        if device == devices[0]:
+            largest = max(cubins, key=lambda name: len(cubins[name]))
+            spills = disassembly.assembled(texts[largest], DEVICES[device].target.arch, registers=24)
+            (code,) = disassembly.codes([spills], DEVICES[device].target.arch)
+            assert code == machine_code.of_cubin(spills) and code.stack > 0, "spills are not seen"
         for function, variant, rows in calls:
             found |= dict.fromkeys(resources(function, variant, rows, device))
     return found
