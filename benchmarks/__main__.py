@@ -7,7 +7,6 @@ off goes on where it stopped. ``--quick`` takes three minutes and shows that it 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .machine import ENVIRONMENTS, command, description, imitate
+from .machine import ENVIRONMENTS, command, description, imitate, others_running
 from .matrix import GROUPS, LEVELS, cases
 from .measure import progress
 from .records import Case, append, read, read_facts, write_facts
@@ -43,7 +42,7 @@ def main() -> int:
         print(f"{file} has a run of level {begun!r}: give another --out, or --again to begin anew", file=sys.stderr)
         return 2
     if not file.exists():
-        facts = description(MODULE, arguments.capability, os.getloadavg()[0], arguments.device)
+        facts = description(MODULE, arguments.capability, others_running(), arguments.device)
         # One file has the groups of any number of runs: the command is that of all of them.
         facts["command"] = f"`{command(MODULE, without=['--only'])}`"
         write_facts(facts_file, {**facts, "level": level})

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,8 +51,20 @@ def command(module: str, without: Sequence[str] = ()) -> str:
     return shlex.join(["python", "-m", module, *words])
 
 
-def description(module: str, capability: str | None, load: float, device: str = "cpu") -> dict[str, str]:
-    """Lists what one needs to compare a figure with one's own; ``load``: the system's average before the run."""
+def others_running() -> float:
+    """Counts the threads that run or wait for a core beside this one, over a second, or in the last minute where the
+    system does not tell: its load average, which remembers what ran before."""
+    path, counts = Path("/proc/loadavg"), []
+    if not path.exists():
+        return os.getloadavg()[0]
+    for _ in range(20):
+        counts.append(int(path.read_text().split()[3].partition("/")[0]) - 1)
+        time.sleep(0.05)
+    return sum(counts) / len(counts)
+
+
+def description(module: str, capability: str | None, others: float, device: str = "cpu") -> dict[str, str]:
+    """Lists what one needs to compare a figure with one's own; ``others``: threads that ran before the run began."""
     reason = cpu.unavailable()
     ours = cpu.description() if reason is None else f"plain-torch backend, {reason}"
     described = {
@@ -59,8 +72,8 @@ def description(module: str, capability: str | None, load: float, device: str = 
         "date": datetime.date.today().isoformat(),
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores ({', '.join(instruction_sets())})",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "threads": f"{THREADS}, OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}; load average before the run {load:.1f}"
-        f"{': the machine was busy' * (load > (os.cpu_count() or 1) / 2)}",
+        "threads": f"{THREADS}, OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}; {others:.1f} of others before the run"
+        f"{': the machine was busy' * (others > (os.cpu_count() or 1) / 4)}",
         "torch": f"{torch.__version__}, kernels for {torch.backends.cpu.get_cpu_capability()}",
         "eopd_kernels": f"{eopd_kernels.__version__}, {ours}",
         "system": system(),

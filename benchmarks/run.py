@@ -170,6 +170,7 @@ def answering(contender: Contender, folder: Path, device: str) -> Answering:
     def peak() -> int:
         if contender.compiles:
             step()
+        read_in(problem)  # those before may have needed the memory
         return measured(meter.peak_bytes, step)
 
     answers: dict[str, Callable[[], object]] = {
@@ -216,10 +217,15 @@ def load(path: Path, device: str) -> LogitsProblem:
     """Reads a problem. All processes share the pages of the file, which are read in here."""
     torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
     sides = torch.load(path, mmap=True)
-    for side in sides.values():
-        side.detach().view(-1)[:: mmap.PAGESIZE // side.element_size()].sum()
     kind = HiddenProblem if "student_weight" in sides else LogitsProblem
-    return kind(**sides).with_sides({name: side.to(device) for name, side in sides.items()})
+    read_in(problem := kind(**sides))
+    return problem.with_sides({name: side.to(device) for name, side in sides.items()})
+
+
+def read_in(problem: LogitsProblem) -> None:
+    """Reads a number of each page of the inputs, which count as a step's where the step is the first to read them."""
+    for side in problem.sides.values():
+        side.detach().view(-1)[:: mmap.PAGESIZE // side.element_size()].sum()
 
 
 def tiny(problem: LogitsProblem) -> LogitsProblem:

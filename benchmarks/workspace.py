@@ -6,14 +6,13 @@ The default of ``workspace_bytes`` is chosen from its tables.
 from __future__ import annotations
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 
 from eopd_kernels.testing.processes import MIB
 
 from .contenders import HIDDEN, UNCHUNKED, Contender, ours
-from .machine import ENVIRONMENTS, description, imitate
+from .machine import ENVIRONMENTS, description, imitate, others_running
 from .measure import progress
 from .page import QUICK_LABEL, block, markdown_table, replace_block
 from .problems import Shape, hidden_problem
@@ -44,7 +43,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    arguments, load = parse(), os.getloadavg()[0]
+    arguments, others = parse(), others_running()
     shapes = QUICK_SHAPES if arguments.quick else SHAPES
     seconds = arguments.seconds if arguments.seconds is not None else 1 if arguments.quick else 90
     budgeted = [Contender(f"{b} MiB", "gated", partial(ours, workspace_bytes=b * MIB)) for b in BUDGETS]
@@ -72,7 +71,7 @@ def main() -> None:
             rows.append([f"{budget} MiB", str(tokens), str(time / products.time), str(time), str(peak)])
         parts += [f"{shape}; the four products over all tokens at once take {products.time}:"]
         parts += [markdown_table(header, rows)]
-    text = block(description(MODULE, arguments.capability, load), parts)
+    text = block(description(MODULE, arguments.capability, others), parts)
     print(text)
     if arguments.write:
         replace_block(arguments.write, f"workspace {arguments.capability or ''}".strip(), text)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,12 +16,12 @@ from benchmarks.contenders import HIDDEN, OURS, PLAIN, PRODUCTS
 from benchmarks.measure import LEAST_ROUNDS, rounds
 from benchmarks.problems import LogitsProblem, Shape, hidden_problem, logits_problem
 from benchmarks.records import append, read
-from benchmarks.run import load, run, save, tiny
+from benchmarks.run import answering, load, run, save, tiny
 from benchmarks.truth import errors, truth
 from eopd_kernels.testing.processes import MIB
 from tests.benchmarks import fakes
 from tests.benchmarks.fakes import FAKES, HELD, case
-from tests.processes import fork_what_is_spawned
+from tests.processes import fork_what_is_spawned, fresh_process
 
 # The system counts pages in batches of some per thread.
 BATCHES = MIB
@@ -73,6 +77,38 @@ def test_ours_is_measured_beside_the_floor(log: Path) -> None:
         assert record.student_error is not None and 0 < record.student_error < 1e-3
         assert record.weight_error is not None and 0 < record.weight_error < 1e-3
         assert record.divergence is not None and record.divergence > 0
+
+
+def peak_of_inputs_taken_back(folder: Path) -> int:
+    found: list[LogitsProblem] = []
+
+    def remembered(path: Path, device: str) -> LogitsProblem:
+        found.append(load(path, device))
+        return found[0]
+
+    with mock.patch("benchmarks.run.load", remembered):
+        answer = answering(HIDDEN[OURS], folder, "cpu")
+    for side in found[0].sides.values():
+        taken_back(side)
+    return answer("peak")  # type: ignore[return-value]
+
+
+def taken_back(tensor: torch.Tensor) -> None:
+    """What the system does with a file's pages when it is short of memory."""
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (tensor.data_ptr() + tensor.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the system takes back is told to Linux")
+def test_inputs_that_the_system_took_back_are_not_the_steps(tmp_path: Path) -> None:
+    problem = hidden_problem(Shape(32, 32_768, 256, 256))
+    save(problem, tmp_path / "problem.pt")
+    logits, weight = 2 * 4 * 32 * 32_768, 4 * 32_768 * 256
+    # Panels, and what the products keep; both heads would be 64 MiB more.
+    assert fresh_process(peak_of_inputs_taken_back, tmp_path) < logits + weight + 24 * MIB
 
 
 def test_a_clock_that_fails_leaves_the_others_in_turn() -> None:
