@@ -5,7 +5,9 @@ CONSTRAINTS ?= constraints.txt
 # Test processes: a test has one thread, and a gigabyte or two. They take files, or classes, in tests/conftest.py's order.
 JOBS ?= 2
 BIN := $(VENV)/bin
-# Python compiles what it imports; pip would compile fifteen thousand files first, on one core.
+# Python compiles what it imports, once if it may keep it, which images of containers often forbid: then each of a hundred
+# interpreters would compile all of torch again. pip would compile fifteen thousand files first, on one core.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 
 # Sets of versions beside that of constraints.txt: constraints/NAME.txt each.
