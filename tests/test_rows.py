@@ -270,9 +270,7 @@ def test_a_nan_stays_in_its_row(functions: RowFunctions, backend: str, combine: 
 def test_large_logits(functions: RowFunctions, backend: str, scale: float) -> None:
     """Rows that are all but one-hot, far from 0: finite figures, by the definition."""
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (
-        scale * torch.randn(4, columns_of_tiles(backend), generator=generator) for _ in range(2)
-    )
+    student, teacher = (scale * torch.randn(4, columns_of_tiles(backend), generator=generator) for _ in range(2))
     teacher[1] = student[1]
     statistics = RowStatistics(functions.row_statistics(student, teacher, IDENTITY))
     exact = exact_statistics(student, teacher)
