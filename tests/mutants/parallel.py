@@ -14,6 +14,7 @@ MUTANTS = [
     Mutant("parallel: every rank has a top k of its own", "Likeliest.across_ranks", "if problem.shard is None:", "if True:"),
     Mutant("parallel: dX stays partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "None"),
     Mutant("parallel: dX is summed where it was to stay partial", "HiddenGradient.__init__", "shard if shard is not None and shard.sums_hidden_gradient else None", "shard"),
+    Mutant("parallel: a filtered dX stays partial", "FilteredGradient.__init__", "super().__init__(side, needs, block, shard)", "super().__init__(side, needs, block)"),
     Mutant("parallel: the last dX never arrives", "HiddenGradient.tensors", "        self.arrive()\n        if", "        if"),
     Mutant("parallel: one block for two chunks", "chunked_forward_across_ranks", "blocks[i % 2]", "blocks[0]"),
     Mutant("parallel: the teacher goes first, alone", "teacher_statistics", "packed[visited] = teacher_across_ranks(packed[visited], problem.shard)", "pass"),
