@@ -23,6 +23,7 @@ help: ## this list
 # The package without its kernels, so that its requirements are known and the two below can go side by side.
 $(BIN)/linked: $(CONSTRAINTS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip  # that of an older Python takes twice as long for what follows
 	$(PIP) 'setuptools>=77' pybind11 ninja
 	EOPD_BUILD_CPU=0 EOPD_BUILD_CUDA=0 $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
