@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,14 +28,20 @@ ENVIRONMENTS = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     }
 }
+LOAD = Path("/proc/loadavg")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def imitate(capability: str, module: str) -> None:
-    """Starts ``python -m module`` over again in the environment of this capability, unless it is in it already."""
+    """Starts ``python -m module`` over again in the environment of this capability, unless it is in it already.
+
+    torch.compile gets an empty cache there: from its usual one it takes kernels that were compiled for other vectors, and
+    what they compute is wrong (torch 2.13).
+    """
     environment = ENVIRONMENTS[capability]
     if any(os.environ.get(name) != value for name, value in environment.items()):
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **environment})
+        cache = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix=f"torch-compile-{capability}-")}
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **environment, **cache})
 
 
 def command(module: str, without: Sequence[str] = ()) -> str:
@@ -54,11 +61,11 @@ def command(module: str, without: Sequence[str] = ()) -> str:
 def others_running() -> float:
     """Counts the threads that run or wait for a core beside this one, over a second, or in the last minute where the
     system does not tell: its load average, which remembers what ran before."""
-    path, counts = Path("/proc/loadavg"), []
-    if not path.exists():
+    if not LOAD.exists():
         return os.getloadavg()[0]
+    counts = []
     for _ in range(20):
-        counts.append(int(path.read_text().split()[3].partition("/")[0]) - 1)
+        counts.append(int(LOAD.read_text().split()[3].partition("/")[0]) - 1)
         time.sleep(0.05)
     return sum(counts) / len(counts)
 

@@ -17,7 +17,7 @@ from .records import Record, read, read_facts
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, FRONT_PAGE = ROOT / "docs" / "benchmarks", ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 # The results that have a place on the page, and the one that stands on the front page.
-STEMS = ("cpu", "cpu-avx2", "cuda")
+STEMS = ("cpu", "cpu-avx2", "cpu-older", "cuda")
 FRONT = "cpu"
 TITLES = {
     TARGETS: "What it must reach",

@@ -66,7 +66,7 @@ def published(stem: str, group: str) -> dict[tuple[int, int, int, int], float]:
 
 @pytest.mark.parametrize(
     ("stem", "group", "beside"),
-    [("cpu", "tokens", 0), ("cpu", "vocabulary", 0), ("cpu-avx2", "tokens", 0), ("cpu-avx2", "vocabulary", 1)],
+    [("cpu", "tokens", 0), ("cpu", "vocabulary", 0), ("cpu-older", "tokens", 0), ("cpu-older", "vocabulary", 1)],
 )
 def test_time_grows_as_predicted(stem: str, group: str, beside: int, page: dict[str, Any]) -> None:
     measured, points = published(stem, group), 6
