@@ -35,8 +35,8 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 def imitate(capability: str, module: str) -> None:
     """Starts ``python -m module`` over again in the environment of this capability, unless it is in it already.
 
-    torch.compile gets an empty cache there: from its usual one it takes kernels that were compiled for other vectors, and
-    what they compute is wrong (torch 2.13).
+    torch.compile gets an empty cache there: from its usual one it takes kernels that were compiled for other vectors,
+    and what they compute is wrong (torch 2.13).
     """
     environment = ENVIRONMENTS[capability]
     if any(os.environ.get(name) != value for name, value in environment.items()):
