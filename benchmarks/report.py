@@ -82,8 +82,7 @@ def front_page(folder: Path, stem: str, images: str) -> str:
     mine = tables.main_case(records, level)
     parts = [QUICK_LABEL] if level == "quick" else []
     parts += [f"{record.case}; {facts['date']}, {facts['CPU']}, {facts['command']}:" for record in mine[:1]]
-    drawn = (picture(folder, of, images, GROWTH_VOCAB) for of in dict.fromkeys((stem, *STEMS)))
-    parts += [tables.front_table(mine), *next(filter(None, drawn), [])]
+    parts += [tables.front_table(mine), *picture(folder, stem, images, GROWTH_VOCAB)]
     return "\n\n".join(parts)
 
 

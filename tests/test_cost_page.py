@@ -39,17 +39,19 @@ def test_memory(n: int, dtype: str, page: dict[str, Any]) -> None:
     assert fresh_process(few_tokens, n, dtype, "cpu") == pytest.approx(predicted + panels, rel=0.15)
 
 
-def test_chunks_of_any_size(page: dict[str, Any]) -> None:
-    """As the table "Workspace" has it: N, V, D of six budgets each, and how much longer than the products it took."""
+@pytest.mark.parametrize(("table", "beside"), [("workspace", 1), ("workspace older", 0)])
+def test_chunks_of_any_size(table: str, beside: int, page: dict[str, Any]) -> None:
+    """As the tables "Workspace" have it: N, V, D of six budgets each, and how much longer than the products it took."""
     text, errors = (DOCS / "benchmarks.md").read_text(), []
-    for part in re.split(r"\nN=", text.partition("## Workspace")[2])[1:]:
+    text = text.partition(f"<!-- begin {table} -->")[2].partition("<!-- end ")[0]
+    for part in re.split(r"\nN=", text)[1:]:
         n, v, d = (int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", part)[:3])
         for mib, tokens, ratio in re.findall(r"\| (\d+) MiB \| (\d+) \| ([\d.]+)x \(", part):
             machine = page["cpu"]._replace(budget=int(mib) * 2**20, fewest=32)
             assert page["chunk_tokens"](n, v, 4, machine) == int(tokens)
             times = page["seconds"](n, v, d, d, machine) * machine.rate / (2 * n * v * 4 * d)
             errors.append(abs(times / float(ratio) - 1))
-    assert len(errors) == 12 and sum(error > 0.06 for error in errors) == 1 and max(errors) < 0.15
+    assert len(errors) == 12 and sum(error > 0.06 for error in errors) == beside and max(errors) < 0.15
 
 
 def published(stem: str, group: str) -> dict[tuple[int, int, int, int], float]:

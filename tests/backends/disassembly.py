@@ -6,7 +6,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import triton
@@ -19,27 +19,21 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 ASSEMBLER = max(tool.name for tool in TOOLS.glob("ptxas*"))
 # What nvdisasm calls the targets that Triton compiles for.
 ARCHITECTURES = {80: "SM80", 90: "SM90a", 100: "SM100a", 120: "SM120a"}
-# Of ELF: a section that takes no bytes of the file. Of .nv.info: an entry with a size, and what it is of.
-NO_BITS, SIZED, REGISTERS, STACK = 8, 4, 0x2F, 0x11
-
-
-def sections(cubin: bytes) -> dict[bytes, bytes]:
-    """The sections of an ELF file, by name."""
-    (offset,) = struct.unpack_from("<Q", cubin, 40)
-    size, count, of_names = struct.unpack_from("<HHH", cubin, 58)
-    headers = [struct.unpack_from("<IIQQQQ", cubin, offset + i * size) for i in range(count)]
-    names = headers[of_names][4]
-    found = {}
-    for name, kind, _, _, begin, length in headers:
-        text = cubin[names + name : cubin.index(b"\0", names + name)]
-        found[text] = b"" if kind == NO_BITS else cubin[begin : begin + length]
-    return found
 
 
 def code_of(cubin: bytes) -> bytes:
-    """The instructions of a cubin's one function."""
-    (code,) = [content for name, content in sections(cubin).items() if name.startswith(b".text.")]
-    return code
+    """The instructions of a cubin's one function: an ELF file's section ``.text.NAME``."""
+    (offset,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, of_names = struct.unpack_from("<HHH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, offset + i * size) for i in range(count)]
+    names = sections[of_names][4]
+    found = [
+        cubin[begin : begin + length]
+        for name, _, _, _, begin, length in sections
+        if cubin.startswith(b".text.", names + name)
+    ]
+    assert len(found) == 1, len(found)
+    return found[0]
 
 
 def codes(cubins: Sequence[bytes], architecture: int) -> list[Code]:
@@ -61,21 +55,16 @@ def codes(cubins: Sequence[bytes], architecture: int) -> list[Code]:
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack, which no disassembler need be asked for: 0.1 s each, of hundreds."""
-    of_function = {attribute: value for attribute, _, value in attributes(sections(cubin)[b".nv.info"])}
-    return of_function[REGISTERS], of_function[STACK]
-
-
-def attributes(section: bytes) -> Iterator[tuple[int, int, int]]:
-    """The numbers that ``.nv.info`` has of functions: attribute, symbol, value."""
-    at = 0
-    while at < len(section):
-        form, attribute, size = struct.unpack_from("<BBH", section, at)
-        at += 4
-        if form == SIZED:
-            if size == 8:
-                yield attribute, *struct.unpack_from("<II", section, at)
-            at += size
+    """Registers and stack, which take no disassembly."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        match = re.search(
+            r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed("cuobjdump", "-res-usage", file.name)
+        )
+    assert match is not None
+    registers, stack, local = map(int, match.groups())
+    return registers, max(stack, local)
 
 
 def assembled(text: str, architecture: int, registers: int) -> bytes:
