@@ -16,8 +16,11 @@ from tests.distributed.processes import run_ranks
 from tests.distributed.traffic import Traffic
 from tests.distributed.training import Batch, Student
 
-# The only difference between the versions tried (2.11, 2.13 and 2.14): what becomes of tied parameters in two groups.
-REFUSES_TIED_PARAMETERS_APART = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+# The differences between the versions tried (2.11, 2.13, 2.14 and 2.15): what becomes of tied parameters in two groups,
+# and whether both parts of a tied weight's gradient are added in the dtype that it was cast to, or in its own.
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+REFUSES_TIED_PARAMETERS_APART = VERSION >= (2, 13)
+ADDS_IN_THE_PARAMETERS_DTYPE = VERSION >= (2, 15)
 POLICIES = {
     "fp32": MixedPrecisionPolicy(),
     "mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False),
@@ -65,17 +68,22 @@ def expected(tied: bool, policy: str, head: torch.dtype) -> tuple[list[float], d
     losses, mean = [], {name: torch.zeros_like(p) for name, p in Model(tied).named_parameters()}
     for part in PARTS:
         model = Model(tied)
-        own = model.lm_head.weight.detach().clone().requires_grad_()  # in fp32, a leaf of its own
+        own = model.lm_head.weight.detach().clone().to(head).requires_grad_()  # a leaf of its own
         if policy == "mixed":
             model.bfloat16()
-        loss = loss_of(model(Batch().ids[part]), own if head == torch.float32 else model.lm_head.weight, part)
+        loss = loss_of(model(Batch().ids[part]), own, part)
         loss.backward()
         losses.append(loss.item())
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                mean[name] += parameter.grad.float() / len(PARTS)
-        if own.grad is not None:
-            mean["embed.weight" if tied else "lm_head.weight"] += own.grad / len(PARTS)
+        gradients = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+        assert own.grad is not None
+        if tied:
+            gradients["embed.weight"] += own.grad
+            if head == torch.bfloat16 and not ADDS_IN_THE_PARAMETERS_DTYPE:
+                gradients["embed.weight"] = gradients["embed.weight"].bfloat16().float()
+        else:
+            gradients["lm_head.weight"] = own.grad.float()
+        for name, gradient in gradients.items():
+            mean[name] += gradient / len(PARTS)
     return losses, mean
 
 

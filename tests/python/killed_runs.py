@@ -79,6 +79,7 @@ def in_a_fork(words: list[str], deadly: int | None, count: Path | None = None, d
     """The program's exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # mends what a fork inherits of torch's threads
         moments = Moments(deadly)
         if not drawn:
             sys.modules[write_page.__module__].page = lambda *given: ""  # type: ignore[attr-defined]
