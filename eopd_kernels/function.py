@@ -111,7 +111,8 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 kept = (*call.sides(), seen.packed, *kept)
                 ctx.call, ctx.visited = call.without_sides(), visited
             ctx.save_for_backward(*kept, anchor)
-        ctx.forms = [None if t is None else (t.dtype, t.shape) for t in (student, student_weight, student_bias)]
+        sides = (student, student_weight, student_bias)
+        ctx.forms = [None if t is None else (tensors.gradient_dtype(t), t.shape) for t in sides]
         ctx.set_materialize_grads(False)
         return loss, anchor
 

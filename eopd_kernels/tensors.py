@@ -55,6 +55,16 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
+def gradient_dtype(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype that autograd asks a tensor's gradient in: a leaf's ``grad_dtype``, else its own.
+
+    FSDP2 sets it from torch 2.15 on, for parameters that it has cast: their gradients are added up in the dtype that
+    they had before.
+    """
+    asked = tensor.grad_dtype if tensor.is_leaf else None
+    return tensor.dtype if asked is None else asked
+
+
 def widest_dtype(device: torch.device) -> torch.dtype:
     """Returns float64, or float32 on a device that has no float64, such as Apple's MPS."""
     try:

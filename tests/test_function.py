@@ -95,6 +95,29 @@ def test_accumulation_into_grad(student: str, schedule: str) -> None:
         assert relative_error(grad, expected) < 1e-5
 
 
+@pytest.mark.parametrize("upstream", [1.0, -0.5])
+@pytest.mark.parametrize(("schedule", "workspace_bytes"), [("chunked", None), ("chunked", 40_000), ("recompute", None)])
+def test_leaves_get_their_gradient_in_the_dtype_that_they_ask_for(
+    schedule: str, workspace_bytes: int | None, upstream: float
+) -> None:
+    """As FSDP2's cast parameters do from torch 2.15 on: what was added up in fp32 is not rounded in between."""
+
+    def gradients(grad_dtype: torch.dtype) -> list[Tensor]:
+        case = make_case(dtype=torch.bfloat16, bias=True)
+        for leaf in case.leaves:
+            leaf.grad_dtype = grad_dtype
+        options: dict[str, Any] = {"schedule": schedule, "workspace_bytes": workspace_bytes}
+        (upstream * entropy_aware_kl(case.student, case.teacher, **case.arguments, **options).loss).backward()
+        return [leaf.grad for leaf in case.leaves if leaf.grad is not None]
+
+    pairs = list(zip(gradients(torch.float32), gradients(torch.bfloat16), strict=True))
+    assert len(pairs) == 3
+    for wide, rounded in pairs:
+        assert (wide.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+        assert not torch.equal(wide, wide.bfloat16().float())
+        assert relative_error(wide.bfloat16(), rounded) < 2**-8
+
+
 @pytest.mark.parametrize("frozen", ["head", "trunk"])
 @pytest.mark.parametrize("schedule", ["chunked", "recompute"])
 def test_only_what_is_needed_is_computed(frozen: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ..row_math.formulas import Coefficients
 from ..row_math.statistics import RowStatistics, times_or_zero
 from ..rows import Logits, choose
 from ..second_derivative import Gradients
-from ..tensors import readable
+from ..tensors import gradient_dtype, readable
 from .chunked import chunked_forward
 from .chunked_across_ranks import chunked_forward_across_ranks
 from .first_visit import gate_of
@@ -108,7 +108,7 @@ def solve_again(
 
 
 def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size] | None]) -> Gradients:
-    """Returns the accumulated gradients in the dtypes and shapes of the inputs."""
+    """Returns the accumulated gradients in the dtypes that are asked for, and in the shapes of the inputs."""
     pairs = zip(gradients, forms, strict=True)
     return tuple(None if g is None or form is None else g.to(form[0]).view(form[1]) for g, form in pairs)
 
@@ -170,8 +170,8 @@ def student_gradient(call: Call, problem: Problem, weights: Tensor) -> StudentGr
     epsilon = call.options.gradient_filter
     if epsilon is None or len(weights) == 0:
         assert call.student_head is not None
-        # Each entry of dW is then written once: bf16, which has fp32's range, loses nothing that the input's dtype has.
-        rounded = problem.one_chunk and call.student_head.weight.dtype == torch.bfloat16
+        # Each entry of dW is then written once: bf16, which has fp32's range, loses nothing that was asked for.
+        rounded = problem.one_chunk and gradient_dtype(call.student_head.weight) == torch.bfloat16
         return HiddenGradient(side, needs, problem.block, shard, rounded)
     return FilteredGradient(side, needs, problem.block, epsilon * weights.abs().max(), shard)
 

@@ -17,10 +17,10 @@ from tests.distributed.traffic import Traffic
 from tests.distributed.training import Batch, Student
 
 # The differences between the versions tried (2.11, 2.13, 2.14 and 2.15): what becomes of tied parameters in two groups,
-# and whether both parts of a tied weight's gradient are added in the dtype that it was cast to, or in its own.
+# and whether a parameter that was cast asks for its gradient in the dtype that it had before.
 VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 REFUSES_TIED_PARAMETERS_APART = VERSION >= (2, 13)
-ADDS_IN_THE_PARAMETERS_DTYPE = VERSION >= (2, 15)
+ASKS_FOR_WIDE_GRADIENTS = VERSION >= (2, 15)
 POLICIES = {
     "fp32": MixedPrecisionPolicy(),
     "mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False),
@@ -71,6 +71,8 @@ def expected(tied: bool, policy: str, head: torch.dtype) -> tuple[list[float], d
         own = model.lm_head.weight.detach().clone().to(head).requires_grad_()  # a leaf of its own
         if policy == "mixed":
             model.bfloat16()
+        for leaf in (own, *model.parameters()):
+            leaf.grad_dtype = torch.float32 if ASKS_FOR_WIDE_GRADIENTS else leaf.dtype
         loss = loss_of(model(Batch().ids[part]), own, part)
         loss.backward()
         losses.append(loss.item())
@@ -78,7 +80,7 @@ def expected(tied: bool, policy: str, head: torch.dtype) -> tuple[list[float], d
         assert own.grad is not None
         if tied:
             gradients["embed.weight"] += own.grad
-            if head == torch.bfloat16 and not ADDS_IN_THE_PARAMETERS_DTYPE:
+            if head == torch.bfloat16 and not ASKS_FOR_WIDE_GRADIENTS:
                 gradients["embed.weight"] = gradients["embed.weight"].bfloat16().float()
         else:
             gradients["lm_head.weight"] = own.grad.float()
