@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,21 +12,26 @@ from benchmarks.measure import Sample
 from eopd_kernels.testing.processes import MIB, fresh_process, peak_memory
 
 
-def peak_of(mebibytes: int) -> int:
-    return peak_memory(lambda: [torch.ones(mebibytes * MIB // 2, dtype=torch.uint8) for _ in range(2)])
+def peaks_of(mebibytes: int) -> list[int]:
+    def step() -> list[torch.Tensor]:
+        return [torch.ones(mebibytes * MIB // 2, dtype=torch.uint8) for _ in range(2)]
+
+    return [peak_memory(step) for _ in range(3)]
 
 
-def peak_of_a_temporary(mebibytes: int) -> int:
+def peaks_of_a_temporary(mebibytes: int) -> list[int]:
     def step() -> None:
         torch.ones(mebibytes * MIB, dtype=torch.uint8)
 
-    return peak_memory(step)
+    return [peak_memory(step) for _ in range(3)]
 
 
-@pytest.mark.parametrize("function", [peak_of, peak_of_a_temporary])
-def test_a_known_allocation_is_seen_in_a_fresh_process(function: object) -> None:
-    assert callable(function)
-    assert 64 * MIB <= fresh_process(function, 64) < 72 * MIB
+@pytest.mark.parametrize("function", [peaks_of, peaks_of_a_temporary])
+def test_a_known_allocation_is_seen_in_a_fresh_process(function: Callable[[int], list[int]]) -> None:
+    """Pages of torch's own code, which systems take back, come back at any moment and count: seen once, 9 MiB."""
+    first, *again = fresh_process(function, 64)
+    assert first >= 64 * MIB
+    assert min(first, *again) < 66 * MIB
 
 
 def test_fresh_processes_are_new() -> None:
