@@ -102,6 +102,8 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
         call: Call,
         seen_here: list[Seen],  # filled
     ) -> tuple[Tensor, Tensor]:
+        sides = (student, student_weight, student_bias)  # asked before inplace=True writes to one
+        ctx.forms = [None if t is None else (tensors.gradient_dtype(t), t.shape) for t in sides]
         loss, seen, kept, visited = solve(call)
         seen_here.append(seen)
         anchor = loss.new_empty(0)
@@ -111,8 +113,6 @@ class EntropyAwareKL(torch.autograd.Function, metaclass=Inlined):
                 kept = (*call.sides(), seen.packed, *kept)
                 ctx.call, ctx.visited = call.without_sides(), visited
             ctx.save_for_backward(*kept, anchor)
-        sides = (student, student_weight, student_bias)
-        ctx.forms = [None if t is None else (tensors.gradient_dtype(t), t.shape) for t in sides]
         ctx.set_materialize_grads(False)
         return loss, anchor
 
