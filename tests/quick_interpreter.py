@@ -6,6 +6,7 @@ the interpreter's own code: tests/test_quick_interpreter.py compares them bit by
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +27,14 @@ def switch_on() -> None:
         from triton.runtime.interpreter import TritonSemantic
     except ImportError:
         return
-    known = ("_get_np_dtype", "_patch_lang", "_LangPatchScope", "InterpretedFunction")
+    known = ("_get_np_dtype", "_patch_lang", "_LangPatchScope", "InterpretedFunction", "interpreter_semantic")
     if not all(hasattr(interpreter, name) for name in known) or not hasattr(interpreter.InterpretedFunction, "rewrite"):
         return  # of another Triton than 3.6 to 3.9: it is slower, and right
     remember_types(tl.core)
     remember_numpy_types(tl.core, interpreter)
     leave_what_is_right(TritonSemantic)
+    remember_operands(tl.core, TritonSemantic)
+    look_for_no_overflow(interpreter.interpreter_semantic.builder)
     remember_patches(interpreter)
 
 
@@ -103,11 +106,64 @@ def leave_what_is_right(semantic: Any) -> None:
     replace(semantic, "cast", unless_it_is)
 
 
+def remember_operands(core: Any, semantic: Any) -> None:
+    """A number has one block of each type, and operands of two types that were left as they are once are left."""
+    check = semantic.binary_op_type_checking_impl
+    numbers: dict[Any, Any] = {}
+    fitting: dict[Any, Any] = {}
+
+    def with_number(key: Any, self: Any, one: Any, other: Any, flags: Any, named: Any) -> Any:
+        pair = check(self, one, other, *flags, **named)
+        tensor, number = pair if type(other) in (int, float) else pair[::-1]
+        if tensor is one or tensor is other:
+            number.handle.data.flags.writeable = False
+            numbers[key] = number, tensor.type  # which must live for its id to stay its own
+        return pair
+
+    def checked(self: Any, one: Any, other: Any, *flags: Any, **named: Any) -> Any:
+        if type(one) is core.tensor and type(one.dtype) is core.dtype:  # no pointer
+            if type(other) in (int, float):
+                key = id(one.type), type(other), other or repr(other), flags, *named.items()  # -0.0 is 0.0 for a dict
+                if key in numbers:
+                    return one, numbers[key][0]
+                return with_number(key, self, one, other, flags, named)
+            if type(other) is core.tensor:
+                key = id(one.type), id(other.type), flags, *named.items()
+                if key in fitting:
+                    return one, other
+                pair = check(self, one, other, *flags, **named)
+                if pair[0] is one and pair[1] is other:
+                    fitting[key] = one.type, other.type
+                return pair
+        elif type(one) in (int, float) and type(other) is core.tensor and type(other.dtype) is core.dtype:
+            key = type(one), one or repr(one), id(other.type), flags, *named.items()
+            if key in numbers:
+                return numbers[key][0], other
+            return with_number(key, self, one, other, flags, named)
+        return check(self, one, other, *flags, **named)
+
+    replace(semantic, "binary_op_type_checking_impl", checked)
+
+
+def look_for_no_overflow(builder: Any) -> None:
+    """Integers are computed a second time in 64 bits to find whether they overflow, which only a debugger is told."""
+    if not builder.options.debug:
+        replace(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+
+
 def remember_patches(interpreter: Any) -> None:
     """triton.language is looked through once, and each launch makes the same replacements, for all functions in it."""
     patch, tl = interpreter._patch_lang, interpreter.tl
     changes: list[tuple[Any, str, Any]] = []
     live: list[Any] = []
+    semantic = interpreter.interpreter_semantic
+
+    def direct(replacement: Any) -> Any:
+        """A function of the language without the two that only hand it its last argument."""
+        function = getattr((getattr(replacement, "__kwdefaults__", None) or {}).get("member"), "__wrapped__", None)
+        if function is None:
+            return replacement
+        return lambda *given, _semantic=None, **named: function(*given, **named, _semantic=semantic)
 
     class Scope(interpreter._LangPatchScope):
         def restore(self) -> None:
@@ -119,7 +175,7 @@ def remember_patches(interpreter: Any) -> None:
             return interpreter._LangPatchScope()
         if not changes:
             scope = patch(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-            changes.extend((owner, name, getattr(owner, name)) for owner, name, _ in scope._changes)
+            changes.extend((owner, name, direct(getattr(owner, name))) for owner, name, _ in scope._changes)
             scope.restore()
         live.append(Scope())
         for change in changes:
