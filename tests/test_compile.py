@@ -270,6 +270,25 @@ def test_inductor(schedule: str) -> None:
         agree(whole(*arguments), function(*arguments), leaves, lambda a, b: relative_error(a, b) < 1e-6)
 
 
+def test_the_tracer_meets_no_table_of_all_modules() -> None:
+    """It makes a variable of each entry of a dict that it meets, and there are thousands of modules."""
+    case = make_case(leading=(2, 5), vocab_size=67)
+    guarded: list[str] = []
+
+    def every(guards: Any) -> list[bool]:
+        guarded.extend(guard.name for guard in guards)
+        return [True] * len(guards)
+
+    whole = torch.compile(
+        lambda s, t, w, v: entropy_aware_kl(s, t, student_head=LMHead(w), teacher_head=LMHead(v)).loss,
+        backend="eager",
+        fullgraph=True,
+        options={"guard_filter_fn": every},
+    )
+    whole(*tensors(case))
+    assert guarded and not [name for name in guarded if "sys.modules" in name]
+
+
 def test_what_cannot_be_compiled_breaks_the_graph_and_says_why() -> None:
     case = case_of(5, student="logits", teacher="logits")
 

@@ -10,15 +10,15 @@ gradient: V × D on each rank ── one reduce-scatter, averaged as FSDP averag
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 def is_dtensor(tensor: Any) -> bool:
     """Returns whether a tensor is a DTensor, without importing that, which takes as long as the rest of the package."""
-    module = sys.modules.get("torch.distributed.tensor")
+    module = getattr(torch.distributed, "tensor", None)  # torch.compile would look through all of sys.modules
     return module is not None and isinstance(tensor, module.DTensor)
 
 
