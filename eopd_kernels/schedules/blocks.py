@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tensors
+from .. import kept_memory, tensors
 from .sides import HiddenSide, Rows, Side
 
 
@@ -35,7 +35,7 @@ class Buffer:
         self.side = side
         self.memory: Tensor | None = None
         if isinstance(side, HiddenSide):
-            self.memory = tensors.empty((block,), side.dtype, side.hidden.device)
+            self.memory = kept_memory.empty((block,), side.dtype, side.hidden.device, kept_memory.BLOCKS)
 
     def logits(self, taken: Tensor, columns: slice) -> Tensor:
         """Returns the side's block of logits ``[n, k]`` for the rows taken."""

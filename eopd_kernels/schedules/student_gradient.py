@@ -87,7 +87,7 @@ class HiddenGradient:
         self.travelling: tuple[Rows, Tensor, Travelling] | None = None
         self.block: Tensor | None = None
         if side.gradient_bytes():
-            self.block = tensors.empty((block,), side.gradient_dtype, side.hidden.device)
+            self.block = kept_memory.empty((block,), side.gradient_dtype, side.hidden.device, kept_memory.BLOCKS)
 
     def target(self, rows: Rows, columns: slice, student: Tensor) -> Tensor:
         return student if self.block is None else block_in(self.block, *student.shape)
