@@ -18,7 +18,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -87,30 +87,26 @@ def fresh(nbytes: int) -> mmap.mmap:
 
 def fitting(nbytes: int, kept: deque[mmap.mmap]) -> mmap.mmap | None:
     """Takes out the smallest of what is kept that has about the size: twice the bytes at most."""
-    found = list(pop_each(kept))
+    found = []
+    try:
+        while True:
+            found.append(kept.popleft())
+    except IndexError:  # that was all
+        pass
     chosen = min((memory for memory in found if nbytes <= len(memory) <= 2 * nbytes), key=len, default=None)
     kept.extend(memory for memory in found if memory is not chosen)
     return chosen
 
 
 def lent(nbytes: int) -> mmap.mmap | None:
-    """Takes out a block's memory for a gradient; or lets go of blocks that are smaller than it.
+    """Takes out a block's memory for a gradient, or lets go of the blocks before a gradient has new memory.
 
-    One chunk of tokens has given its logits back when its head's gradient is made, which of few tokens is larger.
+    One chunk of tokens has given its logits back when its head's gradient is made, which is then all that counts.
     """
     memory = fitting(nbytes, BLOCKS)
     if memory is None:
-        BLOCKS.extend([memory for memory in pop_each(BLOCKS) if len(memory) > nbytes])
+        BLOCKS.clear()
     return memory
-
-
-def pop_each(stretches: deque[mmap.mmap]) -> Iterator[mmap.mmap]:
-    """Takes out one after the other, and no more of them than there are now."""
-    for _ in range(len(stretches)):
-        try:
-            yield stretches.popleft()
-        except IndexError:  # another thread has it
-            return
 
 
 def tensor_in(memory: mmap.mmap, kept: deque[mmap.mmap], shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -180,10 +180,12 @@ def test_blocks_make_room_for_a_larger_gradient_and_lend_it_their_memory(made: l
     some(kept_memory.GRADIENTS, 8)
     assert made == [size * 2**20 for size in (16, 8)] and not kept_memory.GRADIENTS
     assert kept_by(kept_memory.BLOCKS) == [16, 8]  # it was given back to where it was from
-    some(kept_memory.GRADIENTS, 4, 6)  # 4 lies in the block of 8, and 6 would waste that of 16
-    assert len(made) == 3 and kept_by(kept_memory.GRADIENTS) == [6] and kept_by(kept_memory.BLOCKS) == [16, 8]
-    some(kept_memory.BLOCKS, 5)  # blocks never lie in a gradient's memory, but any that has the size
-    assert len(made) == 3 and kept_by(kept_memory.GRADIENTS) == [6]
+    some(kept_memory.BLOCKS, 5)  # any that has the size
+    assert len(made) == 2 and kept_by(kept_memory.BLOCKS) == [16, 8]
+    some(kept_memory.GRADIENTS, 4, 6)  # 4 lies in the block of 8, and 6 would waste that of 16, which makes room for it
+    assert made[2:] == [6 * 2**20] and kept_by(kept_memory.GRADIENTS) == [6] and kept_by(kept_memory.BLOCKS) == [8]
+    some(kept_memory.BLOCKS, 5, 5)  # no block lies in a gradient's memory
+    assert made[3:] == [5 * 2**20] and kept_by(kept_memory.GRADIENTS) == [6]
     some(kept_memory.GRADIENTS, 50)
     assert kept_by(kept_memory.GRADIENTS) == [50] and not kept_memory.BLOCKS
     some(kept_memory.BLOCKS, 10, 10, 10, 10)
