@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,15 +34,18 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def imitate(capability: str, module: str) -> None:
-    """Starts ``python -m module`` over again in the environment of this capability, unless it is in it already.
+    """Runs ``python -m module`` once more, in the environment of this capability, and exits as it does; in that
+    environment it does nothing.
 
     torch.compile gets an empty cache there: from its usual one it takes kernels that were compiled for other vectors,
     and what they compute is wrong (torch 2.13).
     """
-    environment = ENVIRONMENTS[capability]
-    if any(os.environ.get(name) != value for name, value in environment.items()):
-        cache = {"TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(prefix=f"torch-compile-{capability}-")}
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **environment, **cache})
+    environment = {**os.environ, **ENVIRONMENTS[capability]}
+    if environment == dict(os.environ):
+        return
+    with tempfile.TemporaryDirectory(prefix=f"torch-compile-{capability}-") as cache:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = cache
+        raise SystemExit(subprocess.run([sys.executable, "-m", module, *sys.argv[1:]], env=environment).returncode)
 
 
 def command(module: str, without: Sequence[str] = ()) -> str:

@@ -51,10 +51,10 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-def begin_fork(environment: dict[str, str]) -> None:
-    """What a fork does first: the environment is still the one that the server was started in, and torch mends the
-    thread pool that it has inherited. Left to the threads of autograd, which mend it at the same time, torch 2.15 fails
-    at times with "Invalid thread pool!"."""
+def begin_process(environment: dict[str, str]) -> None:
+    """What a new process does first: a fork's environment is still the one that the server was started in, and torch
+    mends the thread pool that it has inherited. Left to the threads of autograd, which mend it at the same time, torch
+    2.15 fails at times with "Invalid thread pool!"."""
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     start_server()
     context = multiprocessing.get_context("forkserver")
     initial = (dict(os.environ),)
-    with ProcessPoolExecutor(1, mp_context=context, initializer=begin_fork, initargs=initial) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=begin_process, initargs=initial) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
@@ -121,7 +121,7 @@ def run_program(module: str, *arguments: str) -> subprocess.CompletedProcess[str
 def _program(
     environment: dict[str, str], folder: str, printed: tuple[Path, Path], module: str, arguments: Sequence[str]
 ) -> None:
-    begin_fork(environment)
+    begin_process(environment)
     os.chdir(folder)
     for stream, file in zip((1, 2), printed, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)

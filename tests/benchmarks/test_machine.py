@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -13,20 +14,24 @@ from benchmarks.machine import ENVIRONMENTS, imitate, others_running
 
 def test_an_imitated_processor_shares_no_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "of-this-processor")
-    with mock.patch("os.execve") as started:
+    caches = []
+
+    def run(words: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+        assert words[:3] == [sys.executable, "-m", "benchmarks"] and ENVIRONMENTS["avx2"].items() < env.items()
+        caches.append(Path(env["TORCHINDUCTOR_CACHE_DIR"]))
+        assert not list(caches[0].iterdir())
+        (caches[0] / "compiled.so").touch()
+        return subprocess.CompletedProcess(words, 3)
+
+    with mock.patch("subprocess.run", run), pytest.raises(SystemExit) as ended:
         imitate("avx2", "benchmarks")
-    (program, words, environment), _ = started.call_args
-    assert (program, words[:3]) == (sys.executable, [sys.executable, "-m", "benchmarks"])
-    assert ENVIRONMENTS["avx2"].items() < environment.items()
-    cache = Path(environment["TORCHINDUCTOR_CACHE_DIR"])
-    assert cache.is_dir() and not list(cache.iterdir())
-    cache.rmdir()
+    assert ended.value.code == 3 and not caches[0].exists()
 
 
 def test_it_starts_over_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ENVIRONMENTS["avx2"].items():
         monkeypatch.setenv(name, value)
-    with mock.patch("os.execve") as started:
+    with mock.patch("subprocess.run") as started:
         imitate("avx2", "benchmarks")
     assert not started.called
 

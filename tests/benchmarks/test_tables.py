@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -219,9 +219,15 @@ def test_a_page_is_written_by_whole_runs_only(partial: list[str], monkeypatch: p
 
 def test_a_capability_restarts_the_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(os, "execve", lambda path, command, environment: started.append((command, environment)))
+
+    def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", ["workspace", "--capability", "avx2"])
-    parse()
+    with pytest.raises(SystemExit):
+        parse()
     (command, environment), *others = started
     assert command[1:] == ["-m", "benchmarks.workspace", "--capability", "avx2"] and not others
     assert environment.items() >= ENVIRONMENTS["avx2"].items()

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from tests.processes import begin_fork, start_server
+from tests.processes import begin_process, start_server
 
 # Longer than the slowest test on a busy machine, shorter than the suite's own limit per test.
 TIMEOUT = 120.0
@@ -76,7 +76,7 @@ def _rank(
     function: Any,
     arguments: tuple[Any, ...],
 ) -> None:
-    begin_fork(environment)
+    begin_process(environment)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
     dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
     try:
