@@ -34,7 +34,7 @@ def switch_on() -> None:
     remember_numpy_types(tl.core, interpreter)
     leave_what_is_right(TritonSemantic)
     remember_operands(tl.core, TritonSemantic)
-    look_for_no_overflow(interpreter.interpreter_semantic.builder)
+    skip_overflow_checks(interpreter.interpreter_semantic.builder)
     remember_patches(interpreter)
 
 
@@ -109,43 +109,32 @@ def leave_what_is_right(semantic: Any) -> None:
 def remember_operands(core: Any, semantic: Any) -> None:
     """A number has one block of each type, and operands of two types that were left as they are once are left."""
     check = semantic.binary_op_type_checking_impl
-    numbers: dict[Any, Any] = {}
-    fitting: dict[Any, Any] = {}
+    known: dict[Any, Any] = {}  # what stands for either operand, None for itself, and types, which keep their ids
 
-    def with_number(key: Any, self: Any, one: Any, other: Any, flags: Any, named: Any) -> Any:
-        pair = check(self, one, other, *flags, **named)
-        tensor, number = pair if type(other) in (int, float) else pair[::-1]
-        if tensor is one or tensor is other:
-            number.handle.data.flags.writeable = False
-            numbers[key] = number, tensor.type  # which must live for its id to stay its own
-        return pair
+    def of(operand: Any) -> Any:
+        if type(operand) is core.tensor and type(operand.dtype) is core.dtype:  # no pointer
+            return id(operand.type)
+        return (type(operand), operand or repr(operand)) if type(operand) in (int, float) else None  # 0.0 and -0.0
 
     def checked(self: Any, one: Any, other: Any, *flags: Any, **named: Any) -> Any:
-        if type(one) is core.tensor and type(one.dtype) is core.dtype:  # no pointer
-            if type(other) in (int, float):
-                key = id(one.type), type(other), other or repr(other), flags, *named.items()  # -0.0 is 0.0 for a dict
-                if key in numbers:
-                    return one, numbers[key][0]
-                return with_number(key, self, one, other, flags, named)
-            if type(other) is core.tensor:
-                key = id(one.type), id(other.type), flags, *named.items()
-                if key in fitting:
-                    return one, other
-                pair = check(self, one, other, *flags, **named)
-                if pair[0] is one and pair[1] is other:
-                    fitting[key] = one.type, other.type
-                return pair
-        elif type(one) in (int, float) and type(other) is core.tensor and type(other.dtype) is core.dtype:
-            key = type(one), one or repr(one), id(other.type), flags, *named.items()
-            if key in numbers:
-                return numbers[key][0], other
-            return with_number(key, self, one, other, flags, named)
-        return check(self, one, other, *flags, **named)
+        key = of(one), of(other), flags, *named.items()
+        if key in known:
+            a, b, _ = known[key]
+            return one if a is None else a, other if b is None else b
+        pair = check(self, one, other, *flags, **named)
+        kept = [new is given or type(given) is not core.tensor for new, given in zip(pair, (one, other), strict=True)]
+        if all(kept) and None not in key[:2]:
+            stand_in = [None if new is given else new for new, given in zip(pair, (one, other), strict=True)]
+            for number in stand_in:
+                if number is not None:
+                    number.handle.data.flags.writeable = False
+            known[key] = *stand_in, [tensor.type for tensor in pair]
+        return pair
 
     replace(semantic, "binary_op_type_checking_impl", checked)
 
 
-def look_for_no_overflow(builder: Any) -> None:
+def skip_overflow_checks(builder: Any) -> None:
     """Integers are computed a second time in 64 bits to find whether they overflow, which only a debugger is told."""
     if not builder.options.debug:
         replace(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
