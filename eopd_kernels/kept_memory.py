@@ -85,26 +85,26 @@ def fresh(nbytes: int) -> mmap.mmap:
     return memory
 
 
-def fitting(nbytes: int, kept: deque[mmap.mmap]) -> mmap.mmap | None:
-    """Takes out the smallest of what is kept that has about the size: twice the bytes at most."""
+def fitting(nbytes: int, kept: deque[mmap.mmap], most: float = 2.0) -> mmap.mmap | None:
+    """Takes out the smallest of what is kept that has the size, and ``most`` times the bytes at most."""
     found = []
     try:
         while True:
             found.append(kept.popleft())
     except IndexError:  # that was all
         pass
-    chosen = min((memory for memory in found if nbytes <= len(memory) <= 2 * nbytes), key=len, default=None)
+    chosen = min((memory for memory in found if nbytes <= len(memory) <= most * nbytes), key=len, default=None)
     kept.extend(memory for memory in found if memory is not chosen)
     return chosen
 
 
 def lent(nbytes: int) -> mmap.mmap | None:
-    """Takes out a block's memory for a gradient, or lets go of the blocks before a gradient has new memory.
+    """Takes out a block's memory for a gradient, or lets go of blocks to make room for it: a larger one, else all.
 
     One chunk of tokens has given its logits back when its head's gradient is made, which is then all that counts.
     """
     memory = fitting(nbytes, BLOCKS)
-    if memory is None:
+    if memory is None and fitting(nbytes, BLOCKS, most=math.inf) is None:
         BLOCKS.clear()
     return memory
 

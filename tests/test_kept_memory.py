@@ -188,6 +188,10 @@ def test_blocks_make_room_for_a_larger_gradient_and_lend_it_their_memory(made: l
     assert made[3:] == [5 * 2**20] and kept_by(kept_memory.GRADIENTS) == [6]
     some(kept_memory.GRADIENTS, 50)
     assert kept_by(kept_memory.GRADIENTS) == [50] and not kept_memory.BLOCKS
+    some(kept_memory.BLOCKS, 16, 16)
+    some(kept_memory.GRADIENTS, 5)  # one of them is room enough
+    assert kept_by(kept_memory.GRADIENTS) == [5] and kept_by(kept_memory.BLOCKS) == [16]
+    some(kept_memory.GRADIENTS, 50)
     some(kept_memory.BLOCKS, 10, 10, 10, 10)
     assert kept_by(kept_memory.GRADIENTS) == [50] and kept_by(kept_memory.BLOCKS) == [10] * 3
     some(kept_memory.BLOCKS, 4)  # those of another size are let go

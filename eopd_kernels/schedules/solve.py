@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kept_memory
 from ..heads.lm_head import LMHead
 from ..inputs.record import Call
-from ..kept_memory import cast
 from ..objective.gates import needs_student
 from ..row_math.formulas import Coefficients
 from ..row_math.statistics import RowStatistics, times_or_zero
@@ -111,7 +111,7 @@ def solve_again(
 def as_inputs(gradients: Sequence[Tensor | None], forms: Sequence[tuple[torch.dtype, torch.Size] | None]) -> Gradients:
     """Returns the accumulated gradients in the dtypes that are asked for, and in the shapes of the inputs."""
     pairs = zip(gradients, forms, strict=True)
-    return tuple(None if g is None or form is None else cast(g, form[0]).view(form[1]) for g, form in pairs)
+    return tuple(None if g is None or form is None else kept_memory.cast(g, form[0]).view(form[1]) for g, form in pairs)
 
 
 def problem_of(call: Call, weights: Tensor, before: Visited | None = None) -> Problem:
